@@ -1,0 +1,88 @@
+"""C declarations of the hot path, for other compiled modules."""
+
+from libc.stdint cimport int32_t, uint8_t, uint64_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+# The bytes are all zero.
+cdef bint all_zero(const unsigned char *data, Py_ssize_t length) noexcept nogil
+
+# Bit i of a bitmap is bit i % 8 of its byte i // 8; ranges are [start, stop).
+cdef void set_bits(unsigned char *bitmap, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+cdef void clear_bits(unsigned char *bitmap, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+cdef Py_ssize_t count_bits(const unsigned char *bitmap, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
+cdef Py_ssize_t next_bit(const unsigned char *bitmap, Py_ssize_t start, Py_ssize_t stop, bint wanted) noexcept nogil
+
+cdef struct Slot:
+    uint64_t block
+    # Sequence and time of the first write that is not on its way to the bucket, and of the one that is.
+    uint64_t first_sequence
+    uint64_t storing_sequence
+    double dirty_since
+    double storing_since
+    # How many sectors are set in each of the slot's bitmaps.
+    int32_t valid
+    int32_t dirty
+    int32_t storing
+    # Next slot of the same hash bucket, or of the list of free ones; -1 ends a list.
+    int32_t chain
+    # Neighbours in the list of dirty slots, which is in order of first_sequence.
+    int32_t older
+    int32_t newer
+    uint8_t used
+    uint8_t referenced
+
+cdef class Slab:
+    # Geometry, fixed.
+    cdef Py_ssize_t _block_size
+    cdef int _block_shift
+    cdef Py_ssize_t _sectors
+    cdef Py_ssize_t _map_bytes
+    cdef int32_t _slots
+    cdef int32_t _dirty_limit
+    cdef int _hash_shift
+    cdef Py_ssize_t _data_bytes
+    # Everything below is guarded by this lock, which is only ever taken without the GIL.
+    cdef pthread_mutex_t _lock
+    cdef unsigned char *_data
+    cdef unsigned char *_bitmaps
+    cdef Slot *_slot
+    cdef int32_t *_bucket
+    cdef int32_t _free
+    cdef int32_t _hand
+    cdef int32_t _oldest
+    cdef int32_t _newest
+    # Counters.
+    cdef readonly uint64_t sequence
+    cdef readonly uint64_t read_hits
+    cdef readonly uint64_t read_misses
+    cdef readonly uint64_t write_hits
+    cdef readonly uint64_t write_misses
+    cdef readonly int32_t used
+    cdef readonly int32_t dirty
+    cdef readonly int32_t storing
+    cdef readonly int32_t unsaved
+
+    cdef int32_t *_head(self, uint64_t block) noexcept nogil
+    cdef int32_t _find(self, uint64_t block) noexcept nogil
+    cdef int32_t _allocate(self, uint64_t block) noexcept nogil
+    cdef void _unhash(self, int32_t index) noexcept nogil
+    cdef void _release(self, int32_t index) noexcept nogil
+    cdef void _link(self, int32_t index) noexcept nogil
+    cdef void _unlink(self, int32_t index) noexcept nogil
+    cdef void _mark_dirty(self, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil
+    cdef unsigned char *_map(self, int32_t index, int which) noexcept nogil
+    cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil
+    cdef Py_ssize_t read_range(
+        self, uint64_t offset, unsigned char *out, Py_ssize_t length, uint64_t *missing, Py_ssize_t *count
+    ) noexcept nogil
+    cdef int write_range(
+        self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
+    ) noexcept nogil
+    cdef int _write_piece(
+        self, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
+    ) noexcept nogil
+    cdef void _fill_gaps(self, int32_t index, const unsigned char *body) noexcept nogil
+    cdef const char *_broken(self) noexcept nogil

@@ -1,0 +1,698 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The hot path: block offset math, bitmaps, the zero scan, and the slab that holds the cached blocks.
+
+    slab    slots × ┌ block_size bytes of data ┐  one mapping, page aligned
+                    └ valid · dirty · storing  ┘  bitmaps, one bit a sector of 512 bytes
+
+    sector     valid   dirty   storing
+    unknown      0       0        0
+    clean        1       0        0
+    dirty        1       1        -      written, and not yet copied for the bucket
+    storing      1       -        1      copied by begin_store, settled by end_store
+
+Guarantees
+  * Every call on a slab is atomic: one mutex, taken and held without the GIL, and never held while Python runs.
+  * Only clean slots are evicted, by CLOCK (second chance). ``unsaved`` slots never exceed ``dirty_limit``, apart
+    from those that were touched.
+  * No memory is allocated after the constructor, except for what is returned to Python.
+  * The code is compiled for any CPU of its architecture; the zero scan picks wider instructions at run time.
+
+``tests/support/twins.py`` holds a plain Python twin of everything here, the oracle of its property tests.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *, size_t, int, int, int, long)
+    int munmap(void *, size_t)
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+    void *MAP_FAILED
+
+cdef extern from "_fast.h" nogil:
+    int s3b_zero(const unsigned char *, size_t)
+    int s3b_zero_baseline(const unsigned char *, size_t)
+    void s3b_choose()
+    int s3b_popcount(uint64_t)
+    uint64_t s3b_bits(const unsigned char *)
+    int s3b_lowest(uint64_t)
+
+s3b_choose()
+
+DONE = 0
+NO_SLOT = 1
+NEEDS_FETCH = 2
+ZERO_BLOCK = 3
+cdef enum:
+    _DONE = 0
+    _NO_SLOT = 1
+    _NEEDS_FETCH = 2
+    _ZERO_BLOCK = 3
+    _VALID = 0
+    _DIRTY = 1
+    _STORING = 2
+    _SECTOR_SHIFT = 9
+    _SECTOR = 512
+    # Blocks that one hold of the lock looks up: 128 KiB, the largest FUSE request, in the smallest blocks.
+    _BATCH = 256
+    # Bytes from which the zero scan lets other threads run. Below, the scan takes less time than handing over.
+    _LONG_SCAN = 16384
+
+
+include "_bits.pxi"
+
+
+# ── the slab ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+cdef Py_ssize_t _map_bytes_of(Py_ssize_t block_size) noexcept nogil:
+    """Bytes of one bitmap of a slot, whole words."""
+    return ((block_size >> _SECTOR_SHIFT) + 63) // 64 * 8
+
+
+def slot_bytes(Py_ssize_t block_size):
+    """Return the bytes that one slot costs, all of it: data, bitmaps, bookkeeping and its share of the hash table."""
+    _shift_of(block_size)
+    return block_size + 3 * _map_bytes_of(block_size) + sizeof(Slot) + 2 * sizeof(int32_t)
+
+
+cdef class Slab:
+    """``slots`` cached blocks of ``block_size`` bytes; see the module for states and guarantees.
+
+    Offsets and lengths are in bytes, ``now`` in seconds of any monotonic clock. ``sequence`` counts the calls that
+    changed something; a slot remembers the first one whose data is not in the bucket.
+    """
+
+    def __cinit__(self, Py_ssize_t block_size, int32_t slots, int32_t dirty_limit):
+        cdef int32_t index
+        cdef int bits = 1
+        cdef void *data
+        self._block_shift = _shift_of(block_size)
+        if slots < 1 or not 1 <= dirty_limit <= slots:
+            raise ValueError(f"a slab of {slots} slots cannot have {dirty_limit} unsaved ones")
+        self._block_size = block_size
+        self._sectors = block_size >> _SECTOR_SHIFT
+        self._map_bytes = _map_bytes_of(block_size)
+        self._dirty_limit = dirty_limit
+        while 1 << bits < slots:
+            bits += 1
+        self._hash_shift = 64 - bits
+        self._slot = <Slot *>calloc(slots, sizeof(Slot))
+        self._bitmaps = <unsigned char *>calloc(slots, 3 * self._map_bytes)
+        self._bucket = <int32_t *>calloc(<size_t>1 << bits, sizeof(int32_t))
+        # Mapped, not allocated: pages that were never used cost nothing.
+        data = mmap(
+            NULL, <size_t>slots * block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        )
+        if data != MAP_FAILED:
+            self._data = <unsigned char *>data
+            self._data_bytes = <Py_ssize_t>slots * block_size
+        if not (self._slot and self._bitmaps and self._bucket and self._data):
+            raise MemoryError(f"no memory for {slots} blocks of {block_size} bytes")
+        memset(self._bucket, 0xFF, (<size_t>1 << bits) * sizeof(int32_t))
+        for index in range(slots):
+            self._slot[index].chain = index + 1
+        self._slot[slots - 1].chain = -1
+        self._oldest = self._newest = -1
+        pthread_mutex_init(&self._lock, NULL)
+        self._slots = slots
+
+    def __dealloc__(self):
+        if self._slots:
+            pthread_mutex_destroy(&self._lock)
+        if self._data:
+            munmap(self._data, self._data_bytes)
+        free(self._slot)
+        free(self._bitmaps)
+        free(self._bucket)
+
+    @property
+    def block_size(self):
+        """Bytes of a block."""
+        return self._block_size
+
+    @property
+    def slots(self):
+        """How many blocks there is room for."""
+        return self._slots
+
+    @property
+    def dirty_limit(self):
+        """How many slots may be unsaved: dirty, or on their way to the bucket."""
+        return self._dirty_limit
+
+    # ── slots, under the lock ────────────────────────────────────────────────────────────────────────────
+
+    cdef unsigned char *_map(self, int32_t index, int which) noexcept nogil:
+        return self._bitmaps + (3 * <Py_ssize_t>index + which) * self._map_bytes
+
+    cdef int32_t *_head(self, uint64_t block) noexcept nogil:
+        return self._bucket + (block * <uint64_t>0x9E3779B97F4A7C15 >> self._hash_shift)
+
+    cdef int32_t _find(self, uint64_t block) noexcept nogil:
+        """Return the block's slot, -1 if it has none."""
+        cdef int32_t index = self._head(block)[0]
+        while index >= 0 and self._slot[index].block != block:
+            index = self._slot[index].chain
+        return index
+
+    cdef int32_t _allocate(self, uint64_t block) noexcept nogil:
+        """Return an empty slot for the block, -1 if every slot is unsaved."""
+        cdef int32_t index = self._free
+        cdef Slot *slot
+        cdef int32_t *head
+        if index >= 0:
+            self._free = self._slot[index].chain
+        else:
+            if self.unsaved >= self._slots:
+                return -1
+            while True:
+                index = self._hand
+                slot = self._slot + index
+                self._hand = index + 1 if index + 1 < self._slots else 0
+                if slot.dirty == 0 and slot.storing == 0:
+                    if not slot.referenced:
+                        break
+                    slot.referenced = 0
+            self._unhash(index)
+            self.used -= 1
+        slot = self._slot + index
+        memset(slot, 0, sizeof(Slot))
+        memset(self._map(index, _VALID), 0, 3 * self._map_bytes)
+        head = self._head(block)
+        slot.block = block
+        slot.used = 1
+        slot.older = slot.newer = -1
+        slot.chain = head[0]
+        head[0] = index
+        self.used += 1
+        return index
+
+    cdef void _unhash(self, int32_t index) noexcept nogil:
+        cdef int32_t *link = self._head(self._slot[index].block)
+        while link[0] != index:
+            link = &self._slot[link[0]].chain
+        link[0] = self._slot[index].chain
+
+    cdef void _release(self, int32_t index) noexcept nogil:
+        """Give a clean slot back."""
+        self._unhash(index)
+        self._slot[index].used = 0
+        self._slot[index].chain = self._free
+        self._free = index
+        self.used -= 1
+
+    cdef void _link(self, int32_t index) noexcept nogil:
+        """Put a slot into the list of dirty ones: nearly always at its end."""
+        cdef uint64_t sequence = self._slot[index].first_sequence
+        cdef int32_t newer = -1, older = self._newest
+        if older >= 0 and self._slot[older].first_sequence > sequence:
+            newer = self._oldest
+            while self._slot[newer].first_sequence <= sequence:
+                newer = self._slot[newer].newer
+            older = self._slot[newer].older
+        self._slot[index].older = older
+        self._slot[index].newer = newer
+        if older >= 0:
+            self._slot[older].newer = index
+        else:
+            self._oldest = index
+        if newer >= 0:
+            self._slot[newer].older = index
+        else:
+            self._newest = index
+
+    cdef void _unlink(self, int32_t index) noexcept nogil:
+        cdef int32_t older = self._slot[index].older, newer = self._slot[index].newer
+        if older >= 0:
+            self._slot[older].newer = newer
+        else:
+            self._oldest = newer
+        if newer >= 0:
+            self._slot[newer].older = older
+        else:
+            self._newest = older
+
+    cdef void _mark_dirty(self, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil:
+        """Set sectors [first, last) valid and dirty, as of the current sequence."""
+        cdef Slot *slot = self._slot + index
+        cdef unsigned char *valid = self._map(index, _VALID)
+        cdef unsigned char *dirty = self._map(index, _DIRTY)
+        slot.valid += last - first - count_bits(valid, first, last)
+        set_bits(valid, first, last)
+        if slot.dirty == 0:
+            slot.first_sequence = self.sequence
+            slot.dirty_since = now
+            self.dirty += 1
+            if slot.storing == 0:
+                self.unsaved += 1
+            self._link(index)
+        slot.dirty += last - first - count_bits(dirty, first, last)
+        set_bits(dirty, first, last)
+
+    cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+        """Sectors [first, last) are all valid."""
+        if self._slot[index].valid == self._sectors:
+            return True
+        return next_bit(self._map(index, _VALID), first, last, False) == last
+
+    cdef void _fill_gaps(self, int32_t index, const unsigned char *body) noexcept nogil:
+        """Make every invalid sector valid with its part of the body, or with zeros."""
+        cdef unsigned char *valid = self._map(index, _VALID)
+        cdef unsigned char *data = self._data + <Py_ssize_t>index * self._block_size
+        cdef Py_ssize_t first = 0, last, start, length
+        while True:
+            first = next_bit(valid, first, self._sectors, False)
+            if first == self._sectors:
+                break
+            last = next_bit(valid, first, self._sectors, True)
+            start, length = first << _SECTOR_SHIFT, (last - first) << _SECTOR_SHIFT
+            if body:
+                memcpy(data + start, body + start, length)
+            else:
+                memset(data + start, 0, length)
+            first = last
+        set_bits(valid, 0, self._sectors)
+        self._slot[index].valid = self._sectors
+
+    # ── reading and writing ──────────────────────────────────────────────────────────────────────────────
+
+    cdef Py_ssize_t read_range(
+        self, uint64_t offset, unsigned char *out, Py_ssize_t length, uint64_t *missing, Py_ssize_t *count
+    ) noexcept nogil:
+        """Copy what is valid, collect the blocks that are not (at most _BATCH), return the bytes passed over."""
+        cdef Py_ssize_t position = 0, start, stop, blocks = 0
+        cdef uint64_t block
+        cdef int32_t index
+        count[0] = 0
+        pthread_mutex_lock(&self._lock)
+        while position < length and blocks < _BATCH:
+            block = (offset + position) >> self._block_shift
+            start = (offset + position) & (self._block_size - 1)
+            stop = min(self._block_size, start + length - position)
+            index = self._find(block)
+            if index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT):
+                memcpy(out + position, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
+                self._slot[index].referenced = 1
+                self.read_hits += 1
+            else:
+                missing[count[0]] = block
+                count[0] += 1
+                self.read_misses += 1
+            position += stop - start
+            blocks += 1
+        pthread_mutex_unlock(&self._lock)
+        return position
+
+    def read(self, uint64_t offset, out):
+        """Copy what is cached into ``out`` and return the blocks that are not, whose bytes stay untouched."""
+        cdef Py_buffer view
+        cdef uint64_t missing[_BATCH]
+        cdef Py_ssize_t position = 0, count, i
+        result = []
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        try:
+            while position < view.len:
+                with nogil:
+                    position += self.read_range(
+                        offset + position, <unsigned char *>view.buf + position, view.len - position, missing, &count
+                    )
+                for i in range(count):
+                    result.append(missing[i])
+        finally:
+            PyBuffer_Release(&view)
+        return result
+
+    cdef int _write_piece(
+        self, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
+    ) noexcept nogil:
+        """Write one block's part, or zeros where there is no data; return _DONE or why it cannot be done."""
+        cdef Py_ssize_t first = start >> _SECTOR_SHIFT, last = (stop + _SECTOR - 1) >> _SECTOR_SHIFT
+        cdef bint head = (start & (_SECTOR - 1)) != 0, tail = (stop & (_SECTOR - 1)) != 0
+        cdef int32_t index = self._find(block)
+        cdef unsigned char *target
+        if index >= 0:
+            if head and not self._covers(index, first, first + 1):
+                return _NEEDS_FETCH
+            if tail and not self._covers(index, last - 1, last):
+                return _NEEDS_FETCH
+            if self._slot[index].dirty == 0 and self._slot[index].storing == 0 and self.unsaved >= self._dirty_limit:
+                return _NO_SLOT
+            self.write_hits += 1
+        else:
+            if data and stop - start == self._block_size and s3b_zero(data, self._block_size):
+                return _ZERO_BLOCK
+            if head or tail:
+                return _NEEDS_FETCH
+            if self.unsaved >= self._dirty_limit:
+                return _NO_SLOT
+            index = self._allocate(block)
+            if index < 0:
+                return _NO_SLOT
+            self.write_misses += 1
+        if not changed[0]:
+            changed[0] = True
+            self.sequence += 1
+        target = self._data + <Py_ssize_t>index * self._block_size + start
+        if data:
+            memcpy(target, data, stop - start)
+        else:
+            memset(target, 0, stop - start)
+        self._slot[index].referenced = 1
+        self._mark_dirty(index, first, last, now)
+        return _DONE
+
+    cdef int write_range(
+        self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
+    ) noexcept nogil:
+        """Write as far as possible; return why it stopped, and in ``done`` how many bytes were written."""
+        cdef Py_ssize_t position = 0, start, stop
+        cdef bint changed = False
+        cdef int reason = _DONE
+        pthread_mutex_lock(&self._lock)
+        while position < length:
+            start = (offset + position) & (self._block_size - 1)
+            stop = min(self._block_size, start + length - position)
+            reason = self._write_piece(
+                (offset + position) >> self._block_shift, start, stop, data + position if data else NULL, now, &changed
+            )
+            if reason != _DONE:
+                break
+            position += stop - start
+        pthread_mutex_unlock(&self._lock)
+        done[0] = position
+        return reason
+
+    def write(self, uint64_t offset, data, double now):
+        """Write as far as possible; return (bytes written, reason).
+
+        DONE; NEEDS_FETCH: the next block's sectors at an edge are not valid and only partly written; NO_SLOT: too
+        much is unsaved; ZERO_BLOCK: the next block is written whole, with zeros, and has no slot.
+        """
+        cdef Py_buffer view
+        cdef Py_ssize_t done
+        cdef int reason
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        with nogil:
+            reason = self.write_range(offset, <const unsigned char *>view.buf, view.len, now, &done)
+        PyBuffer_Release(&view)
+        return done, reason
+
+    def write_zeros(self, uint64_t offset, Py_ssize_t length, double now):
+        """Write ``length`` zero bytes; returns like ``write``, never ZERO_BLOCK."""
+        cdef Py_ssize_t done
+        cdef int reason
+        with nogil:
+            reason = self.write_range(offset, NULL, length, now, &done)
+        return done, reason
+
+    def contains(self, uint64_t block):
+        """Return whether the block has a slot."""
+        cdef int32_t index
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            pthread_mutex_unlock(&self._lock)
+        return index >= 0
+
+    def fully_valid(self, uint64_t block):
+        """Return whether the block has a slot and every sector of it is valid."""
+        cdef int32_t index
+        cdef bint whole
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            whole = index >= 0 and self._slot[index].valid == self._sectors
+            pthread_mutex_unlock(&self._lock)
+        return whole
+
+    def copy_out(self, uint64_t block, Py_ssize_t start, out):
+        """Fill ``out`` from byte ``start`` of the block; False, and nothing changed, unless all of that is valid."""
+        cdef Py_buffer view
+        cdef Py_ssize_t stop
+        cdef int32_t index
+        cdef bint whole
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        stop = start + view.len
+        if start < 0 or stop > self._block_size:
+            PyBuffer_Release(&view)
+            raise ValueError(f"bytes {start} to {stop} are not in a block of {self._block_size}")
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            whole = index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT)
+            if whole:
+                memcpy(view.buf, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
+                self._slot[index].referenced = 1
+            pthread_mutex_unlock(&self._lock)
+        PyBuffer_Release(&view)
+        return whole
+
+    def fill(self, uint64_t block, body):
+        """Make the whole block valid: sectors that are not get their part of ``body`` (None: zeros).
+
+        Returns False if the block has no slot and none is free.
+        """
+        cdef Py_buffer view
+        cdef const unsigned char *data = NULL
+        cdef int32_t index
+        if body is not None:
+            PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+            if view.len != self._block_size:
+                PyBuffer_Release(&view)
+                raise ValueError(f"a body of {len(body)} bytes is not a block of {self._block_size}")
+            data = <const unsigned char *>view.buf
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            if index < 0:
+                index = self._allocate(block)
+            if index >= 0:
+                self._fill_gaps(index, data)
+                self._slot[index].referenced = 1
+            pthread_mutex_unlock(&self._lock)
+        if body is not None:
+            PyBuffer_Release(&view)
+        return index >= 0
+
+    def touch(self, uint64_t block, double now):
+        """Make a block dirty as it is, without regard to the limit; False unless it is fully valid."""
+        cdef int32_t index
+        cdef bint whole
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            whole = index >= 0 and self._slot[index].valid == self._sectors
+            if whole:
+                self.sequence += 1
+                self._mark_dirty(index, 0, 1, now)
+            pthread_mutex_unlock(&self._lock)
+        return whole
+
+    # ── writing back ─────────────────────────────────────────────────────────────────────────────────────
+
+    def dirty_blocks(self, Py_ssize_t limit):
+        """Return up to ``limit`` dirty blocks that are not being stored, oldest first.
+
+        Each as (block, sequence of its oldest unsaved write, time of that write, whether it is fully valid).
+        """
+        cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._slots), count = 0, i
+        cdef int32_t index
+        cdef Slot *found
+        if room <= 0:
+            return []
+        found = <Slot *>malloc(room * sizeof(Slot))
+        if not found:
+            raise MemoryError
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._oldest
+            while index >= 0 and count < room:
+                if self._slot[index].storing == 0:
+                    found[count] = self._slot[index]
+                    count += 1
+                index = self._slot[index].newer
+            pthread_mutex_unlock(&self._lock)
+        try:
+            return [
+                (found[i].block, found[i].first_sequence, found[i].dirty_since, found[i].valid == self._sectors)
+                for i in range(count)
+            ]
+        finally:
+            free(found)
+
+    def oldest_dirty_sequence(self):
+        """Return the sequence of the oldest write that is not on its way to the bucket, 0 if there is none."""
+        cdef uint64_t sequence
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            sequence = self._slot[self._oldest].first_sequence if self._oldest >= 0 else 0
+            pthread_mutex_unlock(&self._lock)
+        return sequence
+
+    def begin_store(self, uint64_t block):
+        """Copy a dirty, fully valid block that is not being stored; return (its oldest sequence, body).
+
+        The body is None where all of it is zero. Until ``end_store`` the block stays, and may become dirty again.
+        """
+        cdef bytes body = PyBytes_FromStringAndSize(NULL, self._block_size)
+        cdef unsigned char *target = <unsigned char *>PyBytes_AS_STRING(body)
+        cdef uint64_t sequence = 0
+        cdef int32_t index
+        cdef Slot *slot
+        cdef unsigned char *data
+        cdef bint ready, zero = False
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            slot = self._slot + index
+            ready = index >= 0 and slot.dirty > 0 and slot.storing == 0 and slot.valid == self._sectors
+            if ready:
+                data = self._data + <Py_ssize_t>index * self._block_size
+                zero = s3b_zero(data, self._block_size)
+                if not zero:
+                    memcpy(target, data, self._block_size)
+                memcpy(self._map(index, _STORING), self._map(index, _DIRTY), self._map_bytes)
+                memset(self._map(index, _DIRTY), 0, self._map_bytes)
+                slot.storing, slot.dirty = slot.dirty, 0
+                slot.storing_sequence, slot.storing_since = slot.first_sequence, slot.dirty_since
+                sequence = slot.first_sequence
+                self._unlink(index)
+                self.dirty -= 1
+                self.storing += 1
+            pthread_mutex_unlock(&self._lock)
+        if not ready:
+            raise ValueError(f"block {block} cannot be stored now")
+        return sequence, None if zero else body
+
+    def end_store(self, uint64_t block, bint stored):
+        """Settle a store: its sectors are in the bucket, or else dirty as they were before."""
+        cdef int32_t index
+        cdef Slot *slot
+        cdef unsigned char *dirty
+        cdef unsigned char *storing
+        cdef Py_ssize_t i
+        cdef bint ready
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = self._find(block)
+            slot = self._slot + index
+            ready = index >= 0 and slot.storing > 0
+            if ready:
+                dirty, storing = self._map(index, _DIRTY), self._map(index, _STORING)
+                self.storing -= 1
+                if stored:
+                    if slot.dirty == 0:
+                        self.unsaved -= 1
+                else:
+                    if slot.dirty == 0:
+                        self.dirty += 1
+                    else:
+                        self._unlink(index)
+                    slot.first_sequence, slot.dirty_since = slot.storing_sequence, slot.storing_since
+                    for i in range(self._map_bytes):
+                        dirty[i] |= storing[i]
+                    slot.dirty = count_bits(dirty, 0, self._sectors)
+                    self._link(index)
+                slot.storing = 0
+                memset(storing, 0, self._map_bytes)
+            pthread_mutex_unlock(&self._lock)
+        if not ready:
+            raise ValueError(f"block {block} is not being stored")
+
+    def drop_from(self, uint64_t block):
+        """Forget every block from this one on and return how many; ValueError, and nothing done, if one is unsaved."""
+        cdef int32_t index, dropped = 0
+        cdef bint unsaved = False
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            for index in range(self._slots):
+                if self._slot[index].used and self._slot[index].block >= block:
+                    unsaved = unsaved or self._slot[index].dirty > 0 or self._slot[index].storing > 0
+            if not unsaved:
+                for index in range(self._slots):
+                    if self._slot[index].used and self._slot[index].block >= block:
+                        self._release(index)
+                        dropped += 1
+            pthread_mutex_unlock(&self._lock)
+        if unsaved:
+            raise ValueError(f"a block from {block} on is unsaved")
+        return dropped
+
+    # ── for tests ────────────────────────────────────────────────────────────────────────────────────────
+
+    def check_invariants(self):
+        """Raise AssertionError unless counters, bitmaps, hash table and lists agree. Looks at every slot."""
+        cdef const char *broken = NULL
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            broken = self._broken()
+            pthread_mutex_unlock(&self._lock)
+        if broken:
+            raise AssertionError(broken.decode())
+
+    cdef const char *_broken(self) noexcept nogil:
+        """Return what is wrong, NULL if nothing is."""
+        cdef int32_t index, used = 0, dirty = 0, storing = 0, unsaved = 0, listed = 0, unused = 0
+        cdef Slot *slot
+        cdef Py_ssize_t i
+        for index in range(self._slots):
+            slot = self._slot + index
+            if not slot.used:
+                continue
+            used += 1
+            dirty += slot.dirty > 0
+            storing += slot.storing > 0
+            unsaved += slot.dirty > 0 or slot.storing > 0
+            if self._find(slot.block) != index:
+                return b"a used slot is not found by its block"
+            if slot.valid != count_bits(self._map(index, _VALID), 0, 8 * self._map_bytes):
+                return b"a count of valid sectors is wrong"
+            if slot.dirty != count_bits(self._map(index, _DIRTY), 0, 8 * self._map_bytes):
+                return b"a count of dirty sectors is wrong"
+            if slot.storing != count_bits(self._map(index, _STORING), 0, 8 * self._map_bytes):
+                return b"a count of storing sectors is wrong"
+            for i in range(self._map_bytes):
+                if (self._map(index, _DIRTY)[i] | self._map(index, _STORING)[i]) & ~self._map(index, _VALID)[i]:
+                    return b"a sector is dirty or storing and not valid"
+            if slot.storing > 0 and slot.valid != self._sectors:
+                return b"a block that is being stored is not fully valid"
+        if used != self.used or dirty != self.dirty or storing != self.storing or unsaved != self.unsaved:
+            return b"a counter is wrong"
+        index = self._oldest
+        while index >= 0:
+            slot = self._slot + index
+            listed += 1
+            if listed > dirty or slot.dirty == 0:
+                return b"the list of dirty slots holds one that is not"
+            if slot.newer < 0 and index != self._newest:
+                return b"the list of dirty slots has another end"
+            if slot.newer >= 0 and self._slot[slot.newer].first_sequence < slot.first_sequence:
+                return b"the list of dirty slots is out of order"
+            if slot.newer >= 0 and self._slot[slot.newer].older != index:
+                return b"the list of dirty slots is torn"
+            index = slot.newer
+        if listed != dirty:
+            return b"a dirty slot is not listed"
+        index = self._free
+        while index >= 0:
+            unused += 1
+            if unused > self._slots or self._slot[index].used:
+                return b"the list of free slots holds one that is not"
+            index = self._slot[index].chain
+        if used + unused != self._slots:
+            return b"a slot is neither used nor free"
+        return NULL

@@ -1,0 +1,147 @@
+"""What is done to a volume as a whole, while it is not mounted here.
+
+Each function leaves the bucket unchanged when it raises, except that an erase that was interrupted can be repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
+from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
+from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token
+from s3backer.stores.base import ListEntry, ObjectStore
+from s3backer.volume import Volume, VolumeOptions, check_geometry, volume_name
+
+_ERASE_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """What a bucket says about a volume. Sizes in bytes; ``objects`` and ``stored`` None unless counted."""
+
+    size: int
+    block_size: int
+    content_encoding: str
+    token: MountToken | None
+    objects: int | None
+    stored: int | None
+
+
+def create_volume(
+    store: ObjectStore, prefix: str, *, size: int, block_size: int, block_hash_prefix: bool = False
+) -> None:
+    """Create an empty volume. Raises VolumeExists where any block or token of one is there already."""
+    check_geometry(size, block_size)
+    url = volume_name(store, prefix)
+    exists = VolumeExists(
+        f"there is a volume at {url} already",
+        hint="Use another prefix, or 's3backer erase' to destroy what is there.",
+    )
+    for entry, _ in _volume_objects(store, prefix):
+        if entry is not None:
+            raise exists
+    layout = ClassicLayout(store, prefix, block_size=block_size, size=size, hash_prefix=block_hash_prefix)
+    try:
+        layout.create()
+    except PreconditionFailed:
+        raise exists from None
+
+
+def inspect_volume(
+    store: ObjectStore, prefix: str, *, block_hash_prefix: bool = False, count: bool = False
+) -> VolumeFacts:
+    """Return the volume's facts; with ``count`` list it and count objects and bytes. Raises VolumeNotFound."""
+    metadata = read_metadata(store, prefix, hash_prefix=block_hash_prefix)
+    token = read_token(store, prefix)
+    if metadata is None:
+        raise VolumeNotFound(
+            f"there is no volume at {volume_name(store, prefix)}",
+            hint="Check the URL, or create one with 's3backer create'.",
+        )
+    objects = stored = None
+    if count:
+        objects = stored = 0
+        for entry, block in _volume_objects(store, prefix):
+            if block is not None:
+                objects, stored = objects + 1, stored + entry.size
+    return VolumeFacts(metadata.size, metadata.block_size, metadata.content_encoding, token, objects, stored)
+
+
+def erase_volume(
+    store: ObjectStore, prefix: str, *, force: bool = False, progress: Callable[[int], None] | None = None
+) -> int:
+    """Delete every block and then the token; return the number of blocks.
+
+    Raises VolumeInUse where it is mounted, unless ``force``. ``progress`` is called with the blocks deleted so far.
+    Block 0 goes last, so that an interrupted erase is still seen as a volume.
+    """
+    token = read_token(store, prefix)
+    if token is not None and not force:
+        raise in_use(volume_name(store, prefix), token)
+    erased = 0
+    last: list[str] = []
+    with ThreadPoolExecutor(_ERASE_THREADS, thread_name_prefix="s3backer-erase") as pool:
+        keys = (entry.key for entry, block in _volume_objects(store, prefix, last_keys=last) if block is not None)
+        while batch := list(islice(keys, 256)):
+            for _ in pool.map(store.delete, batch):
+                erased += 1
+            if progress:
+                progress(erased)
+    for key in last:
+        store.delete(key)
+        erased += 1
+    if token is not None:
+        store.delete(prefix + TOKEN_NAME)
+    if progress:
+        progress(erased)
+    return erased
+
+
+def unlock_volume(store: ObjectStore, prefix: str) -> MountToken | None:
+    """Remove the mount token; return what it said, None if there was none."""
+    token = read_token(store, prefix)
+    if token is not None:
+        store.delete(prefix + TOKEN_NAME)
+    elif read_metadata(store, prefix) is None and next(_volume_objects(store, prefix), None) is None:
+        raise VolumeNotFound(f"there is no volume at {volume_name(store, prefix)}", hint="Check the URL.")
+    return token
+
+
+def resize_volume(
+    store: ObjectStore, prefix: str, size: int, *, discard: bool = False, options: VolumeOptions | None = None
+) -> int:
+    """Resize a volume that is not mounted; return its old size in bytes."""
+    options = dataclasses.replace(options or VolumeOptions(), list_blocks=discard)
+    with Volume.open(store, prefix, options) as volume:
+        old = volume.size
+        volume.resize(size, discard=discard)
+    return old
+
+
+def _volume_objects(
+    store: ObjectStore, prefix: str, *, last_keys: list[str] | None = None
+) -> Iterator[tuple[ListEntry, int | None]]:
+    """List the volume's objects with their block numbers (None: the token), under either naming.
+
+    With ``last_keys`` the keys of block 0 are put there instead of being handed out.
+    """
+    after = ""
+    while True:
+        page = store.list(prefix, start_after=after)
+        for entry in page.entries:
+            name = entry.key[len(prefix) :]
+            block = parse_block_name(name)
+            if block is None:
+                block = parse_block_name(name, hash_prefix=True)
+            if block == 0 and last_keys is not None:
+                last_keys.append(entry.key)
+            elif block is not None or name == TOKEN_NAME:
+                yield entry, block
+        if not page.truncated:
+            return
+        after = page.entries[-1].key

@@ -1,0 +1,461 @@
+"""The block cache: a state machine between the volume and the layout.
+
+Calls and completions go in, actions come out of ``take_actions``. It never blocks, sleeps, starts a thread or
+reads a clock; ``now`` is passed in (seconds of any monotonic clock). One caller at a time: the driver holds
+its lock around every call. Only the slab is shared with the hot path, and it locks itself.
+
+    block            slab says                        what happens to it
+    ───────────────  ───────────────────────────────  ─────────────────────────────────────────────────
+    absent           no slot                          read → Fetch; write → slot with the written sectors
+    partial          slot, some sectors invalid       read of those, or store → Fetch fills the gaps
+    clean            slot, all valid, not dirty       may be evicted at any time
+    dirty            dirty sectors                    Store when old, on flush, under pressure
+    storing          body copied, Store under way     a write makes it dirty again; it is stored again after
+
+Guarantees
+  * A write is answered when the slab holds it; a flush is answered when every write answered before it is
+    in the bucket, and fails if storing one of those blocks fails. Failed blocks stay dirty and are tried again.
+  * A block has at most one Fetch and one Store under way. A fetched body is used only if no Store of that
+    block began meanwhile (it could be older than what was stored); otherwise it is fetched again.
+  * Dirty data never leaves the slab except into the bucket. When too much is dirty, writers wait, readers do not.
+  * Zeros known to be absent from the bucket cost no request, neither read nor written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from s3backer import _fast
+from s3backer.errors import S3backerError
+from s3backer.layouts.base import Layout
+from s3backer.stores.base import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """When blocks are written back.
+
+    ``delay``: seconds a block may stay dirty. ``store_limit``: blocks stored at once. ``high_water``: unsaved
+    blocks above which the oldest go out without waiting for their age. ``retry_delay``: seconds before a block
+    whose store failed is tried again.
+    """
+
+    delay: float
+    store_limit: int
+    high_water: int
+    retry_delay: float = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call that may have to wait. ``context`` belongs to the driver."""
+
+    context: object = None
+
+
+@dataclass(slots=True, eq=False)
+class ReadRequest(Request):
+    """Fill ``buffer`` from ``offset`` (bytes). The buffer must be zero at the start."""
+
+    offset: int = 0
+    buffer: bytearray = field(default_factory=bytearray)
+    pending: int = 0
+    failed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class WriteRequest(Request):
+    """Write ``data`` at ``offset``, or ``length`` zero bytes where data is None."""
+
+    offset: int = 0
+    data: Buffer | None = None
+    length: int = 0
+    position: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class TouchRequest(Request):
+    """Make a block dirty without changing it, so that it is stored again."""
+
+    block: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class FlushRequest(Request):
+    """Wait until everything written so far is in the bucket."""
+
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read a block from the layout, then call ``fetched``. ``urgent``: somebody waits for it."""
+
+    block: int
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write a block to the layout (None: zeros), then call ``stored``."""
+
+    block: int
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The request is finished; ``error`` is None on success."""
+
+    request: Request
+    error: S3backerError | None
+
+
+Action = Fetch | Store | Reply
+
+
+@dataclass(slots=True, eq=False)
+class _PendingFetch:
+    readers: list[ReadRequest] = field(default_factory=list)
+    writers: list[WriteRequest | TouchRequest] = field(default_factory=list)
+    stale: bool = False
+    # The first write that waits for this fetch to be stored; 0 if only callers wait.
+    store_sequence: int = 0
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """Totals since the start, in blocks."""
+
+    fetches: int = 0
+    fetch_errors: int = 0
+    stores: int = 0
+    zero_stores: int = 0
+    store_errors: int = 0
+    zeros_skipped: int = 0
+
+
+class BlockCache:
+    """The state machine; see the module for states and guarantees."""
+
+    def __init__(self, slab: _fast.Slab, layout: Layout, policy: WritePolicy) -> None:
+        self.counts = CacheCounts()
+        self._slab = slab
+        self._layout = layout
+        self._policy = policy
+        self._block_size = slab.block_size
+        self._actions: list[Action] = []
+        self._fetches: dict[int, _PendingFetch] = {}
+        self._storing: dict[int, int] = {}
+        self._retry_at: dict[int, float] = {}
+        self._parked: deque[WriteRequest | TouchRequest] = deque()
+        self._flushes: list[FlushRequest] = []
+        self._flush_sequence = 0
+
+    # ── what the driver asks ─────────────────────────────────────────────────────────────────────────
+
+    def take_actions(self) -> list[Action]:
+        """Return what is to be done, in order; each action is handed out once."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    @property
+    def unsaved(self) -> int:
+        """Blocks that are not in the bucket as written."""
+        return self._slab.unsaved
+
+    @property
+    def idle(self) -> bool:
+        """True when no request waits and nothing is under way."""
+        return not (self._fetches or self._storing or self._parked or self._flushes)
+
+    def next_wake(self, now: float) -> float | None:
+        """Return when ``tick`` has work to do, None if only a completion or a call can bring some."""
+        if self._room() <= 0:
+            return None
+        wake = None
+        urgent = self._urgent()
+        for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
+            if not self._is_merging(block):
+                due = now if urgent or sequence <= self._flush_sequence else since + self._policy.delay
+                due = max(due, self._retry_at.get(block, due))
+                wake = due if wake is None else min(wake, due)
+        return wake
+
+    # ── calls ────────────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, request: ReadRequest, missing: list[int]) -> None:
+        """Go on with a read of which the slab lacked the ``missing`` blocks; a Reply follows."""
+        for block in missing:
+            self._read_block(request, block)
+        if not request.pending and not request.failed:
+            self._reply(request, None)
+
+    def write(self, request: WriteRequest, now: float) -> None:
+        """Start a write; a Reply follows when the slab holds all of it."""
+        self._advance(request, now)
+        self._schedule(now)
+
+    def touch(self, request: TouchRequest, now: float) -> None:
+        """Start a touch; a Reply follows when the block is dirty."""
+        self._advance(request, now)
+        self._schedule(now)
+
+    def flush(self, request: FlushRequest, now: float) -> None:
+        """Start a flush; a Reply follows when all writes answered so far are in the bucket, or one failed."""
+        request.sequence = self._slab.sequence
+        if not self._unsaved_up_to(request.sequence):
+            self._reply(request, None)
+            return
+        self._flushes.append(request)
+        self._flush_sequence = max(self._flush_sequence, request.sequence)
+        self._retry_at.clear()
+        self._schedule(now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: store what has become due."""
+        self._schedule(now)
+
+    # ── completions ──────────────────────────────────────────────────────────────────────────────────
+
+    def fetched(self, block: int, body: bytes | None, error: S3backerError | None, now: float) -> None:
+        """A Fetch has ended."""
+        fetch = self._fetches.pop(block)
+        if error is not None:
+            self.counts.fetch_errors += 1
+            for reader in fetch.readers:
+                self._fail_read(reader, error)
+            for writer in fetch.writers:
+                self._reply(writer, error)
+            if fetch.store_sequence:
+                self._store_failed(block, fetch.store_sequence, error, now)
+        else:
+            if not fetch.stale:
+                self._slab.fill(block, body)
+            for reader in fetch.readers:
+                self._finish_read(reader, block, fetch.stale, body)
+            for writer in fetch.writers:
+                self._advance(writer, now)
+        self._schedule(now)
+
+    def stored(self, block: int, error: S3backerError | None, now: float) -> None:
+        """A Store has ended."""
+        self._slab.end_store(block, error is None)
+        sequence = self._storing.pop(block)
+        if error is not None:
+            self._store_failed(block, sequence, error, now)
+        self._settle(now)
+        self._schedule(now)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _piece(self, request: ReadRequest, block: int) -> tuple[int, int, memoryview]:
+        """Return (start, stop) inside the block and the part of the buffer for it."""
+        base = block * self._block_size
+        start = max(request.offset, base)
+        stop = min(request.offset + len(request.buffer), base + self._block_size)
+        return start - base, stop - base, memoryview(request.buffer)[start - request.offset : stop - request.offset]
+
+    def _read_block(self, request: ReadRequest, block: int) -> None:
+        if block not in self._fetches and self._layout.known_absent(block):
+            if not self._slab.contains(block):
+                return
+            self._slab.fill(block, None)
+        start, _, view = self._piece(request, block)
+        if self._slab.copy_out(block, start, view):
+            return
+        request.pending += 1
+        self._fetch(block, urgent=True).readers.append(request)
+
+    def _finish_read(self, request: ReadRequest, block: int, stale: bool, body: bytes | None) -> None:
+        request.pending -= 1
+        if request.failed:
+            return
+        start, stop, view = self._piece(request, block)
+        if not self._slab.copy_out(block, start, view):
+            if stale:
+                self._read_block(request, block)
+            elif body is not None:
+                # No slot was free: the body is used without being kept.
+                view[:] = memoryview(body)[start:stop]
+        if not request.pending:
+            self._reply(request, None)
+
+    def _fail_read(self, request: ReadRequest, error: S3backerError) -> None:
+        request.pending -= 1
+        if not request.failed:
+            request.failed = True
+            self._reply(request, error)
+
+    def _fetch(self, block: int, *, urgent: bool) -> _PendingFetch:
+        fetch = self._fetches.get(block)
+        if fetch is None:
+            fetch = self._fetches[block] = _PendingFetch()
+            self.counts.fetches += 1
+            self._actions.append(Fetch(block, urgent))
+        return fetch
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _advance(self, request: WriteRequest | TouchRequest, now: float) -> bool:
+        """Carry the request as far as it goes; return False if it waits for a slot."""
+        block = self._touch(request, now) if isinstance(request, TouchRequest) else self._write(request, now)
+        if block is None:
+            self._reply(request, None)
+            return True
+        if block < 0:
+            self._parked.append(request)
+            return False
+        self._fetch(block, urgent=True).writers.append(request)
+        return True
+
+    _NO_SLOT = -1
+
+    def _touch(self, request: TouchRequest, now: float) -> int | None:
+        block = request.block
+        if self._slab.touch(block, now):
+            return None
+        if not self._layout.known_absent(block):
+            return block
+        if not self._slab.fill(block, None):
+            return self._NO_SLOT
+        self._slab.touch(block, now)
+        return None
+
+    def _write(self, request: WriteRequest, now: float) -> int | None:
+        """Return None when done, a block that has to be fetched first, or _NO_SLOT."""
+        size = self._block_size
+        while request.position < request.length:
+            at = request.offset + request.position
+            if request.data is None:
+                if self._skip_absent(request):
+                    continue
+                count, reason = self._slab.write_zeros(
+                    at, min(request.length - request.position, size - at % size), now
+                )
+            else:
+                count, reason = self._slab.write(at, memoryview(request.data)[request.position :], now)
+            request.position += count
+            block = (at + count) // size
+            if reason == _fast.ZERO_BLOCK:
+                if self._layout.known_absent(block):
+                    self.counts.zeros_skipped += 1
+                    request.position += size
+                    continue
+                count, reason = self._slab.write_zeros(block * size, size, now)
+                request.position += count
+            elif reason == _fast.NEEDS_FETCH:
+                if not self._layout.known_absent(block):
+                    return block
+                if self._slab.fill(block, None):
+                    continue
+                reason = _fast.NO_SLOT
+            if reason == _fast.NO_SLOT:
+                return self._NO_SLOT
+        return None
+
+    def _skip_absent(self, request: WriteRequest) -> bool:
+        """Pass over whole blocks that are zeros already; return True if the request moved."""
+        size = self._block_size
+        at = request.offset + request.position
+        stop = (request.offset + request.length) // size
+        if at % size or at // size >= stop:
+            return False
+        block = at // size
+        absent_to = self._layout.next_possibly_present(block, stop)
+        while block < absent_to and not self._slab.contains(block):
+            block += 1
+        moved = block - at // size
+        self.counts.zeros_skipped += moved
+        request.position += moved * size
+        return moved > 0
+
+    # ── writing back ─────────────────────────────────────────────────────────────────────────────────
+
+    def _urgent(self) -> bool:
+        return bool(self._parked) or self._slab.unsaved > self._policy.high_water
+
+    @property
+    def _merging(self) -> int:
+        """Fetches under way because a block is to be stored."""
+        return sum(fetch.store_sequence > 0 for fetch in self._fetches.values())
+
+    def _is_merging(self, block: int) -> bool:
+        fetch = self._fetches.get(block)
+        return fetch is not None and fetch.store_sequence > 0
+
+    def _room(self) -> int:
+        return self._policy.store_limit - len(self._storing) - self._merging
+
+    def _schedule(self, now: float) -> None:
+        """Start as many stores as are due and allowed, oldest first."""
+        again = True
+        while again:
+            again = False
+            room = self._room()
+            if room <= 0:
+                break
+            urgent = self._urgent()
+            for block, sequence, since, _ in self._slab.dirty_blocks(room + self._merging + len(self._retry_at)):
+                due = urgent or sequence <= self._flush_sequence or since + self._policy.delay <= now
+                if not due or room <= 0:
+                    break
+                if self._retry_at.get(block, now) > now or self._is_merging(block):
+                    continue
+                self._retry_at.pop(block, None)
+                if self._start_store(block, sequence):
+                    room -= 1
+                else:
+                    again = True
+            if again:
+                self._settle(now)
+
+    def _start_store(self, block: int, sequence: int) -> bool:
+        """Start storing a dirty block, or fetching what it lacks; False if no request was needed."""
+        absent = self._layout.known_absent(block)
+        if not self._slab.fully_valid(block):
+            if not absent:
+                self._fetch(block, urgent=False).store_sequence = sequence
+                return True
+            self._slab.fill(block, None)
+        sequence, body = self._slab.begin_store(block)
+        if body is None and absent:
+            self._slab.end_store(block, True)
+            self.counts.zeros_skipped += 1
+            return False
+        self._storing[block] = sequence
+        self.counts.stores += 1
+        self.counts.zero_stores += body is None
+        if block in self._fetches:
+            self._fetches[block].stale = True
+        self._actions.append(Store(block, body))
+        return True
+
+    def _store_failed(self, block: int, sequence: int, error: S3backerError, now: float) -> None:
+        """The block stays dirty; a flush that waits for it fails, a later one tries it again."""
+        self.counts.store_errors += 1
+        self._retry_at[block] = now + self._policy.retry_delay
+        for flush in [f for f in self._flushes if f.sequence >= sequence]:
+            self._flushes.remove(flush)
+            self._reply(flush, error)
+        self._flush_sequence = max((f.sequence for f in self._flushes), default=0)
+
+    def _settle(self, now: float) -> None:
+        """Answer the flushes that are satisfied and let parked writers go on."""
+        for flush in [f for f in self._flushes if not self._unsaved_up_to(f.sequence)]:
+            self._flushes.remove(flush)
+            self._reply(flush, None)
+        while self._parked:
+            request = self._parked.popleft()
+            if not self._advance(request, now):
+                self._parked.rotate(1)
+                break
+
+    def _unsaved_up_to(self, sequence: int) -> bool:
+        """True if a write of this sequence or an earlier one is not in the bucket."""
+        oldest = self._slab.oldest_dirty_sequence()
+        return 0 < oldest <= sequence or any(s <= sequence for s in self._storing.values())
+
+    def _reply(self, request: Request, error: S3backerError | None) -> None:
+        self._actions.append(Reply(request, error))

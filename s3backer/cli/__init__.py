@@ -1,0 +1,83 @@
+"""The ``s3backer`` command.
+
+    s3backer COMMAND …                                   one module per command, below
+    s3backer [options] BUCKET[/PREFIX] MOUNTPOINT        the original's form: a first word that is no command
+
+A bucket that is named like a command is written ``./NAME`` or after ``--``. Errors are one sentence and a line that
+says what to try, on standard error; the exit codes stand in ``s3backer.errors``. Start-up is quick: a command's module,
+and all that it needs, is imported only when that command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from s3backer import __version__
+from s3backer.errors import S3backerError
+
+COMMANDS = ("create", "mount", "unmount", "info", "resize", "erase", "unlock")
+
+_HELP = """\
+Usage: s3backer COMMAND ...                              see 's3backer COMMAND --help'
+       s3backer [options] BUCKET[/PREFIX] MOUNTPOINT     the original's form, see 's3backer --help-original'
+
+Makes a bucket a disk: one big file, on which any filesystem goes.
+
+Commands:
+  create URL --size SIZE   make a volume
+  mount URL MOUNTPOINT     show it as a file
+  unmount MOUNTPOINT|URL   write everything back and end the mount
+  info URL                 what is known about a volume
+  resize URL SIZE          make it larger or smaller, mounted or not
+  erase URL                destroy it
+  unlock URL               remove the mark of a mount that has died
+
+A URL is s3://BUCKET[/PREFIX] or file:///DIRECTORY. Credentials, region and endpoint come from the AWS environment
+variables and files, as for the AWS command line.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except S3backerError as error:
+        print(f"s3backer: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("s3backer: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"s3backer: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("  This is a defect. Run it again with --debug and report what it shows.", file=sys.stderr)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    first = words[0] if words else "--help"
+    if first in ("--version", "-v"):
+        print(f"s3backer {__version__}")
+        return 0
+    if first in ("--help", "-h", "-?"):
+        print(_HELP, end="")
+        return 0
+    if first in COMMANDS:
+        from s3backer.cli.common import run_command
+
+        return run_command(importlib.import_module(f"s3backer.cli.{first}").command, words[1:])
+    from s3backer.cli import original
+
+    return original.run(words)

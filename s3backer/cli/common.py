@@ -1,0 +1,148 @@
+"""What the commands share: options from the table, stores from URLs, the running daemon, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from s3backer.config import DEBUG, STORE, Option, store_options
+from s3backer.control import call
+from s3backer.errors import UsageError, VolumeInUse
+from s3backer.logs import configure_logging
+from s3backer.stores import open_store
+from s3backer.stores.base import ObjectStore
+from s3backer.url import VolumeURL, volume_id
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+#: Longest sum of pauses in seconds for a command that somebody waits for, so that an error comes soon.
+_PATIENCE = 5.0
+
+
+class _Value(click.ParamType[Any]):
+    """A converter of the option table as click wants it."""
+
+    def __init__(self, option: Option) -> None:
+        self.name = option.metavar or "TEXT"
+        self._option = option
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        assert self._option.convert is not None
+        try:
+            return self._option.convert(value) if isinstance(value, str) else value
+        except UsageError as error:
+            raise UsageError(f"{self._option.flag}: {error.message}", hint=error.hint) from None
+
+
+def options(*wanted: Option, required: tuple[str, ...] = ()) -> Callable[[_F], _F]:
+    """Give a command these options of the table, and those of every command."""
+
+    def decorate(function: _F) -> _F:
+        for option in reversed((*wanted, *STORE, DEBUG)):
+            names = [option.name, option.flag, *([option.alias] if option.alias else [])]
+            if option.convert is None:
+                click.option(*names, flag_value=option.value, default=None, help=option.help, type=bool)(function)
+            else:
+                click.option(
+                    *names,
+                    type=_Value(option),
+                    default=None,
+                    metavar=option.metavar,
+                    help=option.help,
+                    required=option.name in required,
+                )(function)
+        return function
+
+    return decorate
+
+
+def run_command(command: click.Command, words: Sequence[str]) -> int:
+    """Run one command; click's own complaints become ours."""
+    try:
+        result = command.main(list(words), prog_name=f"s3backer {command.name}", standalone_mode=False)
+    except click.exceptions.NoSuchOption as error:
+        near = f"Did you mean {' or '.join(error.possibilities)}?" if error.possibilities else _see(command)
+        raise UsageError(f"there is no option {error.option_name}", hint=near) from None
+    except click.exceptions.MissingParameter as error:
+        name = error.param.get_error_hint(error.ctx) if error.param and error.ctx else "an argument"
+        raise UsageError(f"{command.name} needs {name}".replace("'", ""), hint=_see(command)) from None
+    except click.exceptions.ClickException as error:
+        text = re.sub(r"\.$", "", error.format_message())
+        raise UsageError(text[:1].lower() + text[1:], hint=_see(command)) from None
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    return result if isinstance(result, int) else 0
+
+
+def _see(command: click.Command) -> str:
+    return f"See 's3backer {command.name} --help'."
+
+
+class Target:
+    """The volume that a command is about: its URL, its store, and the daemon that may serve it on this host."""
+
+    def __init__(self, url: str, values: dict[str, Any]) -> None:
+        self.url = VolumeURL.parse(url)
+        redacting = configure_logging(True, bool(values.get("debug")), quiet=True)
+        chosen = store_options({"patience": _PATIENCE, **values})
+        redacting.register(chosen.secret_key)
+        self.store: ObjectStore = open_store(self.url, chosen)
+        self.id = volume_id(self.url, str(getattr(self.store, "endpoint", "")))
+
+    def ask(
+        self,
+        command: str,
+        arguments: dict[str, object] | None = None,
+        on_progress: Callable[[dict[str, object]], None] | None = None,
+    ) -> dict[str, object] | None:
+        """Ask the daemon that serves this volume on this host; None if there is none."""
+        return call(self.id, command, arguments, on_progress)
+
+    def refuse_if_served(self, hint: str) -> None:
+        """Raise VolumeInUse if a daemon serves this volume on this host."""
+        facts = self.ask("info")
+        if facts is not None:
+            raise VolumeInUse(
+                f"{self.url} is mounted here on {facts.get('mountpoint')} by process {facts.get('pid')}", hint=hint
+            )
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show (done, total) on a terminal; total None where it is not known. Shows nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def unsaved_progress() -> Iterator[Callable[[dict[str, object]], None]]:
+    """Show a daemon's reports of the blocks that it has still to store."""
+    with progress("storing blocks") as show:
+        most = 0
+
+        def report(facts: dict[str, object]) -> None:
+            nonlocal most
+            left = facts.get("unsaved_blocks")
+            if isinstance(left, int):
+                most = max(most, left)
+                show(most - left, most)
+
+        yield report

@@ -1,0 +1,75 @@
+"""``s3backer create``: make an empty volume."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from s3backer.admin import create_volume
+from s3backer.cli.common import Target, options
+from s3backer.config import BLOCK_SIZE, HASH, SIZE
+from s3backer.errors import AccessDenied, StoreError
+from s3backer.units import format_size
+from s3backer.volume import check_geometry
+
+_DEFAULT_BLOCK_SIZE = 128 << 10
+
+
+@click.command("create")
+@click.argument("url")
+@options(SIZE, BLOCK_SIZE, HASH, required=("size",))
+def command(url: str, **values: Any) -> None:
+    """Create an empty volume at URL. Blocks are 128KiB unless --block-size says otherwise.
+
+    Example: s3backer create s3://my-bucket/disk --size 10GiB
+    """
+    size, block_size = values["size"], values["block_size"] or _DEFAULT_BLOCK_SIZE
+    check_geometry(size, block_size)
+    with Target(url, values) as target:
+        made = _make_directory(target.url.path) if target.url.scheme == "file" else []
+        try:
+            create_volume(
+                target.store,
+                target.url.prefix,
+                size=size,
+                block_size=block_size,
+                block_hash_prefix=bool(values["block_hash_prefix"]),
+            )
+        except BaseException:
+            for path in made:
+                os.rmdir(path)
+            raise
+    print(f"created {target.url}: {format_size(size)} in blocks of {format_size(block_size)}")
+
+
+def _make_directory(path: str) -> list[str]:
+    """Make a directory and what is missing above it; return what was made, innermost first."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    made: list[str] = []
+    try:
+        for directory in reversed(missing):
+            os.mkdir(directory, 0o700)
+            made.insert(0, directory)
+            _sync(os.path.dirname(directory))
+    except OSError as error:
+        for directory in made:
+            os.rmdir(directory)
+        kind = AccessDenied if isinstance(error, PermissionError) else StoreError
+        raise kind(
+            f"directory {missing[0]} cannot be made: {error.strerror}", hint="Make it yourself, or use another."
+        ) from None
+    return made
+
+
+def _sync(directory: str) -> None:
+    """Make a new entry of a directory survive a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

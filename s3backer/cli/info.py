@@ -1,0 +1,73 @@
+"""``s3backer info``: what is known about a volume."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from s3backer.admin import inspect_volume
+from s3backer.cli.common import Target, options
+from s3backer.config import HASH, Option
+from s3backer.units import format_size
+
+_JSON = Option("--json", "as_json", "Print JSON.")
+_COUNT = Option("--count", "count", "List the volume and count its objects and their bytes.")
+
+
+@click.command("info")
+@click.argument("url")
+@options(_JSON, _COUNT, HASH)
+def command(url: str, **values: Any) -> None:
+    """Show what is known about the volume at URL: size, blocks, who has it mounted.
+
+    For a volume that is mounted on this host also the requests so far and what they cost.
+    """
+    with Target(url, values) as target:
+        daemon = target.ask("info")
+        facts = inspect_volume(
+            target.store,
+            target.url.prefix,
+            block_hash_prefix=bool(values["block_hash_prefix"]),
+            count=bool(values["count"]),
+        )
+    known: dict[str, Any] = {
+        "url": str(target.url),
+        "size": facts.size,
+        "block_size": facts.block_size,
+        "mounted": facts.token is not None,
+    }
+    if facts.content_encoding:
+        known["content_encoding"] = facts.content_encoding
+    if facts.token is not None:
+        known |= {"mounted_by": facts.token.host, "mounted_at": facts.token.time}
+    if facts.objects is not None:
+        known |= {"objects": facts.objects, "stored_bytes": facts.stored}
+    if daemon is not None:
+        known |= {name: value for name, value in daemon.items() if name not in ("volume", "size", "block_size")}
+    print(json.dumps(known, indent=2) if values["as_json"] else _text(known))
+
+
+def _text(known: dict[str, Any]) -> str:
+    lines = [
+        ("volume", known["url"]),
+        ("size", f"{format_size(known['size'])} ({known['size']} bytes)"),
+        ("block size", format_size(known["block_size"])),
+    ]
+    if "content_encoding" in known:
+        lines.append(("encoding", f"{known['content_encoding']} (cannot be mounted by this version)"))
+    if "pid" in known:
+        lines.append(("mounted", f"here on {known['mountpoint']} by process {known['pid']}"))
+        lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
+        for kind, counts in known["requests"].items():
+            if counts["requests"]:
+                lines.append((f"{kind} requests", f"{counts['requests']}, of them failed {counts['failures']}"))
+        lines.append(("cost so far", f"${known['cost']:.4f} for requests, by prices of {known['prices_as_of']}"))
+    elif known["mounted"]:
+        lines.append(("mounted", f"by {known['mounted_by'] or 'an unknown host'} since {known['mounted_at'] or '?'}"))
+    else:
+        lines.append(("mounted", "no"))
+    if "objects" in known:
+        lines.append(("objects", f"{known['objects']} with {format_size(known['stored_bytes'])}"))
+    return "\n".join(f"{name + ':':<18}{value}" for name, value in lines)

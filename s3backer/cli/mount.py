@@ -1,0 +1,46 @@
+"""``s3backer mount``: show a volume as a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from s3backer.cli.common import options
+from s3backer.config import MOUNT, pick, store_options, volume_options
+from s3backer.daemon import MountRequest, run_mount
+from s3backer.url import VolumeURL
+
+
+@click.command("mount")
+@click.argument("url")
+@click.argument("mountpoint")
+@click.option("-o", "fuse_options", multiple=True, metavar="OPTIONS", help="Options for FUSE, separated by commas.")
+@options(*MOUNT)
+def command(url: str, mountpoint: str, fuse_options: tuple[str, ...], **values: Any) -> int:
+    """Mount the volume at URL on MOUNTPOINT, an empty directory, and return when it can be read and written.
+
+    A daemon serves it until it is unmounted, with umount, fusermount -u or 's3backer unmount'.
+
+    Example: s3backer mount s3://my-bucket/disk /mnt/disk
+    """
+    return run_mount(
+        mount_request(
+            VolumeURL.parse(url), mountpoint, values, [o for text in fuse_options for o in text.split(",") if o]
+        )
+    )
+
+
+def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse_options: list[str]) -> MountRequest:
+    """Return the request for a mount from options by their names."""
+    chosen = pick(MountRequest, values)
+    if values.get("stats_name") == "":
+        chosen["stats_name"] = None
+    return MountRequest(
+        url=url,
+        mountpoint=mountpoint,
+        store_options=store_options(values),
+        volume_options=volume_options(values),
+        fuse_options=tuple(fuse_options),
+        **chosen,
+    )

@@ -1,0 +1,41 @@
+"""``s3backer resize``: make a volume larger or smaller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from s3backer.admin import resize_volume
+from s3backer.cli.common import Target, options, unsaved_progress
+from s3backer.config import FORCE_OPEN, HASH, Option, volume_options
+from s3backer.units import format_size, parse_size
+
+_DISCARD = Option("--discard", "discard", "When shrinking, destroy what lies beyond the new end.")
+
+
+@click.command("resize")
+@click.argument("url")
+@click.argument("size")
+@options(_DISCARD, FORCE_OPEN, HASH)
+def command(url: str, size: str, **values: Any) -> None:
+    """Change the size of the volume at URL to SIZE, whether it is mounted on this host or nowhere.
+
+    Before shrinking, shrink what is on it. Shrinking refuses while data lies beyond the new end, unless --discard.
+    """
+    wanted = parse_size(size)
+    discard = bool(values["discard"])
+    with Target(url, values) as target:
+        with unsaved_progress() as report:
+            answer = target.ask("resize", {"size": wanted, "discard": discard}, report)
+        if answer is None:
+            old: object = resize_volume(
+                target.store, target.url.prefix, wanted, discard=discard, options=volume_options(values)
+            )
+        else:
+            old = answer.get("old_size")
+    print(f"{target.url}: {format_size(wanted)}" + (f", before {format_size(old)}" if isinstance(old, int) else ""))
+    if answer is not None:
+        devices = answer.get("loop_devices")
+        for device in devices if isinstance(devices, list) else ():
+            print(f"tell the loop device: losetup -c {device}")

@@ -1,0 +1,371 @@
+"""The control socket: how a command talks to the daemon that serves a volume on this host.
+
+    where      /run/s3backer/ID.sock for root, $XDG_RUNTIME_DIR/s3backer/ID.sock else
+               directory 0700, socket 0600; ID names the volume
+    wire       one JSON object per line, at most 64 KiB, UTF-8
+    request    {"version": 1, "command": "info", ...arguments}
+    answer     any number of  {"version": 1, "progress": {...}}
+               then one of    {"version": 1, "ok": true, "result": {...}}
+                              {"version": 1, "ok": false, "error": "...", "hint": "...", "exit_code": N}
+
+Guarantees
+  * A line that cannot be understood is answered with an error; one that is too long ends its connection.
+  * A client that vanishes harms nobody, and neither does one that says nothing.
+  * Only the owner and root are served, and a client trusts only a directory and socket of its own user.
+  * The socket of a dead daemon is in nobody's way: ``call`` and ``start`` remove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from s3backer.errors import S3backerError, UsageError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+MAX_LINE = 64 * 1024
+#: Clients served at once; more are turned away, so that threads stay bounded.
+MAX_CLIENTS = 16
+#: Longest silence of a daemon in seconds that a client bears. Handlers report progress more often than that.
+SILENCE = 60.0
+_CONNECT_SECONDS = 10.0
+_SEND_SECONDS = 10.0
+_JOIN_SECONDS = 10.0
+
+Progress = Callable[[dict[str, object]], None]
+#: A command's work: takes its arguments and a way to report progress, returns the result or raises S3backerError.
+Handler = Callable[[Mapping[str, object], Progress], Mapping[str, object]]
+
+
+def control_path(volume_id: str) -> Path:
+    """Return where the daemon of this volume listens, for this user."""
+    uid = os.geteuid()
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if uid == 0:
+        # Not XDG_RUNTIME_DIR: root's commands come from logins, cron and boot, which see different ones.
+        directory = Path("/run/s3backer")
+    elif os.path.isabs(runtime):
+        directory = Path(runtime, "s3backer")
+    else:
+        # Used only if it is private to this user, which _open_directory sees to.
+        directory = Path(f"/tmp/s3backer-{uid}")  # noqa: S108 - see above
+    return directory / f"{volume_id}.sock"
+
+
+def call(
+    volume_id: str,
+    command: str,
+    arguments: Mapping[str, object] | None = None,
+    on_progress: Progress | None = None,
+    *,
+    path: Path | None = None,
+) -> dict[str, object] | None:
+    """Ask the daemon of a volume and return its result, or None where no daemon listens.
+
+    Raises S3backerError with the daemon's message, hint and exit code, or if it breaks off or falls silent.
+    """
+    where = path or control_path(volume_id)
+    connection = _connect(where)
+    if connection is None:
+        return None
+    with connection:
+        try:
+            connection.settimeout(SILENCE)
+            connection.sendall(_encode({"version": VERSION, "command": command, **(arguments or {})}))
+            for line in _lines(connection):
+                answer = _decode(line)
+                progress = answer.get("progress")
+                if isinstance(progress, dict):
+                    if on_progress:
+                        on_progress(progress)
+                    continue
+                return _result(answer)
+        except TimeoutError:
+            raise S3backerError(
+                f"the daemon at {where} has said nothing for {SILENCE:.0f} s",
+                hint="See its log; it may be stopped or stuck.",
+            ) from None
+        except OSError as error:
+            raise _broken_off(where, command, error.strerror or str(error)) from None
+        except ValueError as error:
+            raise _broken_off(where, command, f"it sent {error}") from None
+    raise _broken_off(where, command, "it closed the connection")
+
+
+def _broken_off(where: Path, command: str, reason: str) -> S3backerError:
+    return S3backerError(
+        f"the daemon at {where} did not answer {command!r}: {reason}",
+        hint="It may have ended meanwhile; see its log and ask again.",
+    )
+
+
+def _result(answer: Mapping[str, object]) -> dict[str, object]:
+    result = answer.get("result")
+    if answer.get("ok") is True and isinstance(result, dict):
+        return result
+    error = S3backerError(
+        str(answer.get("error") or "the daemon's answer was not understood"), hint=str(answer.get("hint") or "")
+    )
+    code = answer.get("exit_code")
+    if isinstance(code, int) and 0 < code < 126:
+        error.exit_code = code
+    raise error
+
+
+class ControlServer:
+    """Listens on one socket and runs ``handlers`` by command, each connection in a thread of its own."""
+
+    def __init__(self, socket_path: Path, handlers: Mapping[str, Handler]) -> None:
+        self._path = socket_path
+        self._handlers = dict(handlers)
+        self._lock = threading.Lock()
+        self._clients: dict[threading.Thread, socket.socket] = {}
+        self._listener: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._inode = (0, 0)
+        self._stopping = False
+
+    def start(self) -> None:
+        """Listen. Raises S3backerError if another daemon listens there or the place is not safe to use."""
+        directory = _open_directory(self._path.parent, create=True)
+        try:
+            place = f"/proc/self/fd/{directory}/{self._path.name}"
+            # Binding by the directory's descriptor: nobody can swap it, and its path may be longer than 107 bytes.
+            running = _connect(self._path)
+            if running is not None:
+                running.close()
+                raise S3backerError(
+                    f"another daemon serves this volume at {self._path}", hint="Ask it with 's3backer info'."
+                )
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                # The directory is closed to others, so nobody connects before the mode is set.
+                listener.bind(place)
+                os.chmod(place, 0o600)
+                listener.listen(MAX_CLIENTS)
+            except OSError as error:
+                listener.close()
+                raise S3backerError(
+                    f"the control socket {self._path} cannot be made: {error.strerror}",
+                    hint="Check the directory and its permissions.",
+                ) from None
+            self._inode = _identity(os.stat(place, follow_symlinks=False))
+        finally:
+            os.close(directory)
+        self._listener = listener
+        self._thread = threading.Thread(target=self._accept, name="s3backer-control", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening, let running commands end and answer, and remove the socket."""
+        if self._listener is None or self._thread is None:
+            return
+        self._stopping = True
+        # Unlike close, this wakes the thread that waits in accept.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        self._listener = None
+        with contextlib.suppress(OSError):
+            if _identity(os.stat(self._path, follow_symlinks=False)) == self._inode:
+                self._path.unlink()
+        with self._lock:
+            clients = dict(self._clients)
+        for connection in clients.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        for thread in clients:
+            thread.join(_JOIN_SECONDS)
+
+    def _accept(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        number = 0
+        while not self._stopping:
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:
+                if self._stopping or error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    return
+                time.sleep(0.1)
+                continue
+            number += 1
+            thread = threading.Thread(
+                target=self._serve, args=(connection,), name=f"s3backer-control-{number}", daemon=True
+            )
+            with self._lock:
+                busy = len(self._clients) >= MAX_CLIENTS
+                if not busy:
+                    self._clients[thread] = connection
+            if busy:
+                connection.close()
+                continue
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                # Sends are bounded, so that a client that does not read cannot hold a thread for ever.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_SEND_SECONDS), 0))
+                if _peer(connection) not in (0, os.geteuid()):
+                    return
+                for line in _lines(connection):
+                    connection.sendall(_encode(self._answer(line, connection)))
+        except (OSError, ValueError) as error:
+            log.debug("a control connection ended: %s", error)
+        finally:
+            with self._lock:
+                self._clients.pop(threading.current_thread(), None)
+
+    def _answer(self, line: bytes, connection: socket.socket) -> dict[str, object]:
+        def progress(facts: dict[str, object]) -> None:
+            try:
+                connection.sendall(_encode({"version": VERSION, "progress": facts}))
+            except OSError:
+                # The command goes on when the client that asked for it is gone, but half a line must be the last.
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+        try:
+            request = _decode(line)
+            if request.pop("version", None) != VERSION:
+                raise UsageError(
+                    f"the request is not of version {VERSION}", hint="Use the command of the daemon's version."
+                )
+            command = request.pop("command", None)
+            handler = self._handlers.get(command) if isinstance(command, str) else None
+            if handler is None:
+                raise UsageError(
+                    f"the daemon does not know the command {command!r}",
+                    hint=f"It knows {', '.join(sorted(self._handlers))}.",
+                )
+            return {"version": VERSION, "ok": True, "result": dict(handler(request, progress))}
+        except S3backerError as error:
+            return _failure(error.message, error.hint, error.exit_code)
+        except OSError as error:
+            return _failure(error.strerror or str(error), "", 1)
+        except Exception as error:
+            log.error("a control request failed unexpectedly: %r", error)
+            log.debug("where it happened", exc_info=error)
+            return _failure(f"unexpected {type(error).__name__} in the daemon", "See its log; this is a defect.", 1)
+
+
+def _failure(message: str, hint: str, exit_code: int) -> dict[str, object]:
+    return {"version": VERSION, "ok": False, "error": message, "hint": hint, "exit_code": exit_code}
+
+
+def _encode(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _decode(line: bytes) -> dict[str, object]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise UsageError("the line is not a JSON object", hint="Send one JSON object per line.")
+    return message
+
+
+def _lines(connection: socket.socket) -> Iterator[bytes]:
+    """Yield the lines that arrive; ValueError for one that is too long."""
+    pending = bytearray()
+    while True:
+        end = pending.find(b"\n")
+        if end >= 0:
+            line = bytes(pending[:end])
+            del pending[: end + 1]
+            if line.strip():
+                yield line
+            continue
+        if len(pending) > MAX_LINE:
+            raise ValueError(f"a line of more than {MAX_LINE} bytes")
+        data = connection.recv(MAX_LINE)
+        if not data:
+            return
+        pending += data
+
+
+def _peer(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", credentials)[1]
+    return uid
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _open_directory(path: Path, *, create: bool) -> int:
+    """Return a descriptor of the sockets' directory, which must be a real one, this user's and nobody else's."""
+    try:
+        if create:
+            # A parent that is missing is the system's to make, except in a bare container.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if not create and error.errno == errno.ENOENT:
+            raise
+        raise S3backerError(
+            f"the control directory {path} cannot be used: {error.strerror}", hint="Check its owner and permissions."
+        ) from None
+    status = os.fstat(directory)
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        os.close(directory)
+        raise S3backerError(
+            f"the control directory {path} is not private to this user",
+            hint=f"Make it so, or remove it: chown {os.geteuid()} {path}; chmod 700 {path}",
+        )
+    return directory
+
+
+def _connect(path: Path) -> socket.socket | None:
+    """Return a connection to the daemon, or None where none listens; a dead daemon's socket is removed."""
+    try:
+        directory = _open_directory(path.parent, create=False)
+    except FileNotFoundError:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(_CONNECT_SECONDS)
+        place = f"/proc/self/fd/{directory}/{path.name}"
+        before = _identity(os.stat(place, follow_symlinks=False))
+        connection.connect(place)
+        if _peer(connection) not in (0, os.geteuid()):
+            raise S3backerError(f"{path} belongs to another user", hint="Remove it.")
+        return connection
+    except FileNotFoundError:
+        connection.close()
+        return None
+    except ConnectionRefusedError:
+        connection.close()
+        # Only the one that refused: a new daemon may have put its own there in between.
+        with contextlib.suppress(OSError):
+            if _identity(os.stat(path.name, dir_fd=directory, follow_symlinks=False)) == before:
+                os.unlink(path.name, dir_fd=directory)
+        return None
+    except (OSError, S3backerError) as error:
+        connection.close()
+        if isinstance(error, S3backerError):
+            raise
+        raise S3backerError(
+            f"the control socket {path} cannot be used: {error.strerror}", hint="Check its owner and permissions."
+        ) from None
+    finally:
+        os.close(directory)

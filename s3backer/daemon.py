@@ -1,0 +1,481 @@
+"""The process that serves one mount, from the checks before it to the last block after it.
+
+    checks ─► (fork) ─► store ─► volume: token ─► control socket ─► mount ─► serve ─► write back, token away ─► end
+       │                  │            │                              │
+       └── refused: bucket and mount table are as they were ──────────┘ volume closed, token removed
+
+Guarantees
+  * ``run_mount`` returns 0 in the background only after the file was opened and read through the kernel.
+  * However serving ends (unmount, lazy unmount, a signal, an exception), everything written is stored and the token
+    removed before the process ends. While the store is away it waits, and says so once.
+  * The daemon keeps no descriptor of the process that started it, nor its directory or terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from s3backer.background import launch
+from s3backer.control import ControlServer, Progress, control_path
+from s3backer.errors import MountError, S3backerError, UsageError
+from s3backer.logs import RateLimited, Redacting, configure_logging
+from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint
+from s3backer.s3.prices import PRICES_AS_OF, cost
+from s3backer.stores import open_store
+from s3backer.stores.base import ObjectStore
+from s3backer.stores.options import StoreOptions
+from s3backer.url import VolumeURL, volume_id
+from s3backer.volume import Volume, VolumeOptions
+
+if TYPE_CHECKING:
+    from s3backer.frontends.fuse import DiskOperations
+    from s3backer.frontends.fuse_mount import FuseMount
+
+log = logging.getLogger(__name__)
+
+#: Signals that end a mount cleanly. SIGQUIT too: a core is worth less than the data in memory.
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+#: Bytes that the kernel may read ahead on the file.
+READ_AHEAD = 2 << 20
+#: Seconds without a stored block before closing says that it is waiting.
+_STALL_SECONDS = 10.0
+#: Seconds between two lines of progress where there is no terminal.
+_LINE_SECONDS = 5.0
+_REPORT_SECONDS = 0.5
+_SECTOR = 512
+_PATH_VARIABLES = (
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CA_BUNDLE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only."""
+
+    url: VolumeURL
+    mountpoint: str
+    store_options: StoreOptions
+    volume_options: VolumeOptions
+    foreground: bool = False
+    file_name: str = "file"
+    file_mode: int | None = None
+    stats_name: str | None = "stats"
+    fuse_options: tuple[str, ...] = ()
+    quiet: bool = False
+    debug: bool = False
+
+
+def run_mount(request: MountRequest) -> int:
+    """Mount a volume and return 0: at once in the background, after the unmount in the foreground.
+
+    Raises S3backerError for everything that can go wrong before the mount is ready. Must be called from the main
+    thread, in the background of a process without other threads.
+    """
+    request = _absolute(request)
+    options = _check(request)
+    if request.foreground:
+        redacting = configure_logging(True, request.debug, request.quiet)
+        _Daemon(request, options, redacting).run(
+            lambda ident: log.info("%s is mounted on %s", request.url, request.mountpoint)
+        )
+        return 0
+    return launch(lambda ready: _serve_in_background(request, options, ready), lambda: _verify(request, options))
+
+
+def _serve_in_background(request: MountRequest, options: set[str], ready: Callable[[], None]) -> None:
+    # Standard error is the user's until the mount is ready; what goes well is not worth a line there.
+    redacting = configure_logging(True, request.debug, quiet=not request.debug)
+
+    def announce(ident: str) -> None:
+        configure_logging(False, request.debug, request.quiet, ident=ident, redacting=redacting)
+        log.info("%s is mounted on %s by process %d", request.url, request.mountpoint, os.getpid())
+        ready()
+
+    _Daemon(request, options, redacting).run(announce)
+
+
+def _verify(request: MountRequest, options: set[str]) -> None:
+    """Open the disk as an application would and read its first sector; MountError if that fails."""
+    path = os.path.join(request.mountpoint, request.file_name)
+    try:
+        mode = os.stat(path).st_mode
+        privileged = os.geteuid() == 0
+        if not (privileged or mode & stat.S_IRUSR):
+            return
+        writable = "ro" not in options and (privileged or mode & stat.S_IWUSR)
+        descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            os.pread(descriptor, _SECTOR, 0)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise MountError(
+            f"{path} was mounted, but cannot be used: {error.strerror}",
+            hint="It was unmounted again. Run it with --foreground to see why.",
+        ) from None
+
+
+def _absolute(request: MountRequest) -> MountRequest:
+    """Make every path independent of the working directory, which a daemon leaves."""
+    for name in _PATH_VARIABLES:
+        value = os.environ.get(name, "")
+        if value and not value.startswith("~"):
+            os.environ[name] = os.path.abspath(value)
+    bundle = request.store_options.ca_bundle
+    return replace(
+        request,
+        mountpoint=resolve_mountpoint(request.mountpoint),
+        store_options=replace(request.store_options, ca_bundle=os.path.abspath(bundle) if bundle else None),
+    )
+
+
+def _check(request: MountRequest) -> set[str]:
+    """Raise for all that can be seen to fail without asking the store; return llfuse's mount options."""
+    names = [request.file_name] if request.stats_name is None else [request.file_name, request.stats_name]
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
+            raise UsageError(f"{name!r} cannot be the name of a file", hint="Use a name without '/'.")
+    if len(set(names)) < len(names):
+        raise UsageError("the file and the statistics file have the same name", hint="Name one differently.")
+    check_mountpoint(
+        request.mountpoint,
+        allow_nonempty="nonempty" in request.fuse_options,
+        volume_directory=request.url.path if request.url.scheme == "file" else None,
+    )
+    check_fuse()
+    try:
+        from s3backer.frontends.fuse_mount import mount_options
+    except ImportError as error:
+        raise MountError(
+            f"llfuse, which speaks to the kernel, cannot be loaded: {error}",
+            hint="It is built from source: apt install gcc python3-dev pkg-config libfuse-dev fuse, "
+            "then pip install llfuse.",
+        ) from None
+    return mount_options(
+        str(request.url),
+        read_only=request.volume_options.read_only,
+        threads=request.volume_options.threads,
+        user=request.fuse_options,
+    )
+
+
+# ── serving ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Daemon:
+    """Opens, serves and closes one volume in this process."""
+
+    def __init__(self, request: MountRequest, options: set[str], redacting: Redacting) -> None:
+        self._request = request
+        self._options = options
+        self._redacting = redacting
+        self._closing = _ClosingProgress(terminal=request.foreground and not request.quiet and sys.stderr.isatty())
+        self._lock = threading.Lock()
+        self._stop_asked = False
+        self._stopper: threading.Thread | None = None
+        self._mount: FuseMount | None = None
+        self._volume: Volume | None = None
+        self._started = time.monotonic()
+
+    def run(self, ready: Callable[[str], None]) -> None:
+        """Serve until the end. ``ready`` is called once, with the daemon's name, when the mount answers."""
+        _prepare_process()
+        with _Signals(self._on_signal):
+            try:
+                self._open_and_serve(ready)
+            finally:
+                if self._stopper is not None:
+                    self._stopper.join()
+
+    def _open_and_serve(self, ready: Callable[[str], None]) -> None:
+        request = self._request
+        self._redacting.register(request.store_options.secret_key)
+        store = open_store(request.url, request.store_options)
+        ident = volume_id(request.url, str(getattr(store, "endpoint", "")))
+        try:
+            volume = Volume.open(store, request.url.prefix, request.volume_options)
+        except BaseException:
+            store.close()
+            raise
+        self._volume = volume
+        control: ControlServer | None = None
+        try:
+            mount, operations = self._make_mount(volume)
+            control = self._start_control(ident, volume, store, mount, operations)
+            mount.mount()
+            self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
+        finally:
+            # Whatever happened, nothing is given up that was acknowledged.
+            with self._closing:
+                volume.close(self._closing)
+            if control is not None:
+                control.stop()
+            log.info("%s is closed, everything is stored", volume.name)
+
+    def _make_mount(self, volume: Volume) -> tuple[FuseMount, DiskOperations]:
+        from s3backer.frontends.fuse import DiskOperations
+        from s3backer.frontends.fuse_mount import FuseMount
+
+        mode = self._request.file_mode
+        operations = DiskOperations(
+            volume,
+            file_name=self._request.file_name,
+            file_mode=(0o400 if volume.read_only else 0o600) if mode is None else mode,
+            stats_name=self._request.stats_name,
+        )
+        mount = FuseMount(operations, self._request.mountpoint, self._options)
+        with self._lock:
+            if self._stop_asked:
+                raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
+            self._mount = mount
+        return mount, operations
+
+    def _serve(self, mount: FuseMount, operations: DiskOperations, ready: Callable[[], None]) -> None:
+        from s3backer.frontends.fuse_mount import worker_count
+
+        over = threading.Event()
+
+        def announce() -> None:
+            while not operations.serving.wait(0.05):
+                if over.is_set():
+                    return
+            # The kernel answers nobody before it has finished its negotiation, which would undo the tuning.
+            with contextlib.suppress(OSError):
+                os.stat(mount.mountpoint)
+                mount.tune_read_ahead(READ_AHEAD)
+                ready()
+
+        announcer = threading.Thread(target=announce, name="s3backer-announce", daemon=True)
+        announcer.start()
+        try:
+            mount.serve(worker_count(self._request.volume_options.threads, self._options))
+        except Exception as error:
+            # Not the user's mistake, and nothing that keeps the volume from being closed.
+            log.error("serving %s ended with %r", mount.mountpoint, error)
+            log.debug("where it happened", exc_info=error)
+            raise S3backerError(
+                f"serving {mount.mountpoint} ended unexpectedly: {error}", hint="All data is stored; mount it again."
+            ) from error
+        finally:
+            over.set()
+            announcer.join()
+
+    # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._request_stop():
+            log.info("%s: unmounting %s", name, self._request.mountpoint)
+        else:
+            unsaved = self._volume.unsaved if self._volume is not None else 0
+            log.warning("%s again: still ending, %d blocks are not stored yet", name, unsaved)
+
+    def _request_stop(self) -> bool:
+        """Make serving end, in a thread of its own because that may wait; False if it was asked before."""
+        with self._lock:
+            first, self._stop_asked = not self._stop_asked, True
+            if first and self._mount is not None:
+                self._stopper = threading.Thread(target=self._mount.stop, name="s3backer-stop", daemon=True)
+                self._stopper.start()
+        return first
+
+    # ── the control socket ───────────────────────────────────────────────────────────────────────────────────
+
+    def _start_control(
+        self, ident: str, volume: Volume, store: ObjectStore, mount: FuseMount, operations: DiskOperations
+    ) -> ControlServer | None:
+        file = os.path.join(mount.mountpoint, self._request.file_name)
+
+        def info(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            return {
+                **volume.facts(),
+                "mountpoint": mount.mountpoint,
+                "file": file,
+                "pid": os.getpid(),
+                "uptime": time.monotonic() - self._started,
+                "requests": {kind: asdict(count) for kind, count in store.counters.snapshot().items()},
+                "cost": cost(store.counters),
+                "prices_as_of": PRICES_AS_OF,
+            }
+
+        def flush(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            _reporting(volume, volume.flush, progress)
+            return {"unsaved_blocks": volume.unsaved}
+
+        def resize(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            size, discard = arguments.get("size"), arguments.get("discard", False)
+            if not isinstance(size, int) or isinstance(size, bool) or not isinstance(discard, bool):
+                raise UsageError("resize needs a size in bytes", hint='Send {"size": N, "discard": true or false}.')
+            old = volume.size
+            _reporting(volume, lambda: volume.resize(size, discard=discard), progress)
+            operations.resized()
+            # Invalidated attributes are fetched at the next look; a loop device reads the size without one.
+            with contextlib.suppress(OSError):
+                os.stat(file)
+            return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
+
+        def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            _reporting(volume, volume.flush, progress)
+            try:
+                mount.unmount()
+            except OSError as error:
+                devices = loop_devices(file)
+                raise MountError(
+                    f"{mount.mountpoint} cannot be unmounted: {error.strerror}",
+                    hint=f"Unmount what is on it, then: losetup -d {' '.join(devices)}"
+                    if devices
+                    else f"See who uses it: fuser -vm {mount.mountpoint}",
+                ) from None
+            self._request_stop()
+            return {"pid": os.getpid(), "mountpoint": mount.mountpoint}
+
+        server = ControlServer(
+            control_path(ident), {"info": info, "flush": flush, "resize": resize, "unmount": unmount}
+        )
+        try:
+            server.start()
+        except S3backerError as error:
+            # A disk is worth more than its remote control.
+            log.warning("no control socket: %s", error)
+            return None
+        return server
+
+
+def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress) -> None:
+    """Run a slow operation and report the unsaved blocks until it ends."""
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            operation()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="s3backer-operation", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_REPORT_SECONDS)
+        progress({"unsaved_blocks": volume.unsaved})
+    if failure:
+        raise failure[0]
+
+
+class _ClosingProgress:
+    """Shows how write-back at the end goes: a bar on a terminal, else a line now and then.
+
+    Called with (blocks left, blocks at the start) several times a second. A store that takes nothing is
+    mentioned once, and once more when it goes on.
+    """
+
+    def __init__(self, *, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._terminal = terminal
+        self._clock = clock
+        self._limited = RateLimited(log)
+        self._left: int | None = None
+        self._moved = self._said = clock()
+        self._bar: Callable[[int, int], None] | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        self._moved = self._said = self._clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __call__(self, left: int, total: int) -> None:
+        """Show the state."""
+        now = self._clock()
+        if left != self._left:
+            if self._left is not None:
+                self._limited.changed("store", True, logging.INFO, f"storing {left} blocks that are left")
+            self._left, self._moved = left, now
+        elif left and now - self._moved >= _STALL_SECONDS:
+            self._limited.changed(
+                "store",
+                False,
+                logging.WARNING,
+                f"waiting for the store: {left} blocks are not stored yet, and nothing is given up",
+            )
+        if self._terminal and total:
+            self._show_bar(left, total)
+        elif left and now - self._said >= _LINE_SECONDS:
+            self._said = now
+            log.info("%d of %d blocks are left to store", left, total)
+
+    def _show_bar(self, left: int, total: int) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            bar = self._stack.enter_context(Bar(console=Console(stderr=True)))
+            task = bar.add_task("storing blocks", total=total)
+            self._bar = lambda done, whole: bar.update(task, completed=done, total=whole)
+        self._bar(total - left, total)
+
+
+class _Signals:
+    """Takes the stop signals in a thread of its own, so that none is lost wherever the main thread is.
+
+    They are blocked in the thread that enters, and so in all threads started afterwards.
+    """
+
+    def __init__(self, handler: Callable[[int], None]) -> None:
+        self._handler = handler
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="s3backer-signals", daemon=True)
+
+    def __enter__(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self._handlers = {n: signal.getsignal(n) for n in (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGPIPE)}
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            # A disposition of "ignore", which nohup leaves behind, would keep sigwait from ever seeing it.
+            signal.signal(number, signal.SIG_DFL)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        ident = self._thread.ident
+        assert ident is not None
+        signal.pthread_kill(ident, signal.SIGTERM)
+        self._thread.join()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _run(self) -> None:
+        while True:
+            number = signal.sigwait(STOP_SIGNALS)
+            if self._over:
+                return
+            self._handler(number)
+
+
+_PR_SET_IO_FLUSHER = 57
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+def _prepare_process() -> None:
+    """Set what must be set before the first thread: memory reclaim and the allocator."""
+    libc = ctypes.CDLL(None)
+    # The kernel may write to this very disk in order to free memory; this process must not wait for that.
+    # It needs CAP_SYS_RESOURCE, and without it everything works as long as memory is not short.
+    libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    with contextlib.suppress(AttributeError):
+        libc.mallopt(_M_ARENA_MAX, 2)

@@ -1,0 +1,271 @@
+"""The threads around the block cache: the only place below the front ends that waits.
+
+    callers ──► slab (hit: no lock of ours) ──► state machine under one lock ──► jobs ──► workers ──► layout
+                                                        ▲                                   │
+                                                        └──────────── completions ──────────┘
+
+Guarantees
+  * No thread waits for the network while it holds the lock; a hit never waits for a miss.
+  * Every call ends: the layout's requests end, with a result or an error, and each ends the calls that need it.
+  * Fetches go before stores, and stores never take all workers, so that readers are not starved by write-back.
+  * ``close`` returns when everything is in the bucket and every thread has ended. While the store is away it
+    waits; it gives nothing up.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from s3backer import _fast
+from s3backer.cache import (
+    Action,
+    BlockCache,
+    Fetch,
+    FlushRequest,
+    ReadRequest,
+    Reply,
+    Request,
+    Store,
+    TouchRequest,
+    WritePolicy,
+    WriteRequest,
+)
+from s3backer.errors import S3backerError, StoreError
+from s3backer.layouts.base import Layout
+from s3backer.stores.base import Buffer
+
+log = logging.getLogger(__name__)
+
+#: Longest sleep of the timer in seconds. A write on the hot path wakes nobody, so age is seen this late at most.
+_TICK = 0.5
+#: Pause in seconds between two attempts of ``close`` to write everything back.
+_CLOSE_RETRY = 1.0
+#: Blocks zeroed by one request, so that the lock is never held for long.
+_ZERO_CHUNK = 4096
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """What a caller waits on."""
+
+    done: threading.Event
+    error: S3backerError | None = None
+
+
+class Driver:
+    """Runs one BlockCache with ``threads`` workers and one timer thread."""
+
+    def __init__(
+        self,
+        slab: _fast.Slab,
+        layout: Layout,
+        *,
+        threads: int,
+        write_delay: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        store_limit = max(1, threads * 3 // 4)
+        policy = WritePolicy(delay=write_delay, store_limit=store_limit, high_water=slab.dirty_limit // 2)
+        self.cache = BlockCache(slab, layout, policy)
+        self._slab = slab
+        self._layout = layout
+        self._clock = clock
+        self._high_water = policy.high_water
+        self._lock = threading.Lock()
+        self._jobs = threading.Condition(threading.Lock())
+        self._fetch_jobs: deque[Fetch | Store] = deque()
+        self._store_jobs: deque[Fetch | Store] = deque()
+        self._stopping = False
+        self._wake = threading.Event()
+        self._failing = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"s3backer-worker-{n}", daemon=True) for n in range(threads)
+        ]
+        self._threads.append(threading.Thread(target=self._keep_time, name="s3backer-timer", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    # ── calls ────────────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Return ``length`` bytes from ``offset``; both lie inside the volume."""
+        buffer = bytearray(length)
+        missing = self._slab.read(offset, buffer)
+        if missing:
+            request = ReadRequest(offset=offset, buffer=buffer)
+            self._perform(request, lambda now: self.cache.read(request, missing))
+        return buffer
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Take ``data`` into the cache, waiting while too much is unsaved."""
+        count, reason = self._slab.write(offset, data, self._clock())
+        if reason == _fast.DONE:
+            if self._slab.unsaved > self._high_water:
+                self._wake.set()
+            return
+        request = WriteRequest(offset=offset, data=data, length=len(data), position=count)
+        self._perform(request, partial(self.cache.write, request))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range zeros, without a request where it is known to be zeros already."""
+        step = _ZERO_CHUNK * self._slab.block_size
+        for start in range(offset, offset + length, step):
+            request = WriteRequest(offset=start, length=min(step, offset + length - start))
+            self._perform(request, partial(self.cache.write, request))
+
+    def touch(self, block: int) -> None:
+        """Make a block dirty without changing it."""
+        request = TouchRequest(block=block)
+        self._perform(request, partial(self.cache.touch, request))
+
+    def flush(self) -> None:
+        """Return when everything written before is in the bucket; raise if storing some of it failed."""
+        request = FlushRequest()
+        self._perform(request, partial(self.cache.flush, request))
+
+    @property
+    def unsaved(self) -> int:
+        """Blocks that are not in the bucket as written."""
+        return self._slab.unsaved
+
+    def close(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Write everything back, however long it takes, and end all threads.
+
+        ``progress`` is called with (blocks left, blocks at the start) now and then.
+        """
+        total = self._slab.unsaved
+        finished = threading.Event()
+        flusher = threading.Thread(target=self._drain, args=(finished,), name="s3backer-drain", daemon=True)
+        flusher.start()
+        while not finished.wait(0.2):
+            if progress:
+                progress(self._slab.unsaved, total)
+        flusher.join()
+        if progress:
+            progress(0, total)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End all threads without writing anything back: only for a volume that was never written."""
+        with self._jobs:
+            self._stopping = True
+            self._jobs.notify_all()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _drain(self, finished: threading.Event) -> None:
+        while True:
+            try:
+                self.flush()
+            except S3backerError as error:
+                log.debug("closing: %s", error)
+                time.sleep(_CLOSE_RETRY)
+            else:
+                finished.set()
+                return
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _perform(self, request: Request, step: Callable[[float], None]) -> None:
+        """Run a step that begins a request and wait until the request is answered."""
+        waiter = request.context = _Waiter(threading.Event())
+        self._call(step)
+        waiter.done.wait()
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _call(self, step: Callable[[float], None]) -> None:
+        """Run one step of the state machine and carry out what it wants."""
+        with self._lock:
+            step(self._clock())
+            self._carry_out(self.cache.take_actions())
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        jobs = 0
+        for action in actions:
+            if isinstance(action, Reply):
+                waiter = action.request.context
+                assert isinstance(waiter, _Waiter)
+                waiter.error = action.error
+                waiter.done.set()
+                continue
+            # A fetch that only completes a block to be stored is part of write-back.
+            urgent = isinstance(action, Fetch) and action.urgent
+            (self._fetch_jobs if urgent else self._store_jobs).append(action)
+            jobs += 1
+        if jobs:
+            with self._jobs:
+                self._jobs.notify(jobs)
+
+    def _work(self) -> None:
+        while (job := self._next_job()) is not None:
+            if isinstance(job, Fetch):
+                self._do_fetch(job)
+            else:
+                self._do_store(job)
+            # The body must not stay alive while this thread waits for its next job.
+            del job
+
+    def _next_job(self) -> Fetch | Store | None:
+        with self._jobs:
+            while True:
+                if self._fetch_jobs:
+                    return self._fetch_jobs.popleft()
+                if self._store_jobs:
+                    return self._store_jobs.popleft()
+                if self._stopping:
+                    return None
+                self._jobs.wait()
+
+    def _do_fetch(self, job: Fetch) -> None:
+        body, error = None, None
+        try:
+            body = self._layout.read(job.block)
+        except S3backerError as failure:
+            error = failure
+        except Exception as failure:
+            error = _unexpected("reading", job.block, failure)
+        self._call(lambda now: self.cache.fetched(job.block, body, error, now))
+
+    def _do_store(self, job: Store) -> None:
+        error = None
+        try:
+            self._layout.write(job.block, job.body)
+        except S3backerError as failure:
+            error = failure
+        except Exception as failure:
+            error = _unexpected("writing", job.block, failure)
+        self._report(error)
+        self._call(lambda now: self.cache.stored(job.block, error, now))
+
+    def _report(self, error: S3backerError | None) -> None:
+        """Log when write-back begins to fail and when it works again, not every failure."""
+        if error is not None and not self._failing:
+            self._failing = True
+            log.error(
+                "write-back is failing, %d blocks are waiting and will be tried again: %s", self._slab.unsaved, error
+            )
+        elif error is None and self._failing:
+            self._failing = False
+            log.warning("write-back works again, %d blocks are waiting", self._slab.unsaved)
+
+    def _keep_time(self) -> None:
+        while not self._stopping:
+            with self._lock:
+                now = self._clock()
+                wake = self.cache.next_wake(now)
+            self._wake.wait(_TICK if wake is None else min(_TICK, max(wake - now, 0.01)))
+            self._wake.clear()
+            self._call(self.cache.tick)
+
+
+def _unexpected(what: str, block: int, failure: Exception) -> StoreError:
+    log.exception("%s block %d failed unexpectedly", what, block)
+    return StoreError(f"{what} block {block} failed: {failure!r}", hint="This is a defect; please report it.")

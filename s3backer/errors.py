@@ -1,0 +1,126 @@
+"""Every error that a user can meet, in one tree.
+
+An error says what happened, to which object or option, and what to try next. The first argument is
+that text; ``hint`` is the next step and is printed on a line of its own. No traceback is shown for
+any of these. ``exit_code`` is stable: scripts may rely on it.
+
+    S3backerError            1   anything that has no code of its own
+    ├── UsageError           2   a bad option, value or URL
+    ├── StoreError           3   the store failed after all retries
+    │   ├── StoreUnreachable 3   connection refused, unknown host, TLS failure, time-out
+    │   ├── AccessDenied     4   wrong key, no permission, clock off
+    │   ├── BucketNotFound   5   the bucket (or the directory) does not exist
+    │   ├── ObjectNotFound   5   no such key
+    │   └── PreconditionFailed 6 a conditional request lost
+    ├── VolumeNotFound       5   there is no volume at this URL
+    ├── VolumeExists         6   there is one already
+    ├── VolumeInUse          6   it is mounted, here or elsewhere
+    ├── MountError           7   mount point, /dev/fuse or fusermount
+    └── CorruptObject        8   an object cannot be what was written
+
+``errno`` is what a file operation reports when it meets the error.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class S3backerError(Exception):
+    """Base of all errors that are explained to the user."""
+
+    exit_code = 1
+    errno = errno.EIO
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(S3backerError):
+    """An option, argument or URL that cannot be used as given."""
+
+    exit_code = 2
+    errno = errno.EINVAL
+
+
+class StoreError(S3backerError):
+    """The store answered with an error, or not at all, and retrying did not help."""
+
+    exit_code = 3
+
+
+class StoreUnreachable(StoreError):
+    """No answer: connection refused, unknown host, TLS failure or time-out."""
+
+
+class AccessDenied(StoreError):
+    """The store refused these credentials for this request."""
+
+    exit_code = 4
+
+
+class BucketNotFound(StoreError):
+    """The bucket or directory itself does not exist. Never the same as an empty volume."""
+
+    exit_code = 5
+
+
+class ObjectNotFound(StoreError):
+    """The bucket exists and holds no object of this key."""
+
+    exit_code = 5
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is no object {key!r}")
+        self.key = key
+
+
+class PreconditionFailed(StoreError):
+    """A conditional PUT or DELETE found the object in another state."""
+
+    exit_code = 6
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"object {key!r} was changed or created by somebody else")
+        self.key = key
+
+
+class VolumeNotFound(S3backerError):
+    """There is no volume at this URL."""
+
+    exit_code = 5
+
+
+class VolumeExists(S3backerError):
+    """A volume is there already."""
+
+    exit_code = 6
+
+
+class VolumeInUse(S3backerError):
+    """The volume is mounted, here or elsewhere."""
+
+    exit_code = 6
+
+
+class MountError(S3backerError):
+    """The mount point or the FUSE installation cannot be used."""
+
+    exit_code = 7
+
+
+class CorruptObject(S3backerError):
+    """An object's content cannot be what was written there."""
+
+    exit_code = 8
+
+
+class ReadOnlyVolume(S3backerError):
+    """The volume was opened read-only."""
+
+    errno = errno.EROFS

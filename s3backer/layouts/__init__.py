@@ -1,0 +1,1 @@
+"""Which objects hold which bytes."""

@@ -1,0 +1,287 @@
+"""The classic layout: the original's bucket format, one object a block.
+
+    key            PREFIX [HASH8 "-"] BLOCK8       8 lower-case hex digits each
+    body           the block, exactly ``block_size`` bytes
+    zero block     no object; block 0 alone is always one, because it carries the metadata
+    block 0        metadata s3backer-blocksize and s3backer-filesize, decimal bytes
+    mount token    layouts/token.py
+
+Guarantees
+  * A missing object is zeros only while nothing speaks against it: a block that is known to be present
+    and answers "not there" is an error, and so is a missing bucket.
+  * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
+    work. A listing page says nothing about a block that was being written while the page was fetched.
+  * A read never returns anything but exactly one block.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from s3backer.errors import CorruptObject, ObjectNotFound, StoreError
+from s3backer.layouts.presence import PresenceMap
+from s3backer.stores.base import ObjectInfo, ObjectStore
+
+BLOCK_CONTENT_TYPE = "application/x-s3backer-block"
+META_BLOCK_SIZE = "s3backer-blocksize"
+META_SIZE = "s3backer-filesize"
+MAX_BLOCKS = 2**32 - 1
+_KEY = re.compile(r"(?:([0-9a-f]{8})-)?([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What block 0 says about the volume: sizes in bytes, and how the block itself is encoded."""
+
+    size: int
+    block_size: int
+    content_encoding: str
+
+
+def block_hash(block: int) -> int:
+    """Return the 32-bit hash by which ``blockHashPrefix`` spreads the keys."""
+    value = block
+    for step in range(12, 0, -1):
+        value = ((value ^ (value >> 8)) * 107 + step) & 0xFFFFFFFF
+    return value
+
+
+def block_name(block: int, *, hash_prefix: bool = False) -> str:
+    """Return the key of a block, without the volume's prefix."""
+    return f"{block_hash(block):08x}-{block:08x}" if hash_prefix else f"{block:08x}"
+
+
+def parse_block_name(name: str, *, hash_prefix: bool = False) -> int | None:
+    """Return the block that a key (without prefix) stands for, None for a foreign object."""
+    match = _KEY.fullmatch(name)
+    if match is None or (match[1] is not None) != hash_prefix:
+        return None
+    block = int(match[2], 16)
+    if block >= MAX_BLOCKS or (hash_prefix and int(match[1], 16) != block_hash(block)):
+        return None
+    return block
+
+
+def read_metadata(store: ObjectStore, prefix: str, *, hash_prefix: bool = False) -> Metadata | None:
+    """Return what block 0 says, or None where it is absent or says nothing."""
+    try:
+        info = store.head(prefix + block_name(0, hash_prefix=hash_prefix))
+    except ObjectNotFound:
+        return None
+    size, block_size = _decimal(info, META_SIZE), _decimal(info, META_BLOCK_SIZE)
+    if not size or not block_size:
+        return None
+    return Metadata(size, block_size, info.content_encoding)
+
+
+def _decimal(info: ObjectInfo, name: str) -> int:
+    text = info.metadata.get(name, "").strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else 0
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """A GET under way. ``expected``: the object was there when it began. ``overtaken``: a write began meanwhile."""
+
+    expected: bool
+    overtaken: bool
+
+
+class ClassicLayout:
+    """Blocks of one volume as objects of a store; see the module for what it guarantees."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        *,
+        block_size: int,
+        size: int,
+        hash_prefix: bool = False,
+        exclusive: bool = True,
+        presence_budget: int = 1 << 20,
+    ) -> None:
+        self.block_size = block_size
+        self.prefix = prefix
+        self.hash_prefix = hash_prefix
+        self._store = store
+        self._size = size
+        self._exclusive = exclusive
+        self._presence = PresenceMap(presence_budget)
+        self._lock = threading.Lock()
+        self._writing: set[int] = set()
+        self._reading: dict[int, list[_Read]] = {}
+        self._touched: set[int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Size of the volume in bytes."""
+        return self._size
+
+    @size.setter
+    def size(self, value: int) -> None:
+        self._size = value
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks."""
+        return self._size // self.block_size
+
+    @property
+    def presence(self) -> PresenceMap:
+        """What is known about which blocks have an object."""
+        return self._presence
+
+    def key(self, block: int) -> str:
+        """Return the object key of a block."""
+        return self.prefix + block_name(block, hash_prefix=self.hash_prefix)
+
+    def read(self, block: int) -> bytes | None:
+        """Fetch one block; None where there is no object."""
+        key = self.key(block)
+        this = self._begin_read(block)
+        try:
+            found = self._store.get(key)
+        except ObjectNotFound:
+            if self._end_read(block, this, present=False) and this.expected:
+                raise StoreError(
+                    f"object {key!r} was in {self._store.name} and has vanished",
+                    hint="Somebody deleted it, or the store lost it; its data is not zeros.",
+                ) from None
+            return None
+        except BaseException:
+            self._end_read(block, this, present=None)
+            raise
+        self._end_read(block, this, present=True)
+        if found.info.content_encoding:
+            raise unsupported_encoding(key, found.info.content_encoding)
+        if len(found.body) != self.block_size:
+            raise CorruptObject(
+                f"object {key!r} in {self._store.name} has {len(found.body)} bytes, "
+                f"a block of this volume has {self.block_size}",
+                hint="It was cut short, or written with another block size or encoding.",
+            )
+        return found.body
+
+    def write(self, block: int, body: bytes | None) -> None:
+        """Store one block, or remove its object where the body is None (block 0 is stored as zeros)."""
+        key = self.key(block)
+        present = body is not None or block == 0
+        with self._lock:
+            self._writing.add(block)
+            for read in self._reading.get(block, ()):
+                read.overtaken = True
+            if self._touched is not None:
+                self._touched.add(block)
+        # What a failed request did is unknown: it may have taken effect although its answer was lost.
+        outcome: bool | None = None
+        try:
+            if present:
+                self._store.put(
+                    key,
+                    bytes(self.block_size) if body is None else body,
+                    content_type=BLOCK_CONTENT_TYPE,
+                    metadata=self._metadata() if block == 0 else None,
+                )
+            else:
+                self._store.delete(key)
+            outcome = present
+        finally:
+            with self._lock:
+                self._presence.set(block, outcome)
+                self._writing.discard(block)
+
+    def _begin_read(self, block: int) -> _Read:
+        with self._lock:
+            this = _Read(
+                expected=self._exclusive and self._presence.get(block) is True, overtaken=block in self._writing
+            )
+            self._reading.setdefault(block, []).append(this)
+        return this
+
+    def _end_read(self, block: int, this: _Read, *, present: bool | None) -> bool:
+        """Learn from a read's answer (None: it had none); False if a write overtook it, so that it says nothing."""
+        with self._lock:
+            others = self._reading[block]
+            others.remove(this)
+            if not others:
+                del self._reading[block]
+            if this.overtaken:
+                return False
+            # An object that vanished stays expected: reading it again is an error again, not zeros.
+            if present is not None and not (this.expected and not present):
+                self._presence.set(block, present)
+            return True
+
+    def create(self) -> None:
+        """Put block 0, all zeros, with the volume's metadata; PreconditionFailed if there is one."""
+        self._store.put(
+            self.key(0),
+            bytes(self.block_size),
+            content_type=BLOCK_CONTENT_TYPE,
+            metadata=self._metadata(),
+            if_none_match=True,
+        )
+
+    def _metadata(self) -> dict[str, str]:
+        return {META_BLOCK_SIZE: str(self.block_size), META_SIZE: str(self._size)}
+
+    def known_absent(self, block: int) -> bool:
+        """True only if it is certain that the block has no object."""
+        return self._exclusive and block != 0 and self._presence.get(block) is False
+
+    def next_possibly_present(self, block: int, stop: int) -> int:
+        """Return the first block in [block, stop) that may have an object, else stop."""
+        if not self._exclusive or block == 0:
+            return block
+        return self._presence.next_possibly_present(block, stop)
+
+    def survey(self, stop_asked: Callable[[], bool]) -> bool:
+        """List the whole volume page by page and learn which blocks are absent.
+
+        Returns False if it was stopped. Only one survey may run at a time.
+        """
+        after, next_block = "", 0
+        forgotten = self._presence.forgotten_pages
+        try:
+            while not stop_asked():
+                with self._lock:
+                    # In key order the pages are ranges of blocks; hashed keys tell about absence only at the end.
+                    if self._touched is None or not self.hash_prefix:
+                        self._touched = set(self._writing)
+                page = self._store.list(self.prefix, start_after=after)
+                blocks = [b for b in (self._parse(entry.key) for entry in page.entries) if b is not None]
+                if page.truncated:
+                    after = page.entries[-1].key
+                    stop = (blocks[-1] + 1 if blocks else next_block) if not self.hash_prefix else 0
+                else:
+                    stop = self.block_count
+                with self._lock:
+                    if self.hash_prefix:
+                        for block in blocks:
+                            if block not in self._touched and self._presence.get(block) is None:
+                                self._presence.set(block, True)
+                    if not self.hash_prefix or (not page.truncated and self._presence.forgotten_pages == forgotten):
+                        self._presence.learn(next_block, max(stop, next_block), blocks, self._touched)
+                next_block = max(stop, next_block)
+                if not page.truncated:
+                    return True
+            return False
+        finally:
+            with self._lock:
+                self._touched = None
+
+    def _parse(self, key: str) -> int | None:
+        block = parse_block_name(key[len(self.prefix) :], hash_prefix=self.hash_prefix)
+        return block if block is not None and block < self.block_count else None
+
+
+def unsupported_encoding(key: str, encoding: str) -> CorruptObject:
+    """Return the error for a block that is stored compressed or encrypted."""
+    return CorruptObject(
+        f"object {key!r} is stored with Content-Encoding {encoding!r}, which this version cannot read",
+        hint="Mount it with the program that wrote it.",
+    )

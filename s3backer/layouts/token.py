@@ -1,0 +1,110 @@
+r"""The mount token: the object by which a writer says that the volume is in use.
+
+    key        PREFIX + "s3backer-mounted"
+    body       HOSTNAME "\n" YYYYMMDDTHHMMSSZ "\n" TOKEN "\n"      (UTC)
+    metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
+               7fffffff is the original's shared mode; missing or zero counts as 1
+
+The original reads and writes the same object, so each refuses a volume that the other has mounted.
+The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
+same second by the same host must not have the same one. Unlike the original we create it with
+``If-None-Match: *``: of two mounts at once exactly one wins.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from s3backer.errors import ObjectNotFound, PreconditionFailed, VolumeInUse
+from s3backer.stores.base import ObjectStore
+
+TOKEN_NAME = "s3backer-mounted"
+TOKEN_METADATA = "s3backer-mount-token"
+SHARED_TOKEN = 0x7FFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class MountToken:
+    """What the token object says. ``etag`` is that of the object read."""
+
+    value: int
+    host: str
+    time: str
+    etag: str
+
+    def describe(self) -> str:
+        """Return who mounted and when, for messages."""
+        where = f"by {self.host}" if self.host else "by an unknown host"
+        return f"{where} at {self.time or 'an unknown time'} (token {self.value:08x})"
+
+
+def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
+    """Return the token in the bucket, or None where the volume is not mounted."""
+    try:
+        found = store.get(prefix + TOKEN_NAME)
+    except ObjectNotFound:
+        return None
+    try:
+        value = int(found.info.metadata.get(TOKEN_METADATA, ""), 16) & 0xFFFFFFFF
+    except ValueError:
+        value = 0
+    host, time, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
+    return MountToken(value or 1, _printable(host), _printable(time), found.info.etag)
+
+
+def write_token(
+    store: ObjectStore, prefix: str, url: str, *, replace: MountToken | None, random_source: random.Random
+) -> MountToken:
+    """Put a new token in place of ``replace`` (or of none) and return it.
+
+    Raises VolumeInUse if somebody else put one in between.
+    """
+    value = random_source.randrange(1, SHARED_TOKEN)
+    host = socket.gethostname()
+    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    try:
+        etag = store.put(
+            prefix + TOKEN_NAME,
+            f"{host}\n{time}\n{value:08x}\n".encode(),
+            content_type="text/plain",
+            metadata={TOKEN_METADATA: f"{value:08x}"},
+            if_match=replace.etag if replace else None,
+            if_none_match=replace is None,
+        )
+    except PreconditionFailed:
+        found = read_token(store, prefix)
+        raise in_use(url, found) from None
+    return MountToken(value, host, time, etag)
+
+
+def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:
+    """Remove the token if it is still ours; return another's token that stands there instead."""
+    found = read_token(store, prefix)
+    if found is not None and found.value != mine.value:
+        return found
+    if found is not None:
+        store.delete(prefix + TOKEN_NAME)
+    return None
+
+
+def in_use(url: str, token: MountToken | None) -> VolumeInUse:
+    """Return the error for a volume that carries somebody's token."""
+    if token is None:
+        return VolumeInUse(f"{url} was mounted by somebody else just now", hint="Try again.")
+    if token.value == SHARED_TOKEN:
+        return VolumeInUse(
+            f"{url} is mounted in the original's shared disk mode ({token.describe()})",
+            hint="Unmount it everywhere, then run 's3backer unlock' on it.",
+        )
+    return VolumeInUse(
+        f"{url} is mounted {token.describe()}",
+        hint="Unmount it there first. If that mount has died, run 's3backer unlock' on it; "
+        "two writers at once destroy the data.",
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())[:255]

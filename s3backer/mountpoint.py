@@ -1,0 +1,192 @@
+"""Mount points: what may become one, what is mounted on it, and taking it down again.
+
+The checks change nothing, so a refused mount leaves no trace. Nothing here asks the mounted filesystem
+itself (except ``check_mountpoint``, before there is one): the table of mounts is read from the kernel, so that
+the process that serves a mount can use it without waiting for itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3backer.errors import MountError
+
+FUSE_TYPE = "fuse.s3backer"
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+#: What a file operation reports where the daemon of a FUSE mount is gone (or was cut off).
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+_FUSERMOUNT_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of the kernel's table. ``device`` is MAJOR:MINOR, by which /sys/class/bdi names it too."""
+
+    mount_id: int
+    device: str
+    path: str
+    kind: str
+    source: str
+
+
+def read_mounts(table: str = "/proc/self/mountinfo") -> list[Mount]:
+    """Return all mounts that this process sees, later ones on top of earlier ones."""
+    mounts = []
+    with open(table, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split()
+            rest = fields[fields.index("-", 6) + 1 :]
+            mounts.append(Mount(int(fields[0]), fields[2], _unescape(fields[4]), rest[0], _unescape(rest[1])))
+    return mounts
+
+
+def find_mount(path: str, *, device: str = "") -> Mount | None:
+    """Return the topmost mount on this (absolute, resolved) path, or None; with ``device`` only if it is that one."""
+    found = None
+    for mount in read_mounts():
+        if mount.path == path:
+            found = mount
+    return found if found is None or not device or found.device == device else None
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def resolve_mountpoint(path: str) -> str:
+    """Return the absolute path without symbolic links, under which the kernel will list the mount."""
+    return os.path.realpath(path)
+
+
+def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_directory: str | None = None) -> None:
+    """Raise MountError unless something can be mounted on this resolved path.
+
+    ``volume_directory`` is where a ``file:`` volume keeps its blocks: neither may lie in the other.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise MountError(f"mount point {path} does not exist", hint=f"Create it: mkdir -p {path}") from None
+    except OSError as error:
+        raise _unusable(path, error) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"mount point {path} is not a directory", hint="Name an empty directory.")
+    mounted = find_mount(path)
+    if mounted is not None and mounted.kind == FUSE_TYPE:
+        raise MountError(
+            f"{mounted.source} is already mounted on {path}",
+            hint=f"Use another directory, or unmount it first: {_undo(path)}",
+        )
+    try:
+        occupied = not allow_nonempty and any(os.scandir(path))
+    except OSError as error:
+        raise _unusable(path, error) from None
+    if occupied:
+        raise MountError(
+            f"mount point {path} is not empty",
+            hint="Name an empty directory, or mount over it with '-o nonempty'.",
+        )
+    if volume_directory is not None:
+        _check_apart(path, os.path.realpath(volume_directory))
+
+
+def _unusable(path: str, error: OSError) -> MountError:
+    if error.errno in _DEAD:
+        return MountError(
+            f"mount point {path} is a dead mount: the process that served it is gone",
+            hint=f"Remove it first: {_undo(path)}",
+        )
+    return MountError(
+        f"mount point {path} cannot be used: {error.strerror}", hint="Check the path and its permissions."
+    )
+
+
+def _undo(path: str) -> str:
+    return f"fusermount -u {path}"
+
+
+def _check_apart(path: str, directory: str) -> None:
+    for inner, outer in ((path, directory), (directory, path)):
+        if os.path.commonpath((inner, outer)) == outer:
+            raise MountError(
+                f"mount point {path} and the volume's own directory {directory} lie in each other",
+                hint="Mount it somewhere else: a disk cannot be kept on itself.",
+            )
+
+
+def check_fuse(device: str = "/dev/fuse") -> None:
+    """Raise MountError unless this process can open FUSE's device and, not being root, has a fusermount."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountError(
+            f"{device} does not exist",
+            hint="Load the module with 'modprobe fuse'; in a container, start it with "
+            "'--device /dev/fuse --cap-add SYS_ADMIN'.",
+        ) from None
+    except PermissionError:
+        raise MountError(
+            f"this user may not open {device}",
+            hint=f"Run as root, or let this user read and write it: chmod 666 {device}",
+        ) from None
+    except OSError as error:
+        raise MountError(
+            f"{device} cannot be opened: {error.strerror}", hint="Load the module with 'modprobe fuse'."
+        ) from None
+    if os.geteuid() != 0 and shutil.which("fusermount") is None:
+        raise MountError(
+            "fusermount was not found, and only root can mount without it",
+            hint="Install it with 'apt install fuse', or run as root.",
+        )
+
+
+def unmount(path: str, *, lazy: bool = False) -> None:
+    """Unmount what is mounted on ``path``; OSError(EBUSY) while it is in use, unless ``lazy``.
+
+    Waits for what the kernel has still to write, so the caller must not be the only thread that serves it.
+    """
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+        return
+    command = ["fusermount", "-u", *(["-z"] if lazy else []), "--", path]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=_FUSERMOUNT_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, "fusermount did not end", path) from None
+    if done.returncode != 0:
+        code = errno.EBUSY if "busy" in done.stderr else errno.EINVAL
+        raise OSError(code, done.stderr.strip() or os.strerror(code), path)
+
+
+def loop_devices(file: str, sys_block: str = "/sys/block") -> Sequence[str]:
+    """Return the loop devices that are attached to this file, such as ``/dev/loop0``."""
+    devices = []
+    for entry in Path(sys_block).glob("loop*/loop/backing_file"):
+        try:
+            backing = entry.read_text().rstrip("\n")
+        except OSError:
+            continue
+        if backing == file:
+            devices.append(f"/dev/{entry.parts[-3]}")
+    return sorted(devices)

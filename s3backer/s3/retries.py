@@ -1,0 +1,97 @@
+"""Which failures are tried again, and when. This table is the only place that says so.
+
+    no answer        refused, unknown host, time-out, reset, cut short      again
+                     certificate not trusted                                final
+    status           408 429 500 502 503 504                                again
+    code             those of RETRIED_CODES, under any status               again
+    anything else                                                           final
+
+An object whose content does not fit its ETag is asked for once more, in stores/s3.py.
+
+Pauses are exponential with full jitter: each is drawn between 0 and a ceiling that doubles. Retry-After makes a
+pause longer. The last pause is cut so that all together last ``patience``; one attempt follows it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from s3backer.errors import S3backerError
+
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+RETRIED_CODES = frozenset(
+    {
+        "SlowDown",
+        "RequestTimeout",
+        "InternalError",
+        "ServiceUnavailable",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "RequestLimitExceeded",
+        "OperationAborted",
+        "ConditionalRequestConflict",
+        # What the server received is not what was sent.
+        "IncompleteBody",
+        "BadDigest",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+
+
+class Failure(Exception):
+    """One attempt failed.
+
+    ``error`` is what the user is told if it is the last. ``unsettled``: the request may have taken effect.
+    ``retry_after`` is what the server asks for, in seconds.
+    """
+
+    def __init__(
+        self,
+        error: S3backerError,
+        *,
+        retried: bool,
+        unsettled: bool = True,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retried = retried
+        self.unsettled = unsettled
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long to go on trying; all in seconds."""
+
+    patience: float = 30.0
+    first_pause: float = 0.2
+    longest_pause: float = 10.0
+    shortest_pause: float = 0.01
+
+    def pause(
+        self, attempt: int, waited: float, random_source: random.Random, retry_after: float = 0.0
+    ) -> float | None:
+        """Return how long to wait after the failed attempt 1, 2, …; None if it was the last.
+
+        ``waited`` is the sum of the pauses so far.
+        """
+        left = self.patience - waited
+        if left <= 0:
+            return None
+        ceiling = min(self.longest_pause, self.first_pause * 2.0 ** min(attempt - 1, 30))
+        pause = max(random_source.uniform(0, ceiling), self.shortest_pause, retry_after)
+        return min(pause, left)
+
+
+def is_retried(status: int, code: str) -> bool:
+    """Return whether an answer with this status and error code is worth another attempt."""
+    return status in RETRIED_STATUSES or code in RETRIED_CODES
+
+
+def parse_retry_after(value: str) -> float:
+    """Return a Retry-After header in seconds; 0 where it is absent, a date or nonsense."""
+    value = value.strip()
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 8 else 0.0

@@ -1,0 +1,97 @@
+"""The store: named objects in one bucket, and nothing about blocks.
+
+Every implementation gives the same answers; ``tests/stores/test_behaviour.py`` runs one suite
+against all of them. Calls block, may be made from any number of threads, and raise only errors of
+``s3backer.errors``. Retrying is the store's own business: an error that comes out is final.
+
+* ``put`` is atomic and durable: when it returns, the whole object is there and survives the loss of
+  power of the client; a reader sees the old or the new object, never a mixture.
+* ``delete`` of an absent object is a success.
+* A missing bucket is ``BucketNotFound`` from every call, never an empty answer.
+* ETags are opaque strings.
+* Keys are ordered by their UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from s3backer.telemetry.requests import RequestCounters
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a HEAD tells. ``size`` is in bytes; metadata names are lower case, without prefix."""
+
+    key: str
+    size: int
+    etag: str
+    content_type: str = ""
+    content_encoding: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a GET tells: the object's facts and its bytes."""
+
+    info: ObjectInfo
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ListEntry:
+    """One line of a listing. ``size`` is in bytes."""
+
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing in key order. If ``truncated``, ask again after the last key."""
+
+    entries: tuple[ListEntry, ...]
+    truncated: bool
+
+
+class ObjectStore(Protocol):
+    """One bucket."""
+
+    #: How messages name the bucket, such as ``s3://bucket`` or ``file:///dir``.
+    name: str
+    #: Counts of requests and bytes by kind.
+    counters: RequestCounters
+
+    def get(self, key: str) -> StoredObject:
+        """Return the object; ``ObjectNotFound`` if absent."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return the object's facts; ``ObjectNotFound`` if absent."""
+
+    def put(
+        self,
+        key: str,
+        body: Buffer,
+        *,
+        content_type: str = "application/octet-stream",
+        content_encoding: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> str:
+        """Store the object and return its ETag; ``PreconditionFailed`` if a condition does not hold."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object. Absent already is a success."""
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
+        """Return at most ``limit`` (1 to 1000) entries whose keys begin with prefix and follow ``start_after``."""
+
+    def close(self) -> None:
+        """Release connections. The store is not used afterwards."""

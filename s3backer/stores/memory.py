@@ -1,0 +1,113 @@
+"""A store in memory: the plain twin of the real ones, for tests and for trying things out.
+
+Every call takes effect at one instant, under one lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from s3backer.errors import ObjectNotFound, PreconditionFailed
+from s3backer.stores.base import Buffer, ListEntry, ListPage, ObjectInfo, StoredObject
+from s3backer.stores.checks import check_key, check_listing, checked_metadata
+from s3backer.telemetry.requests import RequestCounters
+
+_T = TypeVar("_T")
+
+
+class MemoryStore:
+    """A bucket that lives as long as this object."""
+
+    def __init__(self, name: str = "memory:") -> None:
+        self.name = name
+        self.endpoint = "memory"
+        self.counters = RequestCounters()
+        self._lock = threading.Lock()
+        self._objects: dict[str, StoredObject] = {}
+
+    def get(self, key: str) -> StoredObject:
+        """Return the object; ObjectNotFound if absent."""
+        check_key(key)
+        return self._counted("get", lambda: self._find(key), received=lambda found: len(found.body))
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return the object's facts; ObjectNotFound if absent."""
+        check_key(key)
+        return self._counted("head", lambda: self._find(key).info)
+
+    def put(
+        self,
+        key: str,
+        body: Buffer,
+        *,
+        content_type: str = "application/octet-stream",
+        content_encoding: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> str:
+        """Store the object and return its ETag; PreconditionFailed if a condition does not hold."""
+        check_key(key)
+        kept = checked_metadata(content_type, content_encoding, metadata)
+        data = bytes(body)
+        etag = f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+        info = ObjectInfo(key, len(data), etag, content_type, content_encoding, kept)
+
+        def effect() -> str:
+            old = self._objects.get(key)
+            if (if_none_match and old is not None) or (
+                if_match is not None and (old is None or old.info.etag != if_match)
+            ):
+                raise PreconditionFailed(key)
+            self._objects[key] = StoredObject(info, data)
+            return etag
+
+        return self._counted("put", effect, sent=len(data))
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+        check_key(key)
+        self._counted("delete", lambda: self._objects.pop(key, None))
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
+        """Return the first ``limit`` entries of a prefix after a key."""
+        check_listing(prefix, start_after, limit)
+
+        def effect() -> ListPage:
+            after = start_after.encode()
+            keys = sorted((k for k in self._objects if k.startswith(prefix) and k.encode() > after), key=str.encode)
+            infos = [self._objects[key].info for key in keys[:limit]]
+            return ListPage(tuple(ListEntry(i.key, i.size, i.etag) for i in infos), len(keys) > limit)
+
+        return self._counted("list", effect)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""
+
+    def _find(self, key: str) -> StoredObject:
+        try:
+            return self._objects[key]
+        except KeyError:
+            raise ObjectNotFound(key) from None
+
+    def _counted(
+        self,
+        kind: str,
+        effect: Callable[[], _T],
+        *,
+        sent: int = 0,
+        received: Callable[[_T], int] | None = None,
+    ) -> _T:
+        started = time.perf_counter()
+        count = 0
+        try:
+            with self._lock:
+                result = effect()
+            count = received(result) if received else 0
+            return result
+        finally:
+            self.counters.add(kind, sent=sent, received=count, seconds=time.perf_counter() - started)

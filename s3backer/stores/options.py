@@ -1,0 +1,34 @@
+"""How to reach a store: everything about it that is not the volume's URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Settings of a store; None means what the AWS environment, profile and configuration files say.
+
+    ``virtual_host`` None: the bucket is in the host name on AWS, unless it has a dot; elsewhere in the path.
+    ``timeout``: seconds that connecting, sending and receiving may take, each, in one attempt.
+    ``connections``: how many requests are on their way at once.
+    ``patience``: sum of the pauses between attempts, in seconds, after which an error is final.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
+    anonymous: bool = False
+    virtual_host: bool | None = None
+    ca_bundle: str | None = None
+    verify_tls: bool = True
+    timeout: float = 30.0
+    connections: int = 16
+    patience: float = 30.0
+
+    def __repr__(self) -> str:
+        """Name the store without its keys: this text may end up in a log."""
+        keys = "given" if self.secret_key else "none" if self.anonymous else "found"
+        return f"StoreOptions(endpoint_url={self.endpoint_url!r}, region={self.region!r}, credentials {keys})"

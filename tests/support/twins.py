@@ -1,0 +1,225 @@
+"""Plain Python twins of ``s3backer._fast``: the same answers, written for reading and not for speed.
+
+Differences that no caller may depend on: which clean slot is evicted (``PlainSlab`` is told),
+and the order of slots that became dirty in the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from s3backer._fast import DONE, NEEDS_FETCH, NO_SLOT, ZERO_BLOCK
+from s3backer.stores.base import Buffer
+
+SECTOR = 512
+
+
+def is_zero(data: Buffer) -> bool:
+    return not any(bytes(data))
+
+
+def split(offset: int, length: int, block_size: int) -> list[tuple[int, int, int]]:
+    pieces = []
+    end = offset + length
+    while offset < end:
+        block, start = divmod(offset, block_size)
+        stop = min(block_size, start + end - offset)
+        pieces.append((block, start, stop))
+        offset += stop - start
+    return pieces
+
+
+def bits(bitmap: Buffer) -> list[bool]:
+    return [bool(byte >> bit & 1) for byte in bytes(bitmap) for bit in range(8)]
+
+
+def pack(values: list[bool]) -> bytearray:
+    packed = bytearray(len(values) // 8)
+    for i, value in enumerate(values):
+        packed[i // 8] |= value << i % 8
+    return packed
+
+
+def next_of(values: list[bool], start: int, stop: int, wanted: bool) -> int:
+    return next((i for i in range(start, stop) if values[i] == wanted), stop)
+
+
+@dataclass
+class PlainSlot:
+    """One cached block; the sets hold sector numbers."""
+
+    data: bytearray
+    valid: set[int] = field(default_factory=set)
+    dirty: set[int] = field(default_factory=set)
+    storing: set[int] = field(default_factory=set)
+    first_sequence: int = 0
+    dirty_since: float = 0.0
+    storing_sequence: int = 0
+    storing_since: float = 0.0
+
+    @property
+    def unsaved(self) -> bool:
+        return bool(self.dirty or self.storing)
+
+
+class PlainSlab:
+    """The slab. ``evict`` chooses among clean blocks when every slot is used."""
+
+    def __init__(
+        self, block_size: int, slots: int, dirty_limit: int, evict: Callable[[list[int]], int] = lambda clean: clean[0]
+    ) -> None:
+        self.block_size, self.slots, self.dirty_limit = block_size, slots, dirty_limit
+        self.sequence = self.read_hits = self.read_misses = self.write_hits = self.write_misses = 0
+        self.found: dict[int, PlainSlot] = {}
+        self._sectors = block_size // SECTOR
+        self._evict = evict
+
+    @property
+    def used(self) -> int:
+        return len(self.found)
+
+    @property
+    def dirty(self) -> int:
+        return sum(bool(slot.dirty) for slot in self.found.values())
+
+    @property
+    def storing(self) -> int:
+        return sum(bool(slot.storing) for slot in self.found.values())
+
+    @property
+    def unsaved(self) -> int:
+        return sum(slot.unsaved for slot in self.found.values())
+
+    def read(self, offset: int, out: bytearray | memoryview) -> list[int]:
+        missing, position = [], 0
+        for block, start, stop in split(offset, len(out), self.block_size):
+            if self.copy_out(block, start, memoryview(out)[position : position + stop - start]):
+                self.read_hits += 1
+            else:
+                self.read_misses += 1
+                missing.append(block)
+            position += stop - start
+        return missing
+
+    def write(self, offset: int, data: Buffer, now: float) -> tuple[int, int]:
+        return self._write(offset, bytes(data), now, is_data=True)
+
+    def write_zeros(self, offset: int, length: int, now: float) -> tuple[int, int]:
+        return self._write(offset, bytes(length), now, is_data=False)
+
+    def _write(self, offset: int, data: bytes, now: float, *, is_data: bool) -> tuple[int, int]:
+        position, changed = 0, False
+        for block, start, stop in split(offset, len(data), self.block_size):
+            piece = data[position : position + stop - start]
+            slot = self.found.get(block)
+            edges = {at // SECTOR for at in (start, stop) if at % SECTOR}
+            if slot is None:
+                if is_data and len(piece) == self.block_size and is_zero(piece):
+                    return position, ZERO_BLOCK
+                if edges:
+                    return position, NEEDS_FETCH
+            elif edges - slot.valid:
+                return position, NEEDS_FETCH
+            if (slot is None or not slot.unsaved) and self.unsaved >= self.dirty_limit:
+                return position, NO_SLOT
+            if slot is None:
+                slot = self._allocate(block)
+                if slot is None:
+                    return position, NO_SLOT
+                self.write_misses += 1
+            else:
+                self.write_hits += 1
+            if not changed:
+                changed = True
+                self.sequence += 1
+            slot.data[start:stop] = piece
+            self._mark_dirty(slot, sectors(start, stop), now)
+            position += stop - start
+        return position, DONE
+
+    def _allocate(self, block: int) -> PlainSlot | None:
+        if len(self.found) == self.slots:
+            clean = [number for number, slot in self.found.items() if not slot.unsaved]
+            if not clean:
+                return None
+            del self.found[self._evict(clean)]
+        slot = self.found[block] = PlainSlot(bytearray(self.block_size))
+        return slot
+
+    def _mark_dirty(self, slot: PlainSlot, written: set[int], now: float) -> None:
+        if not slot.dirty:
+            slot.first_sequence, slot.dirty_since = self.sequence, now
+        slot.dirty |= written
+        slot.valid |= written
+
+    def contains(self, block: int) -> bool:
+        return block in self.found
+
+    def fully_valid(self, block: int) -> bool:
+        return block in self.found and len(self.found[block].valid) == self._sectors
+
+    def copy_out(self, block: int, start: int, out: bytearray | memoryview) -> bool:
+        slot = self.found.get(block)
+        if slot is None or sectors(start, start + len(out)) - slot.valid:
+            return False
+        out[:] = slot.data[start : start + len(out)]
+        return True
+
+    def fill(self, block: int, body: Buffer | None) -> bool:
+        slot = self.found.get(block) or self._allocate(block)
+        if slot is None:
+            return False
+        data = bytes(self.block_size) if body is None else bytes(body)
+        for sector in set(range(self._sectors)) - slot.valid:
+            slot.data[sector * SECTOR : (sector + 1) * SECTOR] = data[sector * SECTOR : (sector + 1) * SECTOR]
+        slot.valid = set(range(self._sectors))
+        return True
+
+    def touch(self, block: int, now: float) -> bool:
+        if not self.fully_valid(block):
+            return False
+        self.sequence += 1
+        self._mark_dirty(self.found[block], {0}, now)
+        return True
+
+    def dirty_blocks(self, limit: int) -> list[tuple[int, int, float, bool]]:
+        return list(self._dirty_in_order())[: max(limit, 0)]
+
+    def _dirty_in_order(self) -> Iterator[tuple[int, int, float, bool]]:
+        for block, slot in sorted(self.found.items(), key=lambda item: item[1].first_sequence):
+            if slot.dirty and not slot.storing:
+                yield block, slot.first_sequence, slot.dirty_since, self.fully_valid(block)
+
+    def oldest_dirty_sequence(self) -> int:
+        return min((slot.first_sequence for slot in self.found.values() if slot.dirty), default=0)
+
+    def begin_store(self, block: int) -> tuple[int, bytes | None]:
+        slot = self.found.get(block)
+        if slot is None or not slot.dirty or slot.storing or not self.fully_valid(block):
+            raise ValueError(block)
+        slot.storing, slot.dirty = slot.dirty, set()
+        slot.storing_sequence, slot.storing_since = slot.first_sequence, slot.dirty_since
+        return slot.storing_sequence, None if is_zero(slot.data) else bytes(slot.data)
+
+    def end_store(self, block: int, stored: bool) -> None:
+        slot = self.found.get(block)
+        if slot is None or not slot.storing:
+            raise ValueError(block)
+        if not stored:
+            slot.dirty |= slot.storing
+            slot.first_sequence, slot.dirty_since = slot.storing_sequence, slot.storing_since
+        slot.storing = set()
+
+    def drop_from(self, block: int) -> int:
+        dropped = [number for number in self.found if number >= block]
+        if any(self.found[number].unsaved for number in dropped):
+            raise ValueError(block)
+        for number in dropped:
+            del self.found[number]
+        return len(dropped)
+
+
+def sectors(start: int, stop: int) -> set[int]:
+    """The sectors that bytes [start, stop) of a block touch."""
+    return set(range(start // SECTOR, -(-stop // SECTOR)))

@@ -1,0 +1,367 @@
+"""The control socket: its protocol, and what garbage, strangers and the dead do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from s3backer import control
+from s3backer.control import MAX_CLIENTS, MAX_LINE, ControlServer, Progress, call, control_path
+from s3backer.errors import S3backerError, VolumeInUse
+
+
+def echo(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+    return dict(arguments)
+
+
+def slow(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+    for left in (3, 2, 1):
+        progress({"left": left})
+    return {"left": 0}
+
+
+def fail(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+    raise VolumeInUse("it is mounted", hint="unmount it")
+
+
+def defect(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+    raise KeyError("inner detail")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "s3backer" / "id.sock"
+
+
+@pytest.fixture
+def server(path: Path) -> Iterator[ControlServer]:
+    server = ControlServer(path, {"echo": echo, "slow": slow, "fail": fail, "defect": defect})
+    server.start()
+    yield server
+    server.stop()
+
+
+def connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(path))
+    return connection
+
+
+def exchange(connection: socket.socket, data: bytes) -> dict[str, object]:
+    connection.sendall(data)
+    with connection.makefile("rb") as answers:
+        return dict(json.loads(answers.readline()))
+
+
+def test_a_call_is_answered(server: ControlServer, path: Path) -> None:
+    assert call("id", "echo", {"size": 5, "text": "ü\n"}, path=path) == {"size": 5, "text": "ü\n"}
+
+
+def test_progress_comes_before_the_result(server: ControlServer, path: Path) -> None:
+    seen: list[dict[str, object]] = []
+    assert call("id", "slow", None, seen.append, path=path) == {"left": 0}
+    assert seen == [{"left": 3}, {"left": 2}, {"left": 1}]
+
+
+def test_an_error_arrives_with_hint_and_exit_code(server: ControlServer, path: Path) -> None:
+    with pytest.raises(S3backerError) as caught:
+        call("id", "fail", path=path)
+    assert (caught.value.message, caught.value.hint, caught.value.exit_code) == ("it is mounted", "unmount it", 6)
+
+
+def test_a_defect_is_named_without_details(server: ControlServer, path: Path) -> None:
+    with pytest.raises(S3backerError, match="unexpected KeyError") as caught:
+        call("id", "defect", path=path)
+    assert "inner detail" not in str(caught.value)
+    assert call("id", "echo", path=path) == {}
+
+
+def test_an_unknown_command_names_the_known_ones(server: ControlServer, path: Path) -> None:
+    with pytest.raises(S3backerError, match="'format'") as caught:
+        call("id", "format", path=path)
+    assert caught.value.exit_code == 2
+    assert "defect, echo, fail, slow" in caught.value.hint
+
+
+def test_permissions(server: ControlServer, path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_several_requests_on_one_connection(server: ControlServer, path: Path) -> None:
+    with connect(path) as connection:
+        for number in range(3):
+            answer = exchange(connection, json.dumps({"version": 1, "command": "echo", "n": number}).encode() + b"\n")
+            assert answer == {"version": 1, "ok": True, "result": {"n": number}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"hello\n",
+        b"[]\n",
+        b"null\n",
+        b"\xff\xfe\n",
+        b"{}\n",
+        b'{"version": 2, "command": "echo"}\n',
+        b'{"version": 1}\n',
+        b'{"version": 1, "command": ["echo"]}\n',
+        b"[" * 20000 + b"\n",
+    ],
+)
+def test_a_line_that_is_not_understood_is_answered(server: ControlServer, path: Path, line: bytes) -> None:
+    with connect(path) as connection:
+        answer = exchange(connection, line)
+        assert answer["ok"] is False and answer["exit_code"] == 2 and answer["error"] and answer["hint"]
+        assert exchange(connection, b'{"version":1,"command":"echo"}\n')["ok"] is True
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_garbage_never_stops_the_server(server: ControlServer, path: Path, garbage: bytes) -> None:
+    with connect(path) as connection:
+        connection.sendall(garbage + b"\n")
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
+    assert call("id", "echo", path=path) == {}
+
+
+def test_a_line_that_is_too_long_ends_its_connection(server: ControlServer, path: Path) -> None:
+    with connect(path) as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        for _ in range(1000):
+            connection.sendall(b"x" * MAX_LINE)
+    assert call("id", "echo", path=path) == {}
+
+
+def test_the_longest_line_is_served(server: ControlServer, path: Path) -> None:
+    frame = len(json.dumps({"version": 1, "command": "echo", "t": ""}, separators=(",", ":")))
+    text = "x" * (MAX_LINE - frame)
+    assert call("id", "echo", {"t": text}, path=path) == {"t": text}
+
+
+def test_a_client_that_vanishes_harms_nobody(path: Path) -> None:
+    go, done = threading.Event(), threading.Event()
+
+    def talk(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+        go.wait(20)
+        for _ in range(100):
+            progress({"text": "x" * 10000})
+        done.set()
+        return {}
+
+    server = ControlServer(path, {"talk": talk, "echo": echo})
+    server.start()
+    try:
+        with connect(path) as connection:
+            connection.sendall(b'{"version":1,"command":"talk"}\n')
+        go.set()
+        assert done.wait(20)
+        assert call("id", "echo", path=path) == {}
+    finally:
+        server.stop()
+
+
+def test_a_client_that_says_nothing_does_not_keep_the_server_from_stopping(server: ControlServer, path: Path) -> None:
+    with connect(path) as silent:
+        assert call("id", "echo", path=path) == {}
+        server.stop()
+        assert silent.recv(1) == b""
+    assert not path.exists()
+    assert not [t for t in threading.enumerate() if t.name.startswith("s3backer-control")]
+
+
+def test_stop_lets_a_running_command_answer(path: Path) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def wait(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+        started.set()
+        go.wait(20)
+        return {"done": True}
+
+    server = ControlServer(path, {"wait": wait})
+    server.start()
+    with connect(path) as connection:
+        connection.sendall(b'{"version":1,"command":"wait"}\n')
+        assert started.wait(20)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        while path.exists():
+            time.sleep(0.01)
+        go.set()
+        with connection.makefile("rb") as answers:
+            assert json.loads(answers.readline())["result"] == {"done": True}
+        stopping.join(20)
+        assert not stopping.is_alive()
+
+
+def test_too_many_clients_are_turned_away_and_come_back(server: ControlServer, path: Path) -> None:
+    crowd = [connect(path) for _ in range(MAX_CLIENTS)]
+    for connection in crowd:
+        assert exchange(connection, b'{"version":1,"command":"echo"}\n')["ok"] is True
+    with pytest.raises(S3backerError, match="did not answer"):
+        call("id", "echo", path=path)
+    for connection in crowd:
+        connection.close()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            assert call("id", "echo", path=path) == {}
+            return
+        except S3backerError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_no_daemon_is_none(path: Path) -> None:
+    assert call("id", "echo", path=path) is None
+    path.parent.mkdir(parents=True, mode=0o700)
+    assert call("id", "echo", path=path) is None
+
+
+def stale(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+
+def test_the_socket_of_a_dead_daemon_is_removed(path: Path) -> None:
+    stale(path)
+    assert call("id", "echo", path=path) is None
+    assert not path.exists()
+
+
+def test_a_daemon_takes_the_place_of_a_dead_one(path: Path) -> None:
+    stale(path)
+    server = ControlServer(path, {"echo": echo})
+    server.start()
+    try:
+        assert call("id", "echo", path=path) == {}
+    finally:
+        server.stop()
+
+
+def test_a_second_daemon_is_refused_and_leaves_the_first_alone(server: ControlServer, path: Path) -> None:
+    second = ControlServer(path, {})
+    with pytest.raises(S3backerError, match="another daemon"):
+        second.start()
+    second.stop()
+    assert call("id", "echo", path=path) == {}
+
+
+def test_stop_leaves_a_successors_socket_alone(server: ControlServer, path: Path) -> None:
+    path.unlink()
+    successor = ControlServer(path, {"echo": echo})
+    successor.start()
+    server.stop()
+    try:
+        assert call("id", "echo", path=path) == {}
+    finally:
+        successor.stop()
+
+
+def test_a_directory_open_to_others_is_not_used(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.parent.chmod(0o755)
+    for action in (lambda: call("id", "echo", path=path), lambda: ControlServer(path, {}).start()):
+        with pytest.raises(S3backerError, match="not private") as caught:
+            action()
+        assert "chmod 700" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory to another user needs root")
+def test_a_directory_of_another_user_is_not_used(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    os.chown(path.parent, 65534, 65534)
+    with pytest.raises(S3backerError, match="not private"):
+        call("id", "echo", path=path)
+
+
+def test_a_directory_that_is_a_symbolic_link_is_not_used(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    path.parent.parent.mkdir()
+    path.parent.symlink_to(tmp_path / "real")
+    with pytest.raises(S3backerError, match="cannot be used"):
+        ControlServer(path, {}).start()
+
+
+def test_a_path_longer_than_a_socket_address(tmp_path: Path) -> None:
+    path = tmp_path / ("d" * 150) / "s3backer" / "id.sock"
+    server = ControlServer(path, {"echo": echo})
+    server.start()
+    try:
+        assert call("id", "echo", path=path) == {}
+    finally:
+        server.stop()
+    assert not path.exists()
+
+
+def fake_daemon(path: Path, behave: Callable[[socket.socket], object]) -> threading.Thread:
+    path.parent.mkdir(parents=True, mode=0o700)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.settimeout(20)
+            connection.recv(65536)
+            behave(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", "closed the connection"),
+        (b'{"version":1,"progress":{}}\n{"version":1,"ok":tr', "closed the connection"),
+        (b"nonsense\n", "not a JSON object"),
+        (b'{"version":1,"ok":true}\n', "not understood"),
+        (b'{"version":1,"ok":false,"exit_code":"7"}\n', "not understood"),
+        (b"x" * (3 * MAX_LINE), "more than"),
+    ],
+)
+def test_a_broken_daemon_is_an_error_and_no_hang(path: Path, answer: bytes, message: str) -> None:
+    def behave(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.sendall(answer)
+
+    thread = fake_daemon(path, behave)
+    with pytest.raises(S3backerError, match=message):
+        call("id", "echo", path=path)
+    thread.join(20)
+
+
+def test_a_silent_daemon_is_an_error_and_no_hang(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "SILENCE", 0.2)
+    over = threading.Event()
+    thread = fake_daemon(path, lambda connection: bool(over.wait(20)))
+    with pytest.raises(S3backerError, match="said nothing"):
+        call("id", "echo", path=path)
+    over.set()
+    thread.join(20)
+
+
+def test_where_the_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert control_path("ab") == Path("/run/s3backer/ab.sock")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert control_path("ab") == Path("/run/user/1000/s3backer/ab.sock")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert control_path("ab") == Path("/tmp/s3backer-1000/ab.sock")

@@ -1,0 +1,72 @@
+"""A pytest plugin that writes what happens to a file as it happens, one JSON array a line.
+
+    ["start", test]
+    ["passed"|"failed"|"skipped", test, seconds, reason]
+
+It is written line by line so that a run that is killed still tells which test it was in. Used by tools/run_tests.py:
+``-p tools.report_plugin --report-lines FILE``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names the file."""
+    parser.addoption("--report-lines", type=Path, metavar="FILE", help="write what happens to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start writing if a file was named."""
+    path: Path | None = config.getoption("--report-lines")
+    if path is not None:
+        config.pluginmanager.register(_Lines(path.open("w", encoding="utf-8", buffering=1)), "report-lines")
+
+
+class _Lines:
+    """Writes the lines of one run."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._seconds = 0.0
+        self._outcome = "passed"
+        self._reason = ""
+
+    def _write(self, *line: object) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._seconds, self._outcome, self._reason = 0.0, "passed", ""
+        self._write("start", nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds += report.duration
+        if report.failed:
+            self._outcome, self._reason = "failed", f"in {report.when}"
+        elif report.skipped and self._outcome == "passed":
+            self._outcome, self._reason = "skipped", _skip_reason(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._write(self._outcome, nodeid, self._seconds, self._reason)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._write("failed", report.nodeid, 0.0, "in collection")
+        elif report.skipped:
+            self._write("skipped", report.nodeid, 0.0, _skip_reason(report))
+
+    def pytest_unconfigure(self) -> None:
+        self._file.close()
+
+
+def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    expected_failure = getattr(report, "wasxfail", None)
+    if expected_failure is not None:
+        return f"expected to fail: {expected_failure}"
+    place = report.longrepr
+    return place[2].removeprefix("Skipped: ") if isinstance(place, tuple) else str(place)
