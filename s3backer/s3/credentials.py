@@ -125,10 +125,11 @@ class Environment:
         url = self._options.endpoint_url or self._configured_endpoint()
         if url:
             return parse_endpoint(url)
-        resolver = self._session.get_component("endpoint_resolver")
-        found: dict[str, Any] = resolver.construct_endpoint("s3", self.region) or {}
-        host: str = found.get("hostname") or f"s3.{self.region}.amazonaws.com"
-        return Endpoint("https", host, None, "", True)
+        suffix = "amazonaws.com"
+        for partition in self._session.get_data("endpoints")["partitions"]:
+            if re.fullmatch(partition["regionRegex"], self.region):
+                suffix = partition["dnsSuffix"]
+        return Endpoint("https", f"s3.{self.region}.{suffix}", None, "", True)
 
     def _configured_endpoint(self) -> str | None:
         if self._session.get_config_variable("ignore_configured_endpoint_urls"):

@@ -60,7 +60,7 @@ class _Reader:
         parser.StartDoctypeDeclHandler = self._refuse
         try:
             parser.Parse(data, True)
-        except expat.ExpatError as error:
+        except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two for its encoding
             raise BadAnswer(f"no valid XML: {error}") from None
 
     def _start(self, name: str, _attributes: object) -> None:
@@ -98,7 +98,7 @@ def parse_fault(body: bytes) -> Fault | None:
     if reader.root != "Error" or not reader.texts.get("Code"):
         return None
     texts = reader.texts
-    return Fault(texts["Code"].strip(), printable(texts.get("Message", "")), printable(texts.get("Region", "")))
+    return Fault(printable(texts["Code"]), printable(texts.get("Message", "")), printable(texts.get("Region", "")))
 
 
 def parse_list(body: bytes, prefix: str, start_after: str) -> ListPage:
@@ -115,15 +115,19 @@ def parse_list(body: bytes, prefix: str, start_after: str) -> ListPage:
             size = int(item["Size"])
         except (KeyError, ValueError):
             raise BadAnswer("an entry without key or size") from None
-        entries.append(ListEntry(unquote_plus(key, errors="strict") if encoded else key, size, item.get("ETag", "")))
+        key = unquote_plus(key, errors="replace") if encoded else key
+        entries.append(ListEntry(key, size, quoted_etag(item.get("ETag", ""))))
+    truncated = reader.texts.get("IsTruncated", "").strip() == "true"
+    if truncated and not entries:
+        raise BadAnswer("a truncated listing without entries")
+    if not truncated and not start_after:
+        # SeaweedFS takes "a/b" for less than "a-b". Where nothing is left out that does no harm.
+        entries.sort(key=lambda entry: entry.key.encode())
     keys = [entry.key.encode() for entry in entries]
     if any(key <= start_after.encode() or not key.startswith(prefix.encode()) for key in keys):
         raise BadAnswer("keys that were not asked for")
     if any(a >= b for a, b in pairwise(keys)):
-        raise BadAnswer("keys out of order")
-    truncated = reader.texts.get("IsTruncated", "").strip() == "true"
-    if truncated and not entries:
-        raise BadAnswer("a truncated listing without entries")
+        raise BadAnswer("keys out of order, so that the listing cannot be continued")
     return ListPage(tuple(entries), truncated)
 
 
@@ -133,11 +137,16 @@ def object_info(key: str, answer: Answer, size: int) -> ObjectInfo:
     return ObjectInfo(
         key,
         size,
-        headers.get("ETag", ""),
+        quoted_etag(headers.get("ETag", "")),
         headers.get("Content-Type", ""),
         headers.get("Content-Encoding", ""),
         {name.lower()[len(_META) :]: value for name, value in headers.items() if name.lower().startswith(_META)},
     )
+
+
+def quoted_etag(etag: str) -> str:
+    """Return an ETag in the form of RFC 9110: some servers leave out the quotes here or there."""
+    return etag if not etag or etag.endswith('"') else f'"{etag}"'
 
 
 def md5_of_etag(answer: Answer) -> str | None:

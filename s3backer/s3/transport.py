@@ -18,7 +18,10 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    EmptyPoolError,
     HTTPError,
+    InsecureRequestWarning,
+    LocationValueError,
     NameResolutionError,
     NewConnectionError,
     ReadTimeoutError,
@@ -33,6 +36,8 @@ from s3backer.s3.retries import Failure
 from s3backer.stores.base import Buffer
 
 _CONNECT_SECONDS = 10.0
+#: How often a sender that waits for a connection looks whether the pool was closed.
+_LOOK_SECONDS = 1
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -78,9 +83,26 @@ class _DeadlineResponse(http.client.HTTPResponse):
 class _HTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _DeadlineResponse
 
+    def __init__(self, *arguments: Any, send_seconds: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._send_seconds = send_seconds
 
-class _HTTPSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _DeadlineResponse
+    def send(self, data: Any) -> None:
+        # urllib3 would give the sending the time-out of the connecting.
+        if self.sock is None:
+            self.connect()
+        deadline = time.monotonic() + self._send_seconds
+        view = memoryview(data).cast("B")
+        while view:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self.sock.settimeout(left)
+            view = view[self.sock.send(view) :]
+
+
+class _HTTPSConnection(_HTTPConnection, urllib3.connection.HTTPSConnection):
+    pass
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):
@@ -110,26 +132,32 @@ class Transport:
         self._seconds = timeout
         self._pool: urllib3.HTTPConnectionPool
         if scheme == "https":
-            self._pool = _HTTPSPool(host, port, maxsize=connections, block=True, ssl_context=tls)
+            self._pool = _HTTPSPool(host, port, maxsize=connections, block=True, ssl_context=tls, send_seconds=timeout)
         else:
-            self._pool = _HTTPPool(host, port, maxsize=connections, block=True)
+            self._pool = _HTTPPool(host, port, maxsize=connections, block=True, send_seconds=timeout)
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> Answer:
         """Send a request and return the answer."""
-        try:
-            answer = self._pool.urlopen(
-                method,
-                target,
-                body=body,  # type: ignore[arg-type]  # any buffer will do
-                headers=headers,
-                retries=False,
-                redirect=False,
-                timeout=self._timeout,
-                preload_content=True,
-                decode_content=False,
-            )
-        except HTTPError as error:
-            raise self._failure(error) from error
+        answer = None
+        while answer is None:
+            try:
+                answer = self._pool.urlopen(
+                    method,
+                    target,
+                    body=body,  # type: ignore[arg-type]  # any buffer will do
+                    headers=headers,
+                    retries=False,
+                    redirect=False,
+                    timeout=self._timeout,
+                    pool_timeout=_LOOK_SECONDS,
+                    preload_content=True,
+                    decode_content=False,
+                )
+            except EmptyPoolError:
+                # All connections are in use. Once the pool is closed they do not come back to it.
+                continue
+            except HTTPError as error:
+                raise self._failure(error) from error
         lengths = answer.headers.get("Content-Length"), answer.headers.get("Transfer-Encoding")
         if method != "HEAD" and lengths == (None, None) and answer.status not in (204, 304):
             # It ended with the connection, so that nobody can tell whether it is whole.
@@ -163,16 +191,21 @@ class Transport:
                     f"no connection within {self._timeout.connect_timeout:g} s",
                     "Check the endpoint URL, the network and the firewall.",
                 )
-            case ReadTimeoutError():
+            case LocationValueError():
                 return self._unreachable(
-                    f"no whole answer within {self._seconds:g} s",
-                    "Check the network, or allow more time with --timeout.",
-                    unsettled=True,
+                    "its host name is not a valid one", "Check the endpoint URL and the bucket's name.", retried=False
                 )
             case SSLError():
                 return self._unreachable(
                     "TLS failed",
                     "Check that the endpoint speaks TLS on this port: https:// in its URL may have to be http://.",
+                    unsettled=True,
+                )
+            case _ if isinstance(error, ReadTimeoutError) or isinstance(error.__context__, TimeoutError):
+                return self._unreachable(
+                    f"no whole answer within {self._seconds:g} s",
+                    "Check the network, or allow more time with --timeout.",
+                    unsettled=True,
                 )
             case _:
                 return self._broken(_system_error(error) or "the connection broke off")
@@ -192,6 +225,8 @@ def tls_context(*, verify: bool, ca_bundle: str | None, spare_bundle: str) -> ss
     """
     context = urllib3.util.create_urllib3_context()
     if not verify:
+        # The user has asked for it: one warning a connection would say nothing new.
+        urllib3.disable_warnings(InsecureRequestWarning)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context

@@ -1,8 +1,8 @@
 """What every store asks of its callers, so that all stores refuse the same keys, names and values.
 
 key        1 to 1024 bytes of UTF-8, no NUL
-metadata   names of lower-case letters, digits, '-', '_' and '.'; values of printable ASCII without
-           blanks at the ends: what an HTTP header carries through any S3 server unchanged
+metadata   names of lower-case letters, digits, '-', '_' and '.'; values of printable ASCII, not empty and
+           without blanks at the ends: what an HTTP header carries through any S3 server unchanged
 limit      1 to 1000
 """
 
@@ -16,7 +16,7 @@ from s3backer.errors import UsageError
 MAX_KEY_BYTES = 1024
 MAX_LIST = 1000
 _NAME = re.compile(r"[a-z0-9._-]+")
-_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
+_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 
 def check_key(key: str) -> None:
@@ -49,6 +49,6 @@ def checked_metadata(content_type: str, content_encoding: str, metadata: Mapping
         if not _VALUE.fullmatch(value):
             raise UsageError(f"{value!r} cannot be the value of metadata {name!r}")
     for value in (content_type, content_encoding):
-        if not _VALUE.fullmatch(value):
+        if value and not _VALUE.fullmatch(value):
             raise UsageError(f"{value!r} cannot be a content type or encoding")
     return found

@@ -176,7 +176,7 @@ class DirectoryStore:
                 raise PreconditionFailed(key) from None
             if entries and new.plain:
                 self._remove_sidecar(call, key)
-            call.sent = len(body)
+            call.sent = memoryview(body).nbytes
             return new.etag
 
     def delete(self, key: str) -> None:
@@ -357,6 +357,8 @@ class DirectoryStore:
                     yield call
                     failed = False
                 except OSError as error:
+                    if call is not None:
+                        self._check_still_there(call)
                     raise self._explain(error, key) from error
         except (ObjectNotFound, PreconditionFailed):
             failed = False

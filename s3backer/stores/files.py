@@ -35,7 +35,7 @@ def read_file(place: int, name: str, *, at_most: int | None = None) -> bytes:
     """
     # O_NONBLOCK: opening a FIFO must not wait for its writer.
     descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN, dir_fd=place)
-    with open(descriptor, "rb", buffering=0) as file:
+    try:
         facts = os.fstat(descriptor)
         if stat.S_ISDIR(facts.st_mode):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
@@ -43,7 +43,10 @@ def read_file(place: int, name: str, *, at_most: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "this is not a regular file", name)
         if at_most is not None and facts.st_size > at_most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
-        return file.readall()
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.readall()
+    finally:
+        os.close(descriptor)
 
 
 def exists(place: int, name: str) -> bool:

@@ -3,9 +3,11 @@
 Guarantees beyond those of every store
   * What comes out as an error was tried as long as ``StoreOptions.patience`` allows (s3/retries.py says what is tried
     again); ``close`` ends such waiting at once.
-  * A body is whole: its length is that of Content-Length, and its MD5 that of the ETag where this server's ETags have
-    shown to be MD5s. What does not fit is asked for once more and is then CorruptObject. Each PUT carries its MD5.
-  * "There is no such object" comes only from an answer that says so of the object and not of the bucket.
+  * A body is whole: its length is that of Content-Length, and its MD5 that of the ETag where that can be one, unless
+    a PUT has shown that this server's ETags are something else. What does not fit is asked for once more and is then
+    CorruptObject. Each PUT carries its MD5.
+  * "There is no such object" comes from an answer that says so of the object and not of the bucket, or from a bare
+    404 once the bucket has been seen to exist.
   * A conditional PUT whose answer was lost is settled by reading the object back.
   * No key, token or signature is in any message or log line.
 """
@@ -14,13 +16,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError, StoreUnreachable
+from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.credentials import Environment
 from s3backer.s3.messages import Place
@@ -31,6 +35,7 @@ from s3backer.s3.responses import (
     object_info,
     parse_fault,
     parse_list,
+    quoted_etag,
     server_time,
 )
 from s3backer.s3.retries import Failure, RetryPolicy, is_retried, parse_retry_after
@@ -41,7 +46,14 @@ from s3backer.stores.checks import check_key, check_listing, checked_metadata
 from s3backer.stores.options import StoreOptions
 from s3backer.telemetry.requests import RequestCounters
 
-_SUCCESS = (200, 204, 206)
+#: Statuses of a HEAD that are looked into further: its answer has no body that tells a reason.
+_SILENT = (400, 401, 403, 404)
+#: Statuses that do not count as failed attempts.
+_EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
+#: How far a clock may be off before every signature is refused, in seconds. Source: the S3 documentation.
+_MOST_SKEW = 15 * 60
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +63,14 @@ class _Request:
     kind: str
     method: str
     resource: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     body: Buffer | None = None
     conditional: bool = False
 
 
 class S3Store:
-    """One bucket. ``clock`` in seconds since 1970; ``wait(seconds)`` pauses and says True if the store was closed."""
+    """One bucket. ``clock`` in seconds since 1970; ``sleep(seconds)`` makes the pauses between attempts."""
 
     def __init__(
         self,
@@ -66,7 +78,7 @@ class S3Store:
         options: StoreOptions,
         *,
         clock: Callable[[], float] = time.time,
-        wait: Callable[[float], bool] | None = None,
+        sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
     ) -> None:
         self._environment = Environment(options)
@@ -77,7 +89,7 @@ class S3Store:
         self._options = options
         self._clock = clock
         self._closed = threading.Event()
-        self._wait = wait or self._closed.wait
+        self._sleep = sleep or self._closed.wait
         self._random = random_source or random.SystemRandom()
         self._policy = RetryPolicy(patience=options.patience)
         self._place = Place(bucket, self.endpoint, self._environment.region)
@@ -104,8 +116,9 @@ class S3Store:
             if self._secure
             else None,
         )
-        #: Whether this server's ETags are MD5s: None until an object of known content has shown it.
-        self._etags_are_md5: bool | None = None
+        #: What the server has shown: that its ETags are no MD5s, and that the bucket exists.
+        self._etags_differ = False
+        self._bucket_seen = False
 
     # ── calls ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,34 +126,36 @@ class S3Store:
         """Return the object; ObjectNotFound if absent, CorruptObject if its body is not that of its ETag."""
         check_key(key)
         for last in (False, True):
-            answer = self._perform(_Request("get", "GET", key, {}, {}))
-            if self._fits(answer) or last:
-                break
-        if not self._fits(answer):
-            raise CorruptObject(
-                f"object {key!r} in {self.name} does not have the content of its ETag {answer.headers.get('ETag')}",
-                hint="It was altered in the store or on the way. Read it with another program and compare.",
-            )
-        return StoredObject(object_info(key, answer, len(answer.body)), answer.body)
+            answer = self._perform(_Request("get", "GET", key))
+            info = object_info(key, answer, len(answer.body))
+            self._require_etag(info.etag, key)
+            if self._fits(answer):
+                return StoredObject(info, answer.body)
+            if not last:
+                self.counters.add_retry()
+        raise CorruptObject(
+            f"object {key!r} in {self.name} does not have the content of its ETag {info.etag}",
+            hint="It was altered in the store or on the way. Read it with another program and compare.",
+        )
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ObjectNotFound if absent."""
         check_key(key)
-        try:
-            answer = self._perform(_Request("head", "HEAD", key, {}, {}))
-        except StoreUnreachable:
-            raise
-        except S3backerError:
-            # The answer to a HEAD has no body, so it cannot tell a missing object from a missing bucket.
-            found = self._perform(_Request("get", "GET", key, {}, {"Range": "bytes=0-0"}), success=(*_SUCCESS, 416))
-            if found.status == 416:
-                return object_info(key, found, 0)
-            answer = self._perform(_Request("head", "HEAD", key, {}, {}))
+        answer = self._perform(_Request("head", "HEAD", key), success=(200, *_SILENT))
+        if answer.status == 404:
+            self._prove_bucket(key)
+            raise ObjectNotFound(key)
+        if answer.status != 200:
+            # A GET is refused for the same reason, and says which.
+            self._perform(_first_byte(key), success=(200, 206, 416))
+            raise messages.explain_fault(self._place, key, answer, None)
         try:
             size = int(answer.headers["Content-Length"])
         except (KeyError, ValueError):
             raise messages.bad_answer(self._place, key, "it does not say how long the object is") from None
-        return object_info(key, answer, size)
+        info = object_info(key, answer, size)
+        self._require_etag(info.etag, key)
+        return info
 
     def put(
         self,
@@ -166,28 +181,36 @@ class S3Store:
         if if_none_match:
             headers["If-None-Match"] = "*"
         conditional = if_match is not None or if_none_match
-        request = _Request("put", "PUT", key, {}, headers, body, conditional)
+        request = _Request("put", "PUT", key, headers=headers, body=body, conditional=conditional)
         try:
             answer = self._perform(request)
         except _Unsettled:
-            found = self.get(key)
-            if found.body == bytes(body) and dict(found.info.metadata) == kept:
-                return found.info.etag
+            with suppress(ObjectNotFound):
+                found = self.get(key)
+                if found.body == bytes(body) and dict(found.info.metadata) == kept:
+                    return found.info.etag
             raise PreconditionFailed(key) from None
-        etag = answer.headers.get("ETag", "")
-        if not etag:
-            raise messages.bad_answer(self._place, key, "it gives no ETag")
-        if self._etags_are_md5 is None and md5_of_etag(answer) is not None:
-            self._etags_are_md5 = md5_of_etag(answer) == digest.hexdigest()
+        except PreconditionFailed:
+            # SeaweedFS says so of an If-Match in a bucket that does not exist.
+            self._prove_bucket(key)
+            raise
+        etag = quoted_etag(answer.headers.get("ETag", ""))
+        self._require_etag(etag, key)
+        # The server has checked the body against Content-MD5, so it is the ETag that differs.
+        if md5_of_etag(answer) not in (None, digest.hexdigest()):
+            self._etags_differ = True
         return etag
 
     def delete(self, key: str) -> None:
         """Remove the object. Absent already is a success."""
         check_key(key)
         try:
-            self._perform(_Request("delete", "DELETE", key, {}, {}))
+            answer = self._perform(_Request("delete", "DELETE", key), success=(200, 204))
         except ObjectNotFound:
+            self._prove_bucket(key)
             return
+        if answer.body:
+            raise messages.bad_answer(self._place, key, "a document in reply to a DELETE")
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` entries whose keys begin with prefix and follow ``start_after``."""
@@ -197,11 +220,13 @@ class S3Store:
             query["prefix"] = prefix
         if start_after:
             query["start-after"] = start_after
-        answer = self._perform(_Request("list", "GET", "", query, {}))
+        answer = self._perform(_Request("list", "GET", "", query))
         try:
-            return parse_list(answer.body, prefix, start_after)
+            page = parse_list(answer.body, prefix, start_after)
         except BadAnswer as error:
             raise messages.bad_answer(self._place, "", str(error)) from None
+        self._bucket_seen = True
+        return page
 
     def close(self) -> None:
         """Release connections and end what waits for another attempt."""
@@ -213,14 +238,26 @@ class S3Store:
     def _fits(self, answer: Answer) -> bool:
         """Whether a whole object's body is what its ETag says, as far as that can be told."""
         expected = md5_of_etag(answer)
-        if expected is None or self._etags_are_md5 is False:
+        if expected is None or self._etags_differ:
             return True
-        same = hashlib.md5(answer.body, usedforsecurity=False).hexdigest() == expected
-        if same:
-            self._etags_are_md5 = True
-        return same or self._etags_are_md5 is None
+        return hashlib.md5(answer.body, usedforsecurity=False).hexdigest() == expected
 
-    def _perform(self, request: _Request, success: tuple[int, ...] = _SUCCESS) -> Answer:
+    def _require_etag(self, etag: str, key: str) -> None:
+        """Refuse the success of a server that is none of S3, such as the log-in page of a network."""
+        if not etag:
+            raise messages.bad_answer(self._place, key, "it gives no ETag")
+        self._bucket_seen = True
+
+    def _prove_bucket(self, key: str) -> None:
+        """Raise BucketNotFound, or whatever hides the bucket, unless it has been seen to exist."""
+        if not self._bucket_seen:
+            with suppress(ObjectNotFound):
+                found = self._perform(_first_byte(key), success=(200, 206, 416))
+                if found.status != 416:
+                    self._require_etag(found.headers.get("ETag", ""), key)
+            self._bucket_seen = True
+
+    def _perform(self, request: _Request, success: tuple[int, ...] = (200,)) -> Answer:
         """Send a request, again where that may help, and return its successful answer or raise what went wrong.
 
         Raises _Unsettled where a condition failed after an attempt that may have taken effect.
@@ -240,8 +277,8 @@ class S3Store:
                     pause = self._policy.pause(attempt, waited, self._random, failure.retry_after)
                 if pause is None:
                     raise failure.error from None
-            if self._wait(pause):
-                raise closed(self._place)
+                log.debug("%s; attempt %d in %.1f s", failure.error, attempt + 1, pause)
+            self._sleep(pause)
             waited += pause
             attempt += 1
             self.counters.add_retry()
@@ -260,7 +297,7 @@ class S3Store:
                 sent=len(memoryview(request.body).cast("B")) if request.body else 0,
                 received=len(answer.body) if answer else 0,
                 seconds=time.perf_counter() - started,
-                failed=answer is None or answer.status >= 500,
+                failed=answer is None or answer.status not in _EXPECTED,
             )
         if answer.status in success:
             return answer
@@ -284,13 +321,19 @@ class S3Store:
         fault = parse_fault(answer.body)
         code = fault.code if fault else ""
         said = server_time(answer)
+        skew = None if said is None else now - said
+        signed = not self._options.anonymous
         error: S3backerError
-        if code == "RequestTimeTooSkewed":
-            error = messages.clock_off(self._place, None if said is None else now - said)
+        if code == "RequestTimeTooSkewed" or (
+            answer.status == 403 and signed and skew is not None and abs(skew) > _MOST_SKEW
+        ):
+            error = messages.clock_off(self._place, skew)
         elif request.conditional and (answer.status == 412 or code in ("PreconditionFailed", "NoSuchKey")):
             error = PreconditionFailed(key)
         elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
             error = messages.no_conditions(self._place, key)
+        elif request.kind == "delete" and answer.status == 404 and fault is None:
+            error = ObjectNotFound(key)
         else:
             error = messages.explain_fault(self._place, key, answer, fault)
         return Failure(
@@ -299,6 +342,11 @@ class S3Store:
             unsettled=answer.status >= 500,
             retry_after=parse_retry_after(answer.headers.get("Retry-After", "")),
         )
+
+
+def _first_byte(key: str) -> _Request:
+    """Return the request that asks least of an object and still gets a reason in return."""
+    return _Request("get", "GET", key, headers={"Range": "bytes=0-0"})
 
 
 class _Unsettled(Exception):

@@ -1,0 +1,416 @@
+"""One suite for all stores: whatever holds for one of them holds for the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from s3backer.errors import BucketNotFound, ObjectNotFound, PreconditionFailed, UsageError
+from s3backer.stores.base import ObjectStore
+from s3backer.stores.directory import DirectoryStore
+from s3backer.stores.memory import MemoryStore
+from s3backer.stores.s3 import S3Store
+
+KINDS = ("memory", "directory", "s3")
+ODD_KEYS = (
+    "a b",
+    "a+b",
+    "a%b",
+    "a%20b",
+    "a*b",
+    "~tilde",
+    "q?x=1&y=2#f",
+    "quote'\"<>&",
+    "new\nline",
+    "tab\tx",
+    "trailing ",
+    "ä/ö €",
+    "emoji😀",
+    "x/y/z",
+    "a,b;c=d@e:f$",
+    "n" * 250,
+)
+
+
+@pytest.fixture(params=KINDS)
+def fresh(request, tmp_path) -> Iterator[Callable[[], ObjectStore]]:
+    """Return a maker of stores on empty buckets, one kind a test."""
+    made: list[ObjectStore] = []
+
+    def make() -> ObjectStore:
+        store: ObjectStore
+        if request.param == "memory":
+            store = MemoryStore()
+        elif request.param == "directory":
+            path = tmp_path / f"bucket{len(made)}"
+            path.mkdir()
+            store = DirectoryStore(path)
+        else:
+            server = request.getfixturevalue("seaweed")
+            store = S3Store(server.make_bucket(), server.options())
+        made.append(store)
+        return store
+
+    yield make
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def store(fresh: Callable[[], ObjectStore]) -> ObjectStore:
+    return fresh()
+
+
+@pytest.fixture(params=KINDS[1:])
+def missing(request, tmp_path) -> ObjectStore:
+    """Return a store on a bucket that does not exist. Memory always does."""
+    if request.param == "directory":
+        return DirectoryStore(tmp_path / "nowhere")
+    server = request.getfixturevalue("seaweed")
+    store = S3Store("no-such-bucket", server.options())
+    request.addfinalizer(store.close)
+    return store
+
+
+def keys_of(store: ObjectStore, prefix: str = "", **options) -> list[str]:
+    return [entry.key for entry in store.list(prefix, **options).entries]
+
+
+def lines(store: ObjectStore, prefix: str = "", **options) -> list[tuple[str, int, str]]:
+    return [(entry.key, entry.size, entry.etag) for entry in store.list(prefix, **options).entries]
+
+
+# ── one object ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("body", [b"", b"x", bytes(range(256)) * 16, bytearray(b"array"), memoryview(b"view")[1:]])
+def test_what_was_put_is_got(store, body):
+    etag = store.put("key", body)
+    found = store.get("key")
+    assert found.body == bytes(body)
+    assert found.info == store.head("key")
+    assert (found.info.key, found.info.size, found.info.etag) == ("key", len(body), etag)
+    assert lines(store) == [("key", len(body), etag)]
+
+
+def test_a_view_of_larger_items_is_put_as_bytes(store):
+    store.put("key", memoryview(bytes(range(32))).cast("I"))
+    assert store.get("key").body == bytes(range(32))
+    assert store.counters.snapshot()["put"].bytes_sent == 32
+
+
+def test_a_large_body(store):
+    body = bytes(range(256)) * (8 << 12)
+    store.put("key", body)
+    assert store.get("key").body == body
+    assert store.head("key").size == 8 << 20
+
+
+def test_metadata_type_and_encoding(store):
+    given = {"s3backer-filesize": "1099511627776", "a_b.c-d": "a b; c=d", "n": "0"}
+    store.put("key", b"zz", content_type="text/x-y", content_encoding="deflate", metadata=given)
+    for info in (store.head("key"), store.get("key").info):
+        assert (info.content_type, info.content_encoding) == ("text/x-y", "deflate")
+        assert dict(info.metadata) == given
+    assert store.get("key").body == b"zz"
+
+
+def test_a_put_replaces_everything(store):
+    store.put("key", b"one", content_encoding="deflate", metadata={"a": "1"})
+    store.put("key", b"two", content_type="application/x-s3backer-block")
+    found = store.get("key")
+    assert found.body == b"two"
+    assert (found.info.content_type, found.info.content_encoding) == ("application/x-s3backer-block", "")
+    assert not found.info.metadata
+
+
+def test_metadata_alone_is_replaced_too(store):
+    for value in ("1", "2"):
+        store.put("key", b"same", metadata={"a": value})
+        assert store.head("key").metadata == {"a": value}
+
+
+def test_the_caller_may_reuse_what_it_gave(store):
+    body, metadata = bytearray(b"before"), {"a": "before"}
+    store.put("key", body, metadata=metadata)
+    body[:] = b"behind"
+    metadata["a"] = "behind"
+    assert store.get("key").body == b"before"
+    assert store.head("key").metadata == {"a": "before"}
+
+
+def test_absent_objects(store):
+    for call in (store.get, store.head):
+        with pytest.raises(ObjectNotFound) as caught:
+            call("absent")
+        assert caught.value.key == "absent"
+    store.delete("absent")
+    store.delete("no/such/directory")
+
+
+def test_delete(store):
+    store.put("key", b"x", metadata={"a": "1"})
+    store.put("key2", b"y")
+    store.delete("key")
+    with pytest.raises(ObjectNotFound):
+        store.head("key")
+    assert keys_of(store) == ["key2"]
+    store.put("key", b"x")
+    assert not store.head("key").metadata
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_odd_keys(store, key):
+    etag = store.put(key, key.encode(), metadata={"a": "1"})
+    assert store.get(key).body == key.encode()
+    assert store.head(key).key == key
+    assert lines(store, key) == [(key, len(key.encode()), etag)]
+    store.put(key, b"new", if_match=etag)
+    store.delete(key)
+    assert keys_of(store) == []
+
+
+def test_odd_keys_side_by_side(store):
+    for key in ODD_KEYS:
+        store.put(key, key.encode())
+    assert keys_of(store) == sorted(ODD_KEYS, key=str.encode)
+    assert all(store.get(key).body == key.encode() for key in ODD_KEYS)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 1025, "é" * 513, "nul\0", "\ud800"])
+def test_keys_that_are_none(store, key):
+    for call in (store.get, store.head, store.delete, lambda key: store.put(key, b"")):
+        with pytest.raises(UsageError):
+            call(key)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metadata": {"Upper": "x"}},
+        {"metadata": {"": "x"}},
+        {"metadata": {"a": ""}},
+        {"metadata": {"a": " x"}},
+        {"metadata": {"a": "x\r\ny: z"}},
+        {"metadata": {"a": "ä"}},
+        {"content_type": "text/plain\n"},
+        {"content_encoding": "a\tb"},
+    ],
+)
+def test_metadata_that_no_header_carries(store, options):
+    with pytest.raises(UsageError):
+        store.put("key", b"", **options)
+
+
+# ── conditions ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_if_none_match(store):
+    etag = store.put("key", b"1", if_none_match=True)
+    with pytest.raises(PreconditionFailed):
+        store.put("key", b"2", if_none_match=True)
+    assert store.get("key").body == b"1"
+    assert store.head("key").etag == etag
+    store.delete("key")
+    store.put("key", b"3", if_none_match=True)
+    assert store.get("key").body == b"3"
+
+
+@pytest.mark.parametrize("source", ["put", "get", "head", "list"])
+def test_if_match_with_the_etag_of_any_call(store, source):
+    etag = store.put("key", b"1", metadata={"a": "1"})
+    etag = {
+        "put": etag,
+        "get": store.get("key").info.etag,
+        "head": store.head("key").etag,
+        "list": store.list("").entries[0].etag,
+    }[source]
+    newer = store.put("key", b"2", if_match=etag, metadata={"a": "2"})
+    assert newer != etag
+    with pytest.raises(PreconditionFailed):
+        store.put("key", b"3", if_match=etag, metadata={"a": "3"})
+    found = store.get("key")
+    assert (found.body, found.info.metadata, found.info.etag) == (b"2", {"a": "2"}, newer)
+
+
+def test_if_match_of_an_absent_object(store):
+    etag = store.put("key", b"1")
+    store.delete("key")
+    with pytest.raises(PreconditionFailed):
+        store.put("key", b"2", if_match=etag)
+    assert keys_of(store) == []
+
+
+def test_exactly_one_creator_wins(store):
+    racers = 8
+    start = threading.Barrier(racers)
+
+    def race(number: int) -> bool:
+        start.wait(timeout=30)
+        try:
+            store.put("key", b"%d" % number, if_none_match=True, metadata={"n": str(number)})
+        except PreconditionFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(racers) as pool:
+        won = list(pool.map(race, range(racers)))
+    assert won.count(True) == 1
+    found = store.get("key")
+    assert found.body == b"%d" % won.index(True)
+    assert found.info.metadata == {"n": str(won.index(True))}
+
+
+def test_if_match_counts_right(store):
+    store.put("key", b"0")
+
+    def increment(_: int) -> None:
+        while True:
+            found = store.get("key")
+            try:
+                store.put("key", b"%d" % (int(found.body) + 1), if_match=found.info.etag)
+            except PreconditionFailed:
+                continue
+            return
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(increment, range(20)))
+    assert store.get("key").body == b"20"
+
+
+def test_readers_see_a_whole_object_with_its_metadata(store):
+    bodies = [bytes([n]) * 50_000 for n in range(4)]
+    store.put("key", bodies[0], metadata={"n": "0"})
+    done = threading.Event()
+
+    def write() -> None:
+        for round_number in range(40):
+            number = round_number % len(bodies)
+            store.put("key", bodies[number], metadata={"n": str(number)})
+        done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        while not done.is_set() and not writer.done():
+            found = store.get("key")
+            assert found.body == bodies[int(found.info.metadata["n"])]
+        writer.result()
+
+
+# ── listings ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_bucket(store):
+    page = store.list("")
+    assert (page.entries, page.truncated) == ((), False)
+    assert keys_of(store, "prefix/") == []
+
+
+def test_prefixes_are_text_and_not_directories(store):
+    for key in ("p-1", "p/1", "p/2/3", "p0", "q"):
+        store.put(key, b"")
+    assert keys_of(store, "p") == ["p-1", "p/1", "p/2/3", "p0"]
+    assert keys_of(store, "p/") == ["p/1", "p/2/3"]
+    assert keys_of(store, "p/2") == ["p/2/3"]
+    assert keys_of(store, "x") == []
+
+
+def test_listings_are_in_the_order_of_bytes(store):
+    names = ["Z", "a", "a-b", "a.b", "a/b", "a0", "é", "\U0001f600", "￿"]
+    for name in names:
+        store.put(f"p/{name}/f", b"")
+    assert keys_of(store, "p/") == sorted((f"p/{name}/f" for name in names), key=str.encode)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
+def test_pages_join_without_gap_or_overlap(store, limit):
+    keys = sorted(f"v/{n * 37 % 11:08x}" for n in range(11))
+    for key in keys:
+        store.put(key, b"x")
+    store.put("u", b"")
+    store.put("w", b"")
+    found: list[str] = []
+    truncated = True
+    while truncated:
+        page = store.list("v/", start_after=found[-1] if found else "", limit=limit)
+        truncated = page.truncated
+        assert len(page.entries) == limit or not truncated
+        found += [entry.key for entry in page.entries]
+    assert found == keys
+
+
+def test_a_listing_starts_after_any_text(store):
+    for key in ("v/1", "v/2", "v/3"):
+        store.put(key, b"")
+    assert keys_of(store, "v/", start_after="v/15") == ["v/2", "v/3"]
+    assert keys_of(store, "v/", start_after="v/2") == ["v/3"]
+    assert keys_of(store, "v/", start_after="a") == ["v/1", "v/2", "v/3"]
+    assert keys_of(store, "v/", start_after="w") == []
+
+
+def test_more_than_a_thousand_objects(fresh, request):
+    store = fresh()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store.put(f"v/{n:08x}", b""), range(1003)))
+    first = store.list("v/")
+    assert (len(first.entries), first.truncated) == (1000, True)
+    second = store.list("v/", start_after=first.entries[-1].key)
+    assert ([entry.key for entry in second.entries], second.truncated) == (
+        [f"v/{n:08x}" for n in range(1000, 1003)],
+        False,
+    )
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001])
+def test_limits_that_are_none(store, limit):
+    with pytest.raises(UsageError):
+        store.list("", limit=limit)
+
+
+# ── a bucket that is not there ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.get("key"),
+        lambda store: store.head("key"),
+        lambda store: store.put("key", b"x"),
+        lambda store: store.put("key", b"x", if_none_match=True),
+        lambda store: store.put("key", b"x", if_match='"9dd4e461268c8034f5c8564e155c67a6"'),
+        lambda store: store.delete("key"),
+        lambda store: store.list(""),
+    ],
+    ids=["get", "head", "put", "put new", "put over", "delete", "list"],
+)
+def test_a_missing_bucket_is_said_to_be_missing(missing, call):
+    with pytest.raises(BucketNotFound) as caught:
+        call(missing)
+    assert missing.name.partition("://")[2] in caught.value.message or "no-such-bucket" in caught.value.message
+    assert caught.value.hint
+
+
+def test_counters(store):
+    store.put("key", b"12345")
+    store.get("key")
+    store.head("key")
+    with pytest.raises(ObjectNotFound):
+        store.get("absent")
+    store.list("")
+    store.delete("key")
+    counts = store.counters.snapshot()
+    assert {kind: count.requests for kind, count in counts.items()} == {
+        "get": 2,
+        "head": 1,
+        "put": 1,
+        "delete": 1,
+        "list": 1,
+    }
+    assert counts["put"].bytes_sent == 5
+    assert counts["get"].bytes_received >= 5
+    assert all(count.seconds > 0 for count in counts.values())
+    assert not any(count.failures for count in counts.values())
+    assert store.counters.retries == 0
