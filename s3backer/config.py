@@ -37,6 +37,14 @@ def seconds(text: str) -> float:
     return float(text)
 
 
+def positive_size(text: str) -> int:
+    """Convert a size of a volume, a block or memory, none of which can be nothing."""
+    size = parse_size(text)
+    if not size:
+        raise UsageError(f"{text!r} is no size for it", hint="Write for example 10GiB, 128KiB or 4096.")
+    return size
+
+
 def permissions(text: str) -> int:
     """Convert permission bits."""
     if not re.fullmatch(r"[0-7]{1,4}", text):
@@ -76,25 +84,25 @@ FORCE_OPEN = Option(
 HASH = Option(
     "--block-hash-prefix", "block_hash_prefix", "The volume's keys begin with a hash.", alias="--blockHashPrefix"
 )
-SIZE = Option("--size", "size", "Size of the volume.", parse_size, "SIZE")
+SIZE = Option("--size", "size", "Size of the volume.", positive_size, "SIZE")
 BLOCK_SIZE = Option(
-    "--block-size", "block_size", "Size of a block, a power of two.", parse_size, "SIZE", alias="--blockSize"
+    "--block-size", "block_size", "Size of a block, a power of two.", positive_size, "SIZE", alias="--blockSize"
 )
 
 #: How a volume is opened and shown: ``mount``.
 MOUNT: tuple[Option, ...] = (
-    Option("--foreground", "foreground", "Stay in the foreground and log to standard error."),
-    Option("--memory", "memory", "Budget for cache, blocks under way and bookkeeping. [256MiB]", parse_size, "SIZE"),
+    Option("--foreground", "foreground", "Stay in the foreground and log to standard error.", alias="-f"),
+    Option("--memory", "memory", "Budget for cache, blocks under way and bookkeeping. [256MiB]", positive_size, "SIZE"),
     Option("--threads", "threads", "Requests at once. [16]", whole(1, 1000), "N", alias="--blockCacheThreads"),
     Option("--write-delay", "write_delay", "Longest time a written block waits. [5]", seconds, "SECONDS"),
     Option("--read-only", "read_only", "Refuse writes, and leave the mount token alone.", alias="--readOnly"),
     FORCE_OPEN,
-    Option("--size", "size", "Size of a volume that has no metadata.", parse_size, "SIZE"),
+    Option("--size", "size", "Size of a volume that has no metadata.", positive_size, "SIZE"),
     Option(
         "--block-size",
         "block_size",
         "Block size of a volume that has no metadata.",
-        parse_size,
+        positive_size,
         "SIZE",
         alias="--blockSize",
     ),
@@ -144,8 +152,8 @@ ORIGINAL: Mapping[str, Option] = {
         Option("insecure", "verify_tls", "Trust any certificate.", value=False),
         Option("timeout", "timeout", "Limit for one attempt of a request.", seconds, "SECONDS"),
         Option("maxRetryPause", "patience", "Sum of the pauses between attempts.", milliseconds, "MS"),
-        Option("size", "size", "Size of the volume.", parse_size, "SIZE"),
-        Option("blockSize", "block_size", "Size of a block. [what the volume says, else 4096]", parse_size, "SIZE"),
+        Option("size", "size", "Size of the volume.", positive_size, "SIZE"),
+        Option("blockSize", "block_size", "Size of a block. [what the volume says, else 4096]", positive_size, "SIZE"),
         Option("noAutoDetect", "detect", "Do not read the volume's metadata.", value=False),
         Option("force", "force", "Go on although marked as mounted, or sizes differ."),
         Option("prefix", "prefix", "Prefix of all keys.", str, "TEXT"),

@@ -70,7 +70,7 @@ class VolumeURL:
         if not bucket:
             raise UsageError(f"{text!r} names no bucket", hint=_FORM)
         check_bucket(bucket)
-        return cls("s3", bucket=bucket, prefix=checked_prefix(prefix.rstrip("/") + "/") if prefix.strip("/") else "")
+        return cls("s3", bucket=bucket, prefix=checked_prefix(prefix.removesuffix("/") + "/") if prefix else "")
 
     def __str__(self) -> str:
         """Return the URL in its normal form."""

@@ -11,6 +11,7 @@ and all that it needs, is imported only when that command runs.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,8 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A directory's name may be bytes that are no text; it is shown as it is. What is printed is written in one
+        # place, even with PYTHONUNBUFFERED, where an error in that can be told from all others.
+        sys.stdout.reconfigure(errors="surrogateescape", write_through=False)
     try:
-        return _run(words)
+        code = _run(words)
+        _flush()
+        return code
     except S3backerError as error:
         print(f"s3backer: {error.message}", file=sys.stderr)
         if error.hint:
@@ -55,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("s3backer: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        _drop_output()
         return 1
     except Exception as error:
         if debug:
@@ -64,6 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"s3backer: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print("  This is a defect. Run it again with --debug and report what it shows.", file=sys.stderr)
         return 1
+
+
+def _flush() -> None:
+    """Write out what was printed, so that an error in that is seen and told."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise S3backerError(
+            f"the output cannot be written: {error.strerror}", hint="The command itself was carried out."
+        ) from None
+
+
+def _drop_output() -> None:
+    # Python would complain once more when it flushes at the end.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _run(words: list[str]) -> int:

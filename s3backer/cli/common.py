@@ -50,7 +50,6 @@ def options(*wanted: Option, required: tuple[str, ...] = ()) -> Callable[[_F], _
                 click.option(
                     *names,
                     type=_Value(option),
-                    default=None,
                     metavar=option.metavar,
                     help=option.help,
                     required=option.name in required,

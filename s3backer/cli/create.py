@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from typing import Any
 
 import click
@@ -11,6 +13,7 @@ from s3backer.admin import create_volume
 from s3backer.cli.common import Target, options
 from s3backer.config import BLOCK_SIZE, HASH, SIZE
 from s3backer.errors import AccessDenied, StoreError
+from s3backer.stores.directory import PRIVATE
 from s3backer.units import format_size
 from s3backer.volume import check_geometry
 
@@ -38,8 +41,7 @@ def command(url: str, **values: Any) -> None:
                 block_hash_prefix=bool(values["block_hash_prefix"]),
             )
         except BaseException:
-            for path in made:
-                os.rmdir(path)
+            _remove_made(made)
             raise
     print(f"created {target.url}: {format_size(size)} in blocks of {format_size(block_size)}")
 
@@ -57,13 +59,22 @@ def _make_directory(path: str) -> list[str]:
             made.insert(0, directory)
             _sync(os.path.dirname(directory))
     except OSError as error:
-        for directory in made:
-            os.rmdir(directory)
+        _remove_made(made)
         kind = AccessDenied if isinstance(error, PermissionError) else StoreError
         raise kind(
             f"directory {missing[0]} cannot be made: {error.strerror}", hint="Make it yourself, or use another."
         ) from None
     return made
+
+
+def _remove_made(made: list[str]) -> None:
+    """Remove directories that were made here, unless somebody has put something there meanwhile."""
+    if made:
+        # What the store keeps for itself, which it may have begun.
+        shutil.rmtree(os.path.join(made[0], PRIVATE), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for directory in made:
+            os.rmdir(directory)
 
 
 def _sync(directory: str) -> None:

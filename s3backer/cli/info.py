@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -26,26 +28,30 @@ def command(url: str, **values: Any) -> None:
     """
     with Target(url, values) as target:
         daemon = target.ask("info")
-        facts = inspect_volume(
-            target.store,
-            target.url.prefix,
-            block_hash_prefix=bool(values["block_hash_prefix"]),
-            count=bool(values["count"]),
+        # The daemon knows more than the bucket says, and answers while the store is away.
+        facts = (
+            inspect_volume(
+                target.store,
+                target.url.prefix,
+                block_hash_prefix=bool(values["block_hash_prefix"]),
+                count=bool(values["count"]),
+            )
+            if daemon is None or values["count"]
+            else None
         )
-    known: dict[str, Any] = {
-        "url": str(target.url),
-        "size": facts.size,
-        "block_size": facts.block_size,
-        "mounted": facts.token is not None,
-    }
-    if facts.content_encoding:
-        known["content_encoding"] = facts.content_encoding
-    if facts.token is not None:
-        known |= {"mounted_by": facts.token.host, "mounted_at": facts.token.time}
-    if facts.objects is not None:
-        known |= {"objects": facts.objects, "stored_bytes": facts.stored}
+    known: dict[str, Any] = {"url": str(target.url)}
+    if facts is not None:
+        known |= {"size": facts.size, "block_size": facts.block_size, "mounted": facts.token is not None}
+        if facts.content_encoding:
+            known["content_encoding"] = facts.content_encoding
+        if facts.token is not None:
+            known |= {"mounted_by": facts.token.host, "mounted_at": facts.token.time}
+        if facts.objects is not None:
+            known |= {"objects": facts.objects, "stored_bytes": facts.stored}
     if daemon is not None:
-        known |= {name: value for name, value in daemon.items() if name not in ("volume", "size", "block_size")}
+        known |= {name: value for name, value in daemon.items() if name != "volume"}
+        opened = datetime.fromtimestamp(float(str(daemon["opened"])), UTC)
+        known |= {"mounted": True, "mounted_by": socket.gethostname(), "mounted_at": opened.strftime("%Y%m%dT%H%M%SZ")}
     print(json.dumps(known, indent=2) if values["as_json"] else _text(known))
 
 
@@ -58,12 +64,16 @@ def _text(known: dict[str, Any]) -> str:
     if "content_encoding" in known:
         lines.append(("encoding", f"{known['content_encoding']} (cannot be mounted by this version)"))
     if "pid" in known:
-        lines.append(("mounted", f"here on {known['mountpoint']} by process {known['pid']}"))
+        lines.append(
+            ("mounted", f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}")
+        )
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
         for kind, counts in known["requests"].items():
             if counts["requests"]:
                 lines.append((f"{kind} requests", f"{counts['requests']}, of them failed {counts['failures']}"))
-        lines.append(("cost so far", f"${known['cost']:.4f} for requests, by prices of {known['prices_as_of']}"))
+        # In a directory requests cost nothing; the figure says what the same work would cost in a bucket.
+        name = "cost in a bucket" if known["url"].startswith("file:") else "cost so far"
+        lines.append((name, f"${known['cost']:.4f} for requests, by prices of {known['prices_as_of']}"))
     elif known["mounted"]:
         lines.append(("mounted", f"by {known['mounted_by'] or 'an unknown host'} since {known['mounted_at'] or '?'}"))
     else:

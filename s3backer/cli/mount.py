@@ -34,6 +34,9 @@ def command(url: str, mountpoint: str, fuse_options: tuple[str, ...], **values: 
 def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse_options: list[str]) -> MountRequest:
     """Return the request for a mount from options by their names."""
     chosen = pick(MountRequest, values)
+    if "ro" in fuse_options:
+        # Not only the kernel: the volume too refuses writes then, and takes no token.
+        values = {**values, "read_only": True}
     if values.get("stats_name") == "":
         chosen["stats_name"] = None
     return MountRequest(

@@ -45,12 +45,7 @@ def _run(words: list[str]) -> int:
     whole = [name for name in ("erase", "reset") if values.get(name)]
     if len(whole) > 1:
         raise UsageError("--erase and --reset-mounted-flag exclude each other", hint="Give one of them.")
-    if places and any("://" in word for word in places[1:]):
-        near = difflib.get_close_matches(places[0], COMMANDS, 1)
-        raise UsageError(
-            f"there is no command {places[0]!r}",
-            hint=f"Did you mean 's3backer {near[0]}'?" if near else "See 's3backer --help'.",
-        )
+    _check_for_command(places)
     if len(places) != (1 if whole else 2):
         raise UsageError(
             f"{'a bucket and no mount point' if whole else 'a bucket and a mount point'} are needed, "
@@ -71,6 +66,24 @@ def _run(words: list[str]) -> int:
     from s3backer.daemon import run_mount
 
     return run_mount(mount_request(url, places[1], _DEFAULTS | values, fuse_options))
+
+
+def _check_for_command(places: list[str]) -> None:
+    """Raise UsageError where the words look like one of our commands rather than the original's form."""
+    if places and "://" in places[0]:
+        raise UsageError(f"{places[0]!r} is no command", hint=f"Did you mean 's3backer mount {' '.join(places)}'?")
+    if not any("://" in word for word in places[1:]):
+        return
+    if places[0] in COMMANDS:
+        raise UsageError(
+            f"the command {places[0]!r} has to come first",
+            hint=f"Put the options behind it: s3backer {places[0]} ...",
+        )
+    near = difflib.get_close_matches(places[0], COMMANDS, 1)
+    raise UsageError(
+        f"there is no command {places[0]!r}",
+        hint=f"Did you mean 's3backer {near[0]}'?" if near else "See 's3backer --help'.",
+    )
 
 
 def _parse(words: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -180,6 +193,7 @@ def _print_help() -> None:
     for left, text in (
         ("-f", "Stay in the foreground."),
         ("-d", "The same as --debug."),
+        ("-s", "Accepted; requests are served in parallel all the same."),
         ("-o OPTIONS", "More of these, and FUSE's."),
     ):
         print(f"  {left:<28}{text}")

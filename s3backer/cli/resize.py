@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from s3backer.admin import resize_volume
+from s3backer.admin import inspect_volume, resize_volume
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.config import FORCE_OPEN, HASH, Option, volume_options
-from s3backer.units import format_size, parse_size
+from s3backer.config import FORCE_OPEN, HASH, Option, positive_size, volume_options
+from s3backer.units import format_size
+from s3backer.volume import check_geometry
 
 _DISCARD = Option("--discard", "discard", "When shrinking, destroy what lies beyond the new end.")
 
@@ -23,12 +24,15 @@ def command(url: str, size: str, **values: Any) -> None:
 
     Before shrinking, shrink what is on it. Shrinking refuses while data lies beyond the new end, unless --discard.
     """
-    wanted = parse_size(size)
+    wanted = positive_size(size)
     discard = bool(values["discard"])
     with Target(url, values) as target:
         with unsaved_progress() as report:
             answer = target.ask("resize", {"size": wanted, "discard": discard}, report)
         if answer is None:
+            # Seen before the volume is opened, so that the bucket stays untouched.
+            facts = inspect_volume(target.store, target.url.prefix, block_hash_prefix=bool(values["block_hash_prefix"]))
+            check_geometry(wanted, facts.block_size)
             old: object = resize_volume(
                 target.store, target.url.prefix, wanted, discard=discard, options=volume_options(values)
             )

@@ -1,0 +1,156 @@
+"""What the commands do with a volume that a daemon serves on this host. A control socket stands for the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3backer.control import ControlServer, Progress
+from s3backer.errors import MountError, UsageError
+from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.stores.directory import DirectoryStore
+from s3backer.url import VolumeURL, volume_id
+from tests.support.commands import Run, tree
+
+
+class Daemon:
+    """Answers like a daemon that serves ``volume``. ``process`` is the one that it claims to be."""
+
+    def __init__(self, volume: Path, sockets: Path, process: subprocess.Popen[bytes]) -> None:
+        self.url = VolumeURL.parse(f"file://{volume}")
+        self.process = process
+        self.mountpoint = "/mnt/s3backer-test"
+        self.size = 8 << 20
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.busy = False
+        self.ended_at = 0.0
+        names: dict[str, Any] = {"info": self.info, "resize": self.resize, "unmount": self.unmount}
+        self.server = ControlServer(sockets / f"{volume_id(self.url, 'file')}.sock", names)
+
+    def info(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        count = {"requests": 3, "failures": 1, "bytes_sent": 10, "bytes_received": 20}
+        return {
+            "volume": str(self.url),
+            "size": self.size,
+            "block_size": 64 << 10,
+            "opened": 1_700_000_000.0,
+            "unsaved_blocks": 2,
+            "mountpoint": self.mountpoint,
+            "pid": self.process.pid,
+            "requests": {"get": count},
+            "cost": 0.0123,
+            "prices_as_of": "2026-11",
+        }
+
+    def resize(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        self.asked.append(("resize", dict(arguments)))
+        if arguments["size"] == 12345:
+            raise UsageError("size 12345 is not a multiple", hint="Use another.")
+        progress({"unsaved_blocks": 1})
+        return {"size": arguments["size"], "old_size": self.size, "loop_devices": ["/dev/loop7"], "file": "/f"}
+
+    def unmount(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        self.asked.append(("unmount", dict(arguments)))
+        if self.busy:
+            raise MountError(f"{self.mountpoint} cannot be unmounted: busy", hint="losetup -d /dev/loop7")
+        progress({"unsaved_blocks": 1})
+        threading.Thread(target=self._end, name="ending").start()
+        return {"pid": self.process.pid, "mountpoint": self.mountpoint}
+
+    def _end(self) -> None:
+        time.sleep(0.3)
+        self.ended_at = time.monotonic()
+        self.process.kill()
+
+
+@pytest.fixture
+def daemon(volume: Path, sockets: Path) -> Iterator[Daemon]:
+    write_token(DirectoryStore(volume), "", "", replace=None, random_source=random.Random(1))
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
+        )
+        stack.callback(process.kill)
+        served = Daemon(volume, sockets, process)
+        served.server.start()
+        stack.callback(served.server.stop)
+        yield served
+        for thread in threading.enumerate():
+            if thread.name == "ending":
+                thread.join()
+
+
+def test_info_is_the_daemons(run: Run, daemon: Daemon) -> None:
+    facts = json.loads(run("info", str(daemon.url), "--json").out)
+    assert facts["mounted"] is True
+    assert (facts["pid"], facts["mountpoint"]) == (daemon.process.pid, daemon.mountpoint)
+    assert facts["requests"]["get"]["requests"] == 3
+    assert (facts["cost"], facts["prices_as_of"]) == (0.0123, "2026-11")
+    assert (facts["mounted_by"], facts["mounted_at"]) == (os.uname().nodename, "20231114T221320Z")
+    assert "objects" not in facts
+    shown = run("info", str(daemon.url)).out
+    assert daemon.mountpoint in shown and "$0.0123" in shown and "2026-11" in shown
+
+
+def test_info_does_not_need_the_store_while_a_daemon_answers(run: Run, daemon: Daemon, volume: Path) -> None:
+    (volume / "00000000").unlink()
+    assert json.loads(run("info", str(daemon.url), "--json").out)["size"] == 8 << 20
+
+
+def test_info_counts_in_the_bucket(run: Run, daemon: Daemon) -> None:
+    facts = json.loads(run("info", str(daemon.url), "--json", "--count").out)
+    assert (facts["objects"], facts["pid"]) == (1, daemon.process.pid)
+
+
+def test_resize_goes_through_the_daemon_and_names_the_loop_device(run: Run, daemon: Daemon, volume: Path) -> None:
+    before = tree(volume)
+    answer = run("resize", str(daemon.url), "16MiB", "--discard")
+    assert answer.code == 0
+    assert daemon.asked == [("resize", {"size": 16 << 20, "discard": True})]
+    assert "16 MiB, before 8 MiB" in answer.out and "losetup -c /dev/loop7" in answer.out
+    assert tree(volume) == before
+
+
+def test_a_daemons_refusal_is_the_commands(run: Run, daemon: Daemon) -> None:
+    answer = run("resize", str(daemon.url), "12345")
+    assert (answer.code, answer.sentence(), answer.hint()) == (2, "size 12345 is not a multiple", "Use another.")
+
+
+@pytest.mark.parametrize("words", [("erase", "{}", "--yes", "--force"), ("unlock", "{}")])
+def test_what_is_served_here_is_neither_erased_nor_unlocked(
+    run: Run, daemon: Daemon, volume: Path, words: tuple[str, ...]
+) -> None:
+    before = tree(volume)
+    answer = run(*(word.replace("{}", str(daemon.url)) for word in words))
+    assert answer.code == 6
+    assert daemon.mountpoint in answer.sentence() and "s3backer unmount" in answer.hint()
+    assert tree(volume) == before
+    assert (volume / TOKEN_NAME).exists()
+
+
+@pytest.mark.parametrize("by", ["url", "mountpoint"])
+def test_unmount_waits_until_the_daemon_has_ended(run: Run, daemon: Daemon, by: str) -> None:
+    answer = run("unmount", str(daemon.url) if by == "url" else daemon.mountpoint)
+    back = time.monotonic()
+    assert (answer.code, answer.err) == (0, "")
+    assert [name for name, _ in daemon.asked] == ["unmount"]
+    assert 0 < daemon.ended_at <= back
+
+
+def test_unmount_of_what_is_busy_says_how_to_go_on(run: Run, daemon: Daemon) -> None:
+    daemon.busy = True
+    answer = run("unmount", daemon.mountpoint)
+    assert answer.code == 7
+    assert "busy" in answer.sentence() and "losetup -d" in answer.hint()
+    assert daemon.process.poll() is None
