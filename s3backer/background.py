@@ -1,15 +1,17 @@
 """Going into the background: a daemon that belongs to nobody, and a parent that knows how it went.
 
     parent ── fork ──► child ── setsid, fork ──► daemon
-      │                                            │  {"pid": N}
-      │ ◄──────────────── a pipe ──────────────────┤  {"ready": true}   or   {"error": …, "hint": …, "exit_code": N}
+      │                                            │
+      │ ◄───────── {"ready": true} ────────────────┤   or {"error": …, "hint": …, "exit_code": N}, and it ends
+      ├─ verifies ─────── "verified" ────────────► │   or the end of the file, and it ends
       ▼                                            ▼
-    verifies, returns                            serves
+    returns ◄──────── closes its end ────────── serves
 
 Guarantees
   * The parent returns only when the daemon is ready and the parent has verified it; else it raises what the daemon
     met, or that it died without a word, and the daemon is gone.
-  * The daemon holds no descriptor, terminal or directory of its parent once it is ready.
+  * A daemon whose parent was killed before it had verified the mount ends.
+  * The daemon holds no descriptor, terminal or directory of its parent once the parent has returned.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ import contextlib
 import json
 import logging
 import os
-import select
-import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -28,34 +29,38 @@ from s3backer.errors import MountError, S3backerError
 
 log = logging.getLogger(__name__)
 
+_VERIFIED = b"verified\n"
+
+
+def open_standard_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2, so that nothing else gets these numbers and then what is meant for them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
 
 def launch(serve: Callable[[Callable[[], None]], None], verify: Callable[[], None]) -> int:
     """Run ``serve(ready)`` in a daemon; return 0 once it has called ``ready`` and ``verify`` has passed here.
 
-    ``verify`` raises S3backerError, which ends the daemon. The calling process must have no other threads.
+    ``ready`` returns when ``verify`` has passed, and raises MountError if it never will; ``serve`` must then end.
+    The calling process must have no other threads.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    reader, writer = os.pipe()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        _become_daemon(serve, writer)
-    os.close(writer)
-    os.waitpid(child, 0)
-    pid = 0
-    with os.fdopen(reader, encoding="utf-8") as messages:
+        ours.close()
+        _become_daemon(serve, theirs)
+    theirs.close()
+    with ours:
         try:
-            for line in messages:
-                message = json.loads(line)
-                pid = message.get("pid", pid)
-                if "error" in message:
-                    raise _told_error(message)
-                if message.get("ready"):
-                    verify()
-                    return 0
-        except (KeyboardInterrupt, S3backerError):
-            _end_process(pid)
+            os.waitpid(child, 0)
+            if _converse(ours, verify):
+                return 0
+        except BaseException:
+            _wait_for_end(ours)
             raise
     raise MountError(
         "the daemon ended without a word before the mount was ready",
@@ -63,7 +68,29 @@ def launch(serve: Callable[[Callable[[], None]], None], verify: Callable[[], Non
     )
 
 
-def _become_daemon(serve: Callable[[Callable[[], None]], None], writer: int) -> NoReturn:
+def _converse(connection: socket.socket, verify: Callable[[], None]) -> bool:
+    """Follow the daemon until it serves; False if it ended without a word, its own error if it had one."""
+    with contextlib.suppress(ConnectionError), connection.makefile("r", encoding="utf-8") as messages:
+        for line in messages:
+            message = json.loads(line)
+            if "error" in message:
+                raise _told_error(message)
+            verify()
+            connection.sendall(_VERIFIED)
+            # It closes its end when it has understood.
+            return not messages.read()
+    return False
+
+
+def _wait_for_end(connection: socket.socket) -> None:
+    """Tell the daemon that nobody wants it, and wait until it has ended, which is when its volume is closed."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
+
+
+def _become_daemon(serve: Callable[[Callable[[], None]], None], connection: socket.socket) -> NoReturn:
     """Cut all ties with the process that asked, and serve. Never returns."""
     code = 1
     try:
@@ -73,47 +100,58 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], writer: int) -> 
             os._exit(0)
         os.chdir("/")
         os.umask(0o077)
-        _close_inherited({0, 1, 2, writer})
+        _close_inherited({0, 1, 2, connection.fileno()})
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        code = _serve(serve, writer, null)
+        code = _serve(serve, connection, null)
     except BaseException as error:
-        _tell(writer, {"error": f"the daemon failed with {error!r}", "hint": "This is a defect; please report it."})
+        _tell(connection, _defect(error))
     finally:
         logging.shutdown()
         os._exit(code)
 
 
-def _serve(serve: Callable[[Callable[[], None]], None], writer: int, null: int) -> int:
-    told = False
+def _serve(serve: Callable[[Callable[[], None]], None], connection: socket.socket, null: int) -> int:
+    verified = False
 
     def ready() -> None:
-        nonlocal told
+        nonlocal verified
         os.dup2(null, 2)
         os.close(null)
-        told = True
-        _tell(writer, {"ready": True})
-        os.close(writer)
+        _tell(connection, {"ready": True})
+        try:
+            verified = connection.recv(len(_VERIFIED)) == _VERIFIED
+        except ConnectionError:
+            verified = False
+        if not verified:
+            raise MountError("the process that asked for the mount is gone", hint="Mount it again.")
+        connection.close()
 
-    _tell(writer, {"pid": os.getpid()})
     try:
         serve(ready)
-        if not told:
+        if not verified:
             raise MountError("it was unmounted before it was ready", hint="Mount it again.")
     except S3backerError as error:
-        if told:
+        if verified:
             log.error("%s", error)
-        else:
-            _tell(writer, {"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+        _tell(connection, {"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
         return error.exit_code
+    except Exception as error:
+        if verified:
+            log.critical("the daemon failed", exc_info=error)
+        raise
     return 0
 
 
-def _tell(writer: int, message: Mapping[str, object]) -> None:
-    # The process that asked may be gone.
+def _defect(error: BaseException) -> dict[str, object]:
+    return {"error": f"the daemon failed with {error!r}", "hint": "This is a defect; please report it."}
+
+
+def _tell(connection: socket.socket, message: Mapping[str, object]) -> None:
+    # The process that asked may be gone, or be content already.
     with contextlib.suppress(OSError):
-        os.write(writer, json.dumps(message).encode() + b"\n")
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _told_error(message: Mapping[str, object]) -> S3backerError:
@@ -130,20 +168,3 @@ def _close_inherited(keep: set[int]) -> None:
             # The descriptor of the listing itself is closed already.
             with contextlib.suppress(OSError):
                 os.close(int(name))
-
-
-def _end_process(pid: int) -> None:
-    """Ask the daemon to end and wait until it has, which is when its volume is closed."""
-    if not pid:
-        return
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        select.select([handle], [], [])
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(handle)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from s3backer.background import launch
+from s3backer.background import launch, open_standard_descriptors
 from s3backer.control import ControlServer, Progress, control_path
 from s3backer.errors import MountError, S3backerError, UsageError
 from s3backer.logs import RateLimited, Redacting, configure_logging
@@ -53,6 +53,8 @@ _STALL_SECONDS = 10.0
 #: Seconds between two lines of progress where there is no terminal.
 _LINE_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
+#: Longest wait in seconds for the kernel to take note of a new size.
+_KERNEL_SECONDS = 5.0
 _SECTOR = 512
 _PATH_VARIABLES = (
     "AWS_CONFIG_FILE",
@@ -87,6 +89,7 @@ def run_mount(request: MountRequest) -> int:
     Raises S3backerError for everything that can go wrong before the mount is ready. Must be called from the main
     thread, in the background of a process without other threads.
     """
+    open_standard_descriptors()
     request = _absolute(request)
     options = _check(request)
     if request.foreground:
@@ -218,14 +221,16 @@ class _Daemon:
         try:
             mount, operations = self._make_mount(volume)
             control = self._start_control(ident, volume, store, mount, operations)
-            mount.mount()
+            self._let_stop(mount)
             self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
-            with self._closing:
-                volume.close(self._closing)
-            if control is not None:
-                control.stop()
+            try:
+                with self._closing:
+                    volume.close(self._closing)
+            finally:
+                if control is not None:
+                    control.stop()
             log.info("%s is closed, everything is stored", volume.name)
 
     def _make_mount(self, volume: Volume) -> tuple[FuseMount, DiskOperations]:
@@ -239,12 +244,14 @@ class _Daemon:
             file_mode=(0o400 if volume.read_only else 0o600) if mode is None else mode,
             stats_name=self._request.stats_name,
         )
-        mount = FuseMount(operations, self._request.mountpoint, self._options)
+        return FuseMount(operations, self._request.mountpoint, self._options), operations
+
+    def _let_stop(self, mount: FuseMount) -> None:
+        """From now on a signal stops this mount; one that came before is heard here."""
         with self._lock:
             if self._stop_asked:
                 raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
             self._mount = mount
-        return mount, operations
 
     def _serve(self, mount: FuseMount, operations: DiskOperations, ready: Callable[[], None]) -> None:
         from s3backer.frontends.fuse_mount import worker_count
@@ -255,16 +262,22 @@ class _Daemon:
             while not operations.serving.wait(0.05):
                 if over.is_set():
                     return
-            # The kernel answers nobody before it has finished its negotiation, which would undo the tuning.
-            with contextlib.suppress(OSError):
+            try:
+                # The kernel answers nobody before it has finished its negotiation, which would undo the tuning.
                 os.stat(mount.mountpoint)
                 mount.tune_read_ahead(READ_AHEAD)
                 ready()
+            except (OSError, S3backerError) as error:
+                log.error("unmounting %s again: %s", mount.mountpoint, error)
+                self._request_stop()
 
         announcer = threading.Thread(target=announce, name="s3backer-announce", daemon=True)
         announcer.start()
         try:
+            mount.mount()
             mount.serve(worker_count(self._request.volume_options.threads, self._options))
+        except S3backerError:
+            raise
         except Exception as error:
             # Not the user's mistake, and nothing that keeps the volume from being closed.
             log.error("serving %s ended with %r", mount.mountpoint, error)
@@ -325,9 +338,7 @@ class _Daemon:
             old = volume.size
             _reporting(volume, lambda: volume.resize(size, discard=discard), progress)
             operations.resized()
-            # Invalidated attributes are fetched at the next look; a loop device reads the size without one.
-            with contextlib.suppress(OSError):
-                os.stat(file)
+            _wait_for_size(file, volume.size)
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
@@ -374,6 +385,17 @@ def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress
         progress({"unsaved_blocks": volume.unsaved})
     if failure:
         raise failure[0]
+
+
+def _wait_for_size(file: str, size: int) -> None:
+    """Look at the file until the kernel has the new size, which is soon: it is told by llfuse in a queue.
+
+    A loop device takes what the kernel has without looking, so a 'losetup -c' that comes too early finds the old one.
+    """
+    deadline = time.monotonic() + _KERNEL_SECONDS
+    with contextlib.suppress(OSError):
+        while os.stat(file).st_size != size and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 class _ClosingProgress:
@@ -468,7 +490,7 @@ class _Signals:
 
 
 _PR_SET_IO_FLUSHER = 57
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_ARENA_MAX = -8
 
 
 def _prepare_process() -> None:

@@ -83,12 +83,18 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
         raise MountError(f"mount point {path} is not a directory", hint="Name an empty directory.")
     mounted = find_mount(path)
     if mounted is not None and mounted.kind == FUSE_TYPE:
+        try:
+            # Unlike what stat says, this is not remembered by the kernel for some time after a daemon's death.
+            os.statvfs(path)
+        except OSError as error:
+            raise _unusable(path, error) from None
         raise MountError(
             f"{mounted.source} is already mounted on {path}",
             hint=f"Use another directory, or unmount it first: {_undo(path)}",
         )
     try:
-        occupied = not allow_nonempty and any(os.scandir(path))
+        with os.scandir(path) as entries:
+            occupied = not allow_nonempty and any(entries)
     except OSError as error:
         raise _unusable(path, error) from None
     if occupied:

@@ -32,12 +32,6 @@ _UNMOUNT_GRACE = 2.0
 #: The kernel's own limit on asynchronous requests.
 _KERNEL_BACKGROUND = 12
 
-
-def clean_fsname(name: str) -> str:
-    """Return the text that the mount table shows, without what libfuse or the table could misread."""
-    return quote(name, safe="!\"#$%&'()*+-./:;<=>?@[]^_`{|}~", errors="surrogateescape")
-
-
 #: Options of libfuse 2.9's mount and session layers that make sense here; the kernel's own flags come with them.
 _FLAGS = frozenset(
     [
@@ -73,6 +67,11 @@ _FLAGS = frozenset(
 _NUMBERS = frozenset(["congestion_threshold", "max_background", "max_read", "max_readahead", "max_write"])
 _TEXTS = frozenset(["context", "defcontext", "fscontext", "fsname", "rootcontext", "subtype"])
 _OPPOSITES = {"dev": "nodev", "suid": "nosuid", "rw": "ro", "allow_root": "allow_other"}
+
+
+def clean_fsname(name: str) -> str:
+    """Return the text that the mount table shows, without what libfuse or the table could misread."""
+    return quote(name, safe="!\"#$%&'()*+-./:;<=>?@[]^_`{|}~", errors="surrogateescape")
 
 
 def background_requests(threads: int) -> int:
@@ -149,6 +148,15 @@ class FuseMount:
 
     def mount(self) -> None:
         """Mount; requests wait until ``serve``. Raises MountError with what libfuse and fusermount said."""
+        try:
+            self._mount_now()
+        except BaseException:
+            # There is nothing that ``stop`` would have to wait for.
+            self._ended.set()
+            raise
+        self._mount = find_mount(self._mountpoint)
+
+    def _mount_now(self) -> None:
         failure = ""
         with _captured_stderr() as said:
             try:
@@ -157,7 +165,6 @@ class FuseMount:
                 failure = str(error)
             text = said()
         if failure:
-            self._ended.set()
             raise MountError(
                 f"mounting on {self._mountpoint} failed: {text or failure}",
                 hint="Mounting needs root (in a container CAP_SYS_ADMIN), or a setuid fusermount and a mount point "
@@ -165,7 +172,6 @@ class FuseMount:
             )
         if text:
             log.warning("mounting on %s: %s", self._mountpoint, text)
-        self._mount = find_mount(self._mountpoint)
 
     def serve(self, workers: int) -> None:
         """Answer requests until the filesystem is unmounted or ``stop`` is called, then take it down."""

@@ -3,9 +3,17 @@
     url, mountpoint        as on the command line
     store, volume          fields of StoreOptions and VolumeOptions
     request                further fields of MountRequest
-    fake                   a directory: serve a FakeDisk that is controlled by it instead of a volume
+    knobs                  a directory of switches, which are files
+    fake                   whether to serve a FakeDisk, controlled by the knobs, instead of a volume
     fake_size              its size in bytes
     fail                   "silently" or "raise": how the daemon is to fail before it is ready
+    stall                  seconds after which closing says that it waits
+
+Knobs of a real volume; KNOB-reached tells that it was met:
+
+    hold-open              opening it waits
+    hold-verify            the caller's look at the mount waits
+    outage                 the store is away
 
 An error is printed as message and hint, and its exit code is the process's.
 """
@@ -15,11 +23,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from s3backer import daemon
-from s3backer.errors import S3backerError
+from s3backer.errors import S3backerError, StoreUnreachable
+from s3backer.stores import open_store
+from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
 from s3backer.url import VolumeURL
 from s3backer.volume import VolumeOptions
@@ -42,13 +54,63 @@ class _FakeVolume:
         return FakeDisk(cls.control, size=cls.size, read_only=options.read_only)
 
 
+class _Knobs:
+    """Makes what the daemon calls wait or fail."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def met(self, knob: str) -> bool:
+        """Whether the knob is turned on; leaves word that it was met."""
+        on = (self._directory / knob).exists()
+        if on:
+            (self._directory / f"{knob}-reached").touch()
+        return on
+
+    def held(self, knob: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, waiting while the knob is turned on."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            while self.met(knob):
+                time.sleep(0.01)
+            return function(*args, **kwargs)
+
+        return call
+
+    def failing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a store's method, failing while there is an outage."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.met("outage"):
+                raise StoreUnreachable("the store is away", hint="Wait.")
+            return function(*args, **kwargs)
+
+        return call
+
+    def open_store(self, url: VolumeURL, options: StoreOptions) -> ObjectStore:
+        """Open the store, whose requests are failing while there is an outage."""
+        store = open_store(url, options)
+        for name in ("get", "head", "put", "delete", "list"):
+            setattr(store, name, self.failing(getattr(store, name)))
+        return store
+
+
 def main() -> int:
     what = json.loads(sys.argv[1])
-    if "fake" in what:
-        _FakeVolume.control = Path(what["fake"])
+    replaced: dict[str, object] = {}
+    if "knobs" in what:
+        knobs = _Knobs(Path(what["knobs"]))
+        replaced["open_store"] = knobs.held("hold-open", knobs.open_store)
+        replaced["_verify"] = knobs.held("hold-verify", daemon._verify)
+    if what.get("fake"):
+        _FakeVolume.control = Path(what["knobs"])
         _FakeVolume.size = what.get("fake_size", _FakeVolume.size)
         _FakeVolume.fail = what.get("fail", "")
-        setattr(daemon, "Volume", _FakeVolume)  # noqa: B010 - a stand-in of another type
+        replaced["Volume"] = _FakeVolume
+    if "stall" in what:
+        replaced["_STALL_SECONDS"] = what["stall"]
+    for name, value in replaced.items():
+        setattr(daemon, name, value)
     request = daemon.MountRequest(
         url=VolumeURL.parse(what["url"]),
         mountpoint=what["mountpoint"],

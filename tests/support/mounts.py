@@ -56,11 +56,15 @@ def wait_until(condition: Any, what: str) -> Any:
 
 def is_alive(pid: int) -> bool:
     """Whether a process (that may be nobody's child here) still runs."""
+    # Not by its state in /proc: the first thread of a process can be a zombie while others still hold its files.
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
         return False
-    return state not in "ZX"
+    try:
+        return not select.select([handle], [], [], 0)[0]
+    finally:
+        os.close(handle)
 
 
 def wait_for_end(pid: int) -> None:
@@ -128,18 +132,26 @@ def run_mount(what: Mapping[str, object], directory: Path, **options: Any) -> tu
     return process.returncode, said
 
 
-def daemon_pid(mountpoint: Path) -> int:
-    """Return the process that holds the FUSE connection of this mount point, 0 if there is none.
+def runners(place: Path) -> Iterator[int]:
+    """Yield the processes that mount something on ``place`` or below it.
 
-    The daemon names its mount point in its command line, which is unique to the test's directory.
+    They name their mount point in their command line, which is unique to the test's directory.
     """
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"tests.support.mount_runner" in words and json.dumps(str(mountpoint)).encode() in words[-2]:
-                    return int(entry.name)
-    return 0
+            with contextlib.suppress(OSError, ValueError):
+                *_, module, what, _ = (entry / "cmdline").read_bytes().split(b"\0")
+                ours = module == b"tests.support.mount_runner"
+                if ours and Path(json.loads(what)["mountpoint"]).is_relative_to(place):
+                    yield int(entry.name)
+
+
+def daemon_pid(mountpoint: Path, apart_from: int = 0) -> int:
+    """Return the process that serves, or begins to serve, this mount point, 0 if there is none.
+
+    ``apart_from`` is the process that was started, as long as it runs.
+    """
+    return next((pid for pid in runners(mountpoint) if pid != apart_from), 0)
 
 
 @contextlib.contextmanager
@@ -164,20 +176,13 @@ def mounted(what: Mapping[str, object], directory: Path, **options: Any) -> Iter
 
 
 def _end(mountpoint: Path, pid: int, process: subprocess.Popen[str]) -> None:
-    pid = pid or daemon_pid(mountpoint)
+    pid = pid or daemon_pid(mountpoint, process.pid)
     with contextlib.suppress(OSError):
         if find_mount(str(mountpoint)):
             unmount(str(mountpoint), lazy=True)
     try:
         if pid and is_alive(pid):
-            handle = os.pidfd_open(pid)
-            try:
-                if not select.select([handle], [], [], 5)[0]:
-                    signal.pidfd_send_signal(handle, signal.SIGTERM)
-                if not select.select([handle], [], [], 15)[0]:
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-            finally:
-                os.close(handle)
+            end_process(pid)
     except ProcessLookupError:
         pass
     finally:
@@ -186,6 +191,18 @@ def _end(mountpoint: Path, pid: int, process: subprocess.Popen[str]) -> None:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def end_process(pid: int) -> None:
+    """See a daemon end that is about to; ask it if it does not, and kill it if that does not help."""
+    handle = os.pidfd_open(pid)
+    try:
+        if not select.select([handle], [], [], 5)[0]:
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not select.select([handle], [], [], 15)[0]:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

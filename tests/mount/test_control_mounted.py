@@ -1,0 +1,246 @@
+"""The commands that a daemon answers while its volume is mounted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from s3backer.control import call
+from s3backer.errors import S3backerError
+from tests.support.mounts import PATIENCE, is_alive, loop_device, needs_mounts
+from tests.support.tools import run
+from tests.support.workbench import BLOCK, SIZE, Workbench, write_unflushed
+
+pytestmark = needs_mounts
+
+DATA = b"data" * 2000
+
+
+def ask(volume: Workbench, command: str, **arguments: object) -> dict[str, object]:
+    """Return the daemon's answer; there must be a daemon."""
+    answer = call(volume.ident, command, arguments)
+    assert answer is not None
+    return answer
+
+
+def refused(volume: Workbench, command: str, **arguments: object) -> S3backerError:
+    """Return the error that a command is answered with."""
+    with pytest.raises(S3backerError) as caught:
+        ask(volume, command, **arguments)
+    return caught.value
+
+
+# ── info and flush ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_info(volume: Workbench) -> None:
+    with volume.mounted(volume={"read_only": False}) as mount:
+        write_unflushed(mount.file, 0, DATA)
+        facts = ask(volume, "info")
+        assert facts["pid"] == mount.pid
+        assert facts["mountpoint"] == str(mount.mountpoint)
+        assert facts["file"] == str(mount.file)
+        assert (facts["size"], facts["block_size"], facts["read_only"]) == (SIZE, BLOCK, False)
+        assert facts["unsaved_blocks"] == -(-len(DATA) // BLOCK)
+        requests = facts["requests"]
+        assert isinstance(requests, dict) and requests["put"]
+    assert call(volume.ident, "info") is None
+
+
+def test_flush(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        write_unflushed(mount.file, 0, DATA)
+        assert volume.stored(0, len(DATA)) == bytes(len(DATA))
+        assert ask(volume, "flush") == {"unsaved_blocks": 0}
+        assert volume.stored(0, len(DATA)) == DATA
+
+
+def test_flush_reports_progress_and_failure(bench: Workbench) -> None:
+    with bench.mounted(fake=True):
+        heard: list[dict[str, object]] = []
+        several = threading.Event()
+
+        def on_progress(facts: dict[str, object]) -> None:
+            heard.append(facts)
+            if len(heard) == 2:
+                bench.release("hold-flush")
+                several.set()
+
+        (bench.knobs / "hold-flush").touch()
+        assert call(bench.ident, "flush", on_progress=on_progress) == {"unsaved_blocks": 3}
+        assert several.is_set() and heard[0] == {"unsaved_blocks": 3}
+        with bench.turned("fail-flush"):
+            error = refused(bench, "flush")
+        assert (error.message, error.hint, error.exit_code) == ("the store at 127.0.0.1 is away", "Wait.", 3)
+
+
+def test_a_command_that_is_not_known(volume: Workbench) -> None:
+    with volume.mounted():
+        error = refused(volume, "explode")
+        assert error.exit_code == 2 and "info" in error.hint
+
+
+# ── resize ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_growing_is_seen_through_the_mount_and_a_loop_device(volume: Workbench) -> None:
+    with volume.mounted() as mount, loop_device(mount.file) as device:
+        # More than once, because the kernel is told in its own time and has to have it when the answer comes.
+        for step in range(1, 9):
+            size = SIZE + step * 64 * BLOCK
+            answer = ask(volume, "resize", size=size)
+            assert (answer["size"], answer["old_size"]) == (size, size - 64 * BLOCK)
+            assert answer["loop_devices"] == [device]
+            run("losetup", "-c", device)
+            assert int(run("blockdev", "--getsize64", device)) == size
+            assert mount.file.stat().st_size == size
+        with mount.file.open("r+b") as file:
+            file.seek(size - 4)
+            assert os.write(file.fileno(), b"end, and more") == 4
+    with volume.mounted() as mount:
+        assert mount.file.stat().st_size == size
+        assert mount.file.read_bytes()[SIZE:].rstrip(b"\0") == bytes(size - SIZE - 4) + b"end,"
+
+
+def test_what_was_written_beyond_the_end_does_not_come_back(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        descriptor = os.open(mount.file, os.O_RDWR)
+        try:
+            assert os.pwrite(descriptor, b"x" * 100, SIZE - 10) == 10
+            ask(volume, "resize", size=2 * SIZE)
+            assert os.pread(descriptor, 200, SIZE - 10) == b"x" * 10 + bytes(190)
+        finally:
+            os.close(descriptor)
+
+
+def test_shrinking_refuses_while_data_lies_beyond(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        with mount.file.open("r+b") as file:
+            file.write(b"front")
+            file.seek(SIZE - BLOCK)
+            file.write(DATA[:BLOCK])
+        error = refused(volume, "resize", size=SIZE // 2)
+        assert error.exit_code == 2 and "beyond the new end" in error.message and "--discard" in error.hint
+        assert mount.file.stat().st_size == SIZE
+        assert volume.stored(SIZE - BLOCK, BLOCK) == DATA[:BLOCK]
+
+        answer = ask(volume, "resize", size=SIZE // 2, discard=True)
+        assert (answer["size"], answer["old_size"]) == (SIZE // 2, SIZE)
+        assert mount.file.stat().st_size == SIZE // 2
+        assert volume.stored(SIZE - BLOCK, BLOCK) == bytes(BLOCK)
+        # Neither in the cache nor in the kernel's pages.
+        ask(volume, "resize", size=SIZE)
+        with mount.file.open("rb") as file:
+            assert file.read() == b"front".ljust(SIZE, b"\0")
+
+
+def test_shrinking_refuses_for_data_that_is_not_stored_yet(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        write_unflushed(mount.file, SIZE - 2 * BLOCK, DATA)
+        assert "beyond the new end" in refused(volume, "resize", size=SIZE // 2).message
+        assert mount.file.stat().st_size == SIZE
+
+
+def test_shrinking_where_nothing_lies_beyond(volume: Workbench) -> None:
+    with volume.mounted() as mount, loop_device(mount.file) as device:
+        assert ask(volume, "resize", size=SIZE // 2)["size"] == SIZE // 2
+        run("losetup", "-c", device)
+        assert int(run("blockdev", "--getsize64", device)) == SIZE // 2
+
+
+@pytest.mark.parametrize("size", [0, -BLOCK, BLOCK + 1, "1GiB", None, True, 1.5, (1 << 32) * BLOCK])
+def test_sizes_that_cannot_be(volume: Workbench, size: object) -> None:
+    with volume.mounted() as mount:
+        error = refused(volume, "resize", size=size)
+        assert error.exit_code == 2 and error.message and error.hint
+        assert mount.file.stat().st_size == SIZE
+
+
+def test_a_read_only_mount_is_not_resized(volume: Workbench) -> None:
+    with volume.mounted(volume={"read_only": True}) as mount:
+        assert "read-only" in refused(volume, "resize", size=2 * SIZE).message
+        assert mount.file.stat().st_size == SIZE
+
+
+# ── unmount ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_unmount(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        write_unflushed(mount.file, 0, DATA)
+        assert ask(volume, "unmount") == {"pid": mount.pid, "mountpoint": str(mount.mountpoint)}
+        mount.wait()
+        assert volume.stored(0, len(DATA)) == DATA
+        volume.wait_for_nothing()
+
+
+def test_unmount_names_who_has_to_go_first(volume: Workbench, tmp_path: Path) -> None:
+    with volume.mounted() as mount:
+        with mount.file.open("r+b") as file:
+            file.write(DATA)
+            error = refused(volume, "unmount")
+            assert error.exit_code == 7
+            assert f"{mount.mountpoint} cannot be unmounted: Device or resource busy" in error.message
+            assert f"fuser -vm {mount.mountpoint}" in error.hint
+        with loop_device(mount.file) as device:
+            error = refused(volume, "unmount")
+            assert error.exit_code == 7 and f"losetup -d {device}" in error.hint
+        # It is as if nobody had asked.
+        assert is_alive(mount.pid) and volume.token.exists()
+        assert mount.file.read_bytes()[: len(DATA)] == DATA
+        ask(volume, "unmount")
+        mount.wait()
+    volume.wait_for_nothing()
+
+
+def test_unmount_goes_on_when_the_one_who_asked_is_gone(bench: Workbench) -> None:
+    with bench.mounted(fake=True) as mount:
+        (bench.knobs / "hold-flush").touch()
+        asking = subprocess.Popen(
+            ["python3", "-c", ASK, str(bench.socket)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        try:
+            bench.wait_reached("hold-flush")
+        finally:
+            asking.kill()
+            asking.wait()
+        bench.release("hold-flush")
+        mount.wait()
+    bench.wait_for_nothing()
+
+
+ASK = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+connection.sendall(b'{"version":1,"command":"unmount"}\\n')
+while connection.recv(4096):
+    pass
+"""
+
+
+def test_unmount_while_the_store_fails_leaves_it_mounted(bench: Workbench) -> None:
+    with bench.mounted(fake=True) as mount:
+        with bench.turned("fail-flush"):
+            assert "is away" in refused(bench, "unmount").message
+        assert is_alive(mount.pid) and bench.mounts() == [str(mount.mountpoint)]
+        with contextlib.suppress(S3backerError):
+            ask(bench, "unmount")
+        mount.wait()
+
+
+def test_the_socket_of_a_killed_daemon_is_in_nobodys_way(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        os.kill(mount.pid, 9)
+        mount.wait()
+        assert volume.socket.exists()
+        assert call(volume.ident, "info") is None
+        assert not volume.socket.exists()
+        run("umount", str(mount.mountpoint), timeout=PATIENCE)
+    with volume.mounted(volume={"force": True}) as mount:
+        assert ask(volume, "info")["pid"] == mount.pid

@@ -1,0 +1,387 @@
+"""Starting a mount: what the caller learns, what the daemon keeps, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3backer.errors import MountError
+from s3backer.mountpoint import check_fuse
+from tests.support.mounts import PATIENCE, ROOT, environment, is_alive, needs_mounts, start_runner, wait_until
+from tests.support.workbench import SIZE, Workbench
+
+pytestmark = needs_mounts
+
+
+# ── success ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_caller_returns_when_the_file_can_be_read_and_written(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        # Nothing waits here: the caller has returned, so it works.
+        assert mount.process.returncode == 0
+        assert mount.pid not in (0, mount.process.pid)
+        with mount.file.open("r+b") as file:
+            file.write(b"at once")
+        assert mount.file.read_bytes()[:7] == b"at once"
+        assert volume.socket.exists() and volume.token.exists()
+
+
+def test_the_caller_waits_for_the_first_read(bench: Workbench) -> None:
+    # Not the first block, which the fake never holds: the whole flush at the end of the caller's look is held.
+    with bench.turned("hold-flush"):
+        process = start_runner(bench.what(fake=True), bench.directory)
+        try:
+            bench.wait_reached("hold-flush")
+            assert bench.mounts() == [str(bench.mountpoint)]
+            assert process.poll() is None
+            bench.release("hold-flush")
+            assert process.wait(PATIENCE) == 0
+        finally:
+            bench.close(process)
+        bench.wait_for_nothing()
+
+
+def test_in_the_foreground_the_caller_serves(volume: Workbench) -> None:
+    with volume.mounted(foreground=True) as mount:
+        wait_until(lambda: os.path.exists(mount.file), "the file is there")
+        assert mount.process.poll() is None
+        mount.umount()
+        assert mount.process.wait(PATIENCE) == 0
+        assert mount.process.stderr is not None
+        assert "is mounted on" in mount.process.stderr.read()
+    volume.wait_for_nothing()
+
+
+# ── what the daemon keeps of its caller ──────────────────────────────────────────────────────────────────────
+
+
+def test_the_daemon_belongs_to_nobody(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        process = Path("/proc", str(mount.pid))
+        assert os.readlink(process / "cwd") == "/"
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        parent, session, terminal = int(fields[1]), int(fields[3]), int(fields[4])
+        assert terminal == 0
+        assert parent not in (mount.process.pid, os.getpid())
+        # Neither the caller's session nor the leader of its own, which could get a terminal again.
+        assert session not in (os.getsid(0), mount.pid)
+        for number in (0, 1, 2):
+            assert os.readlink(process / "fd" / str(number)) == "/dev/null"
+
+
+def test_the_daemon_keeps_no_descriptor(volume: Workbench, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    extra = os.open(tmp_path / "inherited", os.O_CREAT | os.O_RDWR)
+    # Far away as well, where a loop up to some limit would not look.
+    far = fcntl.fcntl(writer, fcntl.F_DUPFD, 900)
+    try:
+        with volume.mounted(options={"pass_fds": (writer, extra, far)}) as mount:
+            os.close(writer)
+            os.close(far)
+            writer = far = -1
+            # The caller is gone and the daemon holds no end, so the reader meets the end of the file.
+            assert select.select([reader], [], [], PATIENCE)[0]
+            assert os.read(reader, 1) == b""
+            held = {os.readlink(entry) for entry in Path("/proc", str(mount.pid), "fd").iterdir()}
+            assert str(tmp_path / "inherited") not in held
+            # The streams of the caller too: whoever reads them learns that it is done.
+            assert mount.process.communicate(timeout=PATIENCE) == ("", "")
+            assert is_alive(mount.pid)
+    finally:
+        for number in (reader, writer, far, extra):
+            if number >= 0:
+                os.close(number)
+
+
+def test_a_caller_without_standard_streams(volume: Workbench) -> None:
+    def close() -> None:
+        for number in (0, 1, 2):
+            os.close(number)
+
+    with volume.mounted(options={"preexec_fn": close}) as mount:
+        for number in (0, 1, 2):
+            assert os.readlink(f"/proc/{mount.pid}/fd/{number}") == "/dev/null"
+        assert mount.file.stat().st_size == SIZE
+
+
+def test_paths_do_not_depend_on_the_callers_directory(volume: Workbench) -> None:
+    process = start_runner(volume.what(mountpoint="mnt"), volume.directory, cwd=volume.directory)
+    try:
+        assert process.wait(PATIENCE) == 0
+        assert volume.mounts() == [str(volume.mountpoint)]
+        assert (volume.mountpoint / "file").stat().st_size == SIZE
+    finally:
+        subprocess.run(["umount", volume.mountpoint], check=True, timeout=PATIENCE)
+        process.communicate()
+    wait_until(lambda: not volume.token.exists(), "the token is removed")
+
+
+# ── failure ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "text"), [("raise", 1, "ValueError('a defect')"), ("silently", 7, "ended without a word")]
+)
+def test_the_caller_hears_of_a_daemon_that_fails(bench: Workbench, fail: str, code: int, text: str) -> None:
+    answer, said = bench.run(fake=True, fail=fail)
+    assert answer == code
+    assert text in said and len(said.splitlines()) == 2 and "Traceback" not in said
+    bench.wait_for_nothing()
+
+
+def test_the_caller_hears_what_the_store_said(bench: Workbench) -> None:
+    before = bench.tree()
+    code, said = bench.run()
+    assert code == 5
+    assert said.startswith("there is no volume at ") and "s3backer create" in said
+    assert bench.tree() == before
+    bench.wait_for_nothing()
+
+
+def test_a_disk_that_cannot_be_used_is_unmounted_again(bench: Workbench) -> None:
+    # The fake's first block can always be read, but the look at it ends with a close.
+    with bench.turned("fail-flush"):
+        code, said = bench.run(fake=True, request={"file_name": "disk"})
+    assert code == 7
+    assert f"{bench.mountpoint}/disk was mounted, but cannot be used: Input/output error" in said
+    assert (bench.knobs / "closed").exists()
+    bench.wait_for_nothing()
+
+
+def test_a_daemon_that_is_killed_while_it_starts(volume: Workbench) -> None:
+    (volume.knobs / "hold-verify").touch()
+    process = start_runner(volume.what(), volume.directory)
+    try:
+        volume.wait_reached("hold-verify")
+        os.kill(volume.daemon(process.pid), signal.SIGKILL)
+        wait_until(lambda: not volume.daemon(process.pid), "the daemon is dead")
+        volume.release("hold-verify")
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 7
+        assert "Traceback" not in said and len(said.splitlines()) == 2
+    finally:
+        volume.close(process)
+
+
+def test_a_mount_that_is_undone_while_it_starts(volume: Workbench) -> None:
+    (volume.knobs / "hold-verify").touch()
+    process = start_runner(volume.what(), volume.directory)
+    try:
+        volume.wait_reached("hold-verify")
+        subprocess.run(["umount", volume.mountpoint], check=True, timeout=PATIENCE)
+        volume.release("hold-verify")
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 7
+        assert "Traceback" not in said and len(said.splitlines()) == 2
+    finally:
+        volume.close(process)
+    volume.wait_for_nothing()
+
+
+# ── a caller that dies ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("knob", ["hold-open", "hold-verify"])
+def test_when_the_caller_is_killed_nothing_is_left(volume: Workbench, number: signal.Signals, knob: str) -> None:
+    (volume.knobs / knob).touch()
+    process = start_runner(volume.what(), volume.directory)
+    try:
+        volume.wait_reached(knob)
+        daemon = volume.daemon(process.pid)
+        assert daemon
+        assert volume.mounts() == ([str(volume.mountpoint)] if knob == "hold-verify" else [])
+        process.send_signal(number)
+        if number != signal.SIGINT:
+            # Interrupted, it waits for its daemon.
+            process.wait(PATIENCE)
+        if knob == "hold-open":
+            assert is_alive(daemon)
+            volume.release(knob)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode != 0
+        wait_until(lambda: not is_alive(daemon), "the daemon ends")
+        volume.wait_for_nothing()
+    finally:
+        volume.close(process)
+
+
+# ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def refuse(
+    volume: Workbench, code: int, *texts: str, run: Callable[[], tuple[int, str]] | None = None, **more: Any
+) -> None:
+    """See a mount refused with these texts, in one sentence and a hint, and nothing changed."""
+    before = volume.tree(), volume.mounts()
+    answer, said = run() if run else volume.run(**more)
+    assert answer == code, said
+    message, hint = said.splitlines()
+    assert message and hint
+    for text in texts:
+        assert text in said
+    assert (volume.tree(), volume.mounts()) == before
+    assert not volume.socket.exists()
+
+
+def test_a_mount_point_that_is_missing(volume: Workbench) -> None:
+    volume.mountpoint.rmdir()
+    refuse(volume, 7, f"mount point {volume.mountpoint} does not exist", f"mkdir -p {volume.mountpoint}")
+    assert not volume.mountpoint.exists()
+
+
+def test_a_mount_point_that_is_a_file(volume: Workbench) -> None:
+    volume.mountpoint.rmdir()
+    volume.mountpoint.write_text("content")
+    refuse(volume, 7, "is not a directory")
+
+
+def test_a_mount_point_below_a_file(volume: Workbench) -> None:
+    (volume.mountpoint / "a").write_text("")
+    refuse(volume, 7, "cannot be used: Not a directory", mountpoint=str(volume.mountpoint / "a" / "b"))
+
+
+def test_a_mount_point_that_is_not_empty(volume: Workbench) -> None:
+    (volume.mountpoint / "precious").write_text("content")
+    refuse(volume, 7, "is not empty", "-o nonempty")
+    with volume.mounted(request={"fuse_options": ["nonempty"]}) as mount:
+        assert sorted(os.listdir(mount.mountpoint)) == ["file", "stats"]
+        mount.umount()
+        mount.wait()
+    assert (volume.mountpoint / "precious").read_text() == "content"
+
+
+def test_a_mount_point_with_a_volume_on_it(volume: Workbench, other: Workbench) -> None:
+    with volume.mounted() as mount:
+        refuse(
+            other,
+            7,
+            f"file://{volume.bucket} is already mounted on {mount.mountpoint}",
+            f"fusermount -u {mount.mountpoint}",
+            mountpoint=str(mount.mountpoint),
+        )
+        assert mount.file.stat().st_size == SIZE and is_alive(mount.pid)
+
+
+def test_a_dead_mount(volume: Workbench, other: Workbench) -> None:
+    with volume.mounted() as mount:
+        mount.signal(signal.SIGKILL)
+        mount.wait()
+        for _ in range(2):
+            refuse(
+                other,
+                7,
+                f"mount point {mount.mountpoint} is a dead mount",
+                f"fusermount -u {mount.mountpoint}",
+                mountpoint=str(mount.mountpoint),
+            )
+        # The hint helps.
+        subprocess.run(["fusermount", "-u", mount.mountpoint], check=True, timeout=PATIENCE)
+        with other.mounted(mountpoint=str(mount.mountpoint)):
+            assert mount.file.stat().st_size == SIZE
+
+
+def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with volume.mounted() as mount:
+        before = volume.tree(), volume.mounts()
+        code, said = volume.run(mountpoint=str(tmp_path / "second"))
+        assert code == 6
+        host, moment, *_ = volume.token.read_text().split("\n")
+        assert f"is mounted by {host} at {moment}" in said
+        assert (volume.tree(), volume.mounts()) == before
+        assert is_alive(mount.pid) and volume.socket.exists()
+        # Reading beside the writer is allowed.
+        with volume.mounted(mountpoint=str(tmp_path / "second"), volume={"read_only": True}) as second:
+            assert second.file.stat().st_size == SIZE
+        assert volume.token.exists() and volume.socket.exists()
+
+
+def test_a_mount_point_inside_the_volumes_own_directory(volume: Workbench) -> None:
+    inside = volume.bucket / "inside"
+    inside.mkdir()
+    refuse(volume, 7, "lie in each other", mountpoint=str(inside))
+    inside.rmdir()
+    refuse(volume, 7, "lie in each other", mountpoint=str(volume.directory), request={"fuse_options": ["nonempty"]})
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "code", "text"),
+    [
+        ({"file_name": "same", "stats_name": "same"}, 2, "the same name"),
+        ({"file_name": "a/b"}, 2, "'a/b' cannot be the name of a file"),
+        ({"file_name": ""}, 2, "'' cannot be the name of a file"),
+        ({"stats_name": ".."}, 2, "'..' cannot be the name of a file"),
+        ({"file_name": "x" * 256}, 2, "cannot be the name of a file"),
+        ({"fuse_options": ["no_such_option"]}, 7, "mount option 'no_such_option'"),
+        ({"fuse_options": ["max_read=many"]}, 7, "mount option 'max_read=many'"),
+        ({"fuse_options": ["subtype=a,b"]}, 7, "without commas"),
+    ],
+)
+def test_names_and_options_that_cannot_be(
+    volume: Workbench, request_fields: dict[str, object], code: int, text: str
+) -> None:
+    refuse(volume, code, text, request=request_fields)
+
+
+def test_a_machine_without_fuse(volume: Workbench) -> None:
+    # In a mount namespace of its own, where /dev holds nothing that is of use here.
+    empty = volume.directory / "dev"
+    empty.mkdir()
+    (empty / "null").touch()
+    runner = [sys.executable, "-m", "tests.support.mount_runner", json.dumps(volume.what())]
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", 'mount --bind "$1" /dev && shift && exec "$@"', "sh", empty, *runner],
+            cwd=ROOT,
+            env=environment(volume.directory),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        return done.returncode, done.stderr
+
+    refuse(volume, 7, "/dev/fuse does not exist", "modprobe fuse", run=run)
+
+
+def test_the_device_is_missing_or_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MountError, match="does not exist") as missing:
+        check_fuse(str(tmp_path / "fuse"))
+    assert "modprobe fuse" in missing.value.hint and "--device /dev/fuse" in missing.value.hint
+    with pytest.raises(MountError, match="cannot be opened") as directory:
+        check_fuse(str(tmp_path))
+    assert directory.value.hint
+
+    def forbid(*_: object) -> int:
+        raise PermissionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", forbid)
+        with pytest.raises(MountError, match="may not open") as closed:
+            check_fuse()
+    assert "chmod 666 /dev/fuse" in closed.value.hint
+    check_fuse()
+
+
+def test_users_need_fusermount_and_root_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_fuse("/dev/null")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(MountError, match="fusermount was not found") as missing:
+        check_fuse("/dev/null")
+    assert "apt install fuse" in missing.value.hint
+    (tmp_path / "fusermount").write_text("#!/bin/sh\n")
+    (tmp_path / "fusermount").chmod(0o755)
+    check_fuse("/dev/null")
