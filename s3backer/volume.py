@@ -12,20 +12,29 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from s3backer import _fast
 from s3backer.driver import Driver
-from s3backer.errors import ReadOnlyVolume, S3backerError, UsageError, VolumeNotFound
+from s3backer.errors import (
+    AccessDenied,
+    BucketNotFound,
+    ReadOnlyVolume,
+    S3backerError,
+    StoreError,
+    UsageError,
+    VolumeNotFound,
+)
 from s3backer.layouts.classic import (
     MAX_BLOCKS,
     ClassicLayout,
@@ -44,6 +53,8 @@ log = logging.getLogger(__name__)
 MIB = 1 << 20
 #: Memory for the presence map, as a share of the budget: 16 MiB know 8 TiB of 128 KiB blocks, dense or not.
 _PRESENCE_SHARE = 16
+#: Pause in seconds between two attempts of ``close`` to remove the mount token.
+_TOKEN_RETRY = 1.0
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
 
@@ -114,6 +125,40 @@ def plan_memory(memory: int, block_size: int, threads: int) -> MemoryPlan:
     return MemoryPlan(slots, threads, presence)
 
 
+class _WriteGate:
+    """Lets writes through until somebody wants a moment without any."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._closed = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._closed:
+                self._changed.wait()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._closed:
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        """Keep new writes waiting; the body runs when those that were inside have ended."""
+        with self._changed:
+            self._closed = True
+            try:
+                while self._inside:
+                    self._changed.wait()
+                yield
+            finally:
+                self._closed = False
+                self._changed.notify_all()
+
+
 class Volume:
     """One open volume. Thread-safe; a context manager that closes itself."""
 
@@ -134,6 +179,9 @@ class Volume:
         self._token = token
         self._slab = _fast.Slab(layout.block_size, plan.slots, plan.slots - max(1, plan.slots // 8))
         self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
+        # What callers may reach. While the size changes it is the smaller of the old one and the new one.
+        self._end = layout.size
+        self._writes = _WriteGate()
         self._resizing = threading.Lock()
         self._closed = False
         self._opened = time.time()
@@ -179,7 +227,7 @@ class Volume:
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return self._layout.size
+        return self._end
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes from ``offset``: fewer at the end of the volume, none at or after it."""
@@ -203,20 +251,22 @@ class Volume:
         self._check_writable()
         if not length:
             return 0
-        room = self.size - offset
-        if room <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        length = min(length, room)
-        self._driver.write(offset, memoryview(data).cast("B")[:length])
+        with self._writes:
+            room = self._end - offset
+            if room <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            length = min(length, room)
+            self._driver.write(offset, memoryview(data).cast("B")[:length])
         return length
 
     def discard(self, offset: int, length: int) -> None:
         """Make a range zeros; whole blocks of it cease to be objects. It must lie inside the volume."""
         self._check(offset, length)
         self._check_writable()
-        if offset + length > self.size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._driver.zero(offset, length)
+        with self._writes:
+            if offset + length > self._end:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._driver.zero(offset, length)
 
     def flush(self) -> None:
         """Return when everything written before is in the bucket; raise if storing it failed."""
@@ -232,24 +282,26 @@ class Volume:
         self._check_writable()
         check_geometry(size, self.block_size)
         with self._resizing:
-            old = self.size
-            if size < old:
-                self._clear_tail(size, old, discard=discard)
-            self._layout.size = size
+            old = self._layout.size
             try:
+                if size < old:
+                    self._clear_tail(size, old, discard=discard)
+                self._layout.size = size
                 self._driver.touch(0)
                 self._driver.flush()
-            except S3backerError:
+            except BaseException:
+                # Block 0, where it is not stored yet, will be stored with the old size again.
                 self._layout.size = old
+                self._set_end(old)
                 raise
-            if size < old:
-                self._slab.drop_from(size // self.block_size)
+            self._set_end(size)
 
     def close(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write everything back, remove the mount token and close the store.
 
         ``progress`` is called with (blocks left, blocks at the start). Never gives anything up: while the
-        store is away it waits. Closing twice does nothing.
+        store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored.
+        Closing twice does nothing.
         """
         if self._closed:
             return
@@ -258,9 +310,11 @@ class Volume:
         self._driver.close(progress)
         if self._survey is not None:
             self._survey.join()
-        if self._token is not None:
-            self._give_back_token(self._token)
-        self._store.close()
+        try:
+            if self._token is not None:
+                self._give_back_token(self._token)
+        finally:
+            self._store.close()
 
     # ── facts ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -301,22 +355,41 @@ class Volume:
         if self.read_only:
             raise ReadOnlyVolume(f"{self.name} was opened read-only")
 
+    def _set_end(self, end: int) -> None:
+        """Change what callers may reach, while no write is under way."""
+        with self._writes.shut():
+            self._end = end
+
     def _clear_tail(self, size: int, old: int, *, discard: bool) -> None:
-        """See to it that nothing is stored in [size, old)."""
+        """See to it that nothing is stored in [size, old), and that nobody writes there any more."""
+        self._set_end(size)
         self._driver.flush()
         if discard:
             self._driver.zero(size, old - size)
             self._driver.flush()
-            return
-        occupied = first_object(self._store, self._layout, size // self.block_size)
-        if occupied is not None:
-            raise UsageError(
-                f"data lies beyond the new end of {size} bytes (block {occupied} and perhaps more)",
-                hint="Shrink the filesystem first, then use --discard to give up what lies beyond.",
-            )
+        else:
+            occupied = first_object(self._store, self._layout, size // self.block_size)
+            if occupied is not None:
+                raise UsageError(
+                    f"data lies beyond the new end of {size} bytes (block {occupied} and perhaps more)",
+                    hint="Shrink the filesystem first, then use --discard to give up what lies beyond.",
+                )
+        self._slab.drop_from(size // self.block_size)
 
     def _give_back_token(self, token: MountToken) -> None:
-        other = remove_token(self._store, self._layout.prefix, token)
+        waiting = False
+        while True:
+            try:
+                other = remove_token(self._store, self._layout.prefix, token)
+                break
+            except (AccessDenied, BucketNotFound):
+                # That is an answer, and asking again would not change it.
+                raise
+            except StoreError as error:
+                if not waiting:
+                    log.warning("%s: all data is stored, waiting to remove the mount token: %s", self.name, error)
+                waiting = True
+                time.sleep(_TOKEN_RETRY)
         if other is not None:
             log.error("%s was mounted %s while it was open here; the token is left alone", self.name, other.describe())
 
@@ -367,7 +440,8 @@ def _geometry(url: str, metadata: Metadata | None, options: VolumeOptions) -> tu
         if asked is not None and found is not None and asked != found and not options.force:
             raise UsageError(
                 f"{url} has a {what} of {found} bytes, not {asked}",
-                hint=f"Leave the {what} out, or use 's3backer resize' to change a size.",
+                hint=f"Leave the {what} out."
+                + (" To change it, use 's3backer resize'." if what == "size" else " It cannot be changed."),
             )
     size = options.size or found_size
     block_size = options.block_size or found_block_size or options.default_block_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from s3backer.errors import (
     VolumeNotFound,
 )
 from s3backer.layouts.classic import BLOCK_CONTENT_TYPE
-from s3backer.stores.base import StoredObject
+from s3backer.stores.base import Buffer, StoredObject
 from s3backer.stores.memory import MemoryStore
 from s3backer.volume import MIB, Volume, VolumeOptions, check_geometry, plan_memory
 
@@ -319,6 +320,70 @@ def test_a_resize_that_fails_changes_nothing(store: BrokenStore, volume: Volume)
     store.broken = False
     volume.flush()
     assert inspect_volume(store, "p/").size == SIZE
+
+
+def test_what_is_written_while_it_shrinks_is_there_or_refused(store: BrokenStore, volume: Volume) -> None:
+    """Writers go on while the size changes: what lies beyond the end is gone, also when it grows again."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def write(seed: int) -> None:
+        source = random.Random(seed)
+        try:
+            while not stop.is_set():
+                try:
+                    taken = volume.write(source.randrange(SIZE), source.randbytes(3 * BLOCK))
+                    assert 0 < taken <= 3 * BLOCK
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+        except BaseException as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(3)]
+    for thread in writers:
+        thread.start()
+    try:
+        for round_number in range(10):
+            end = BLOCK * (5 + round_number)
+            volume.resize(end, discard=True)
+            assert volume.size == end
+            names = [int(key[2:], 16) for key in keys(store) if key != "p/s3backer-mounted"]
+            assert max(names) < end // BLOCK
+            assert volume.read(end - 1, 10) == volume.read(end - 1, 1)
+            volume.resize(SIZE)
+    finally:
+        stop.set()
+        for thread in writers:
+            thread.join()
+    assert not failures
+    volume.resize(SIZE // 2, discard=True)
+    volume.resize(SIZE)
+    assert volume.read(SIZE // 2, SIZE // 2) == bytes(SIZE // 2)
+
+
+def test_shrinking_waits_for_a_write_that_is_under_way(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    write = volume._driver.write
+
+    def slow(offset: int, data: Buffer) -> None:
+        entered.set()
+        assert go_on.wait(20)
+        write(offset, data)
+
+    monkeypatch.setattr(volume._driver, "write", slow)
+    writer = threading.Thread(target=volume.write, args=(SIZE - BLOCK, b"x" * BLOCK))
+    writer.start()
+    assert entered.wait(20)
+    resizer = threading.Thread(target=volume.resize, args=(SIZE // 2,), kwargs={"discard": True})
+    resizer.start()
+    resizer.join(0.3)
+    assert resizer.is_alive()
+    go_on.set()
+    writer.join(20)
+    resizer.join(20)
+    assert volume.size == SIZE // 2
+    volume.resize(SIZE)
+    assert volume.read(SIZE // 2, SIZE // 2) == bytes(SIZE // 2)
 
 
 def test_resize_unmounted(store: BrokenStore) -> None:
