@@ -186,9 +186,11 @@ class Demo:
             yield self.filesystem
 
     def unmount_filesystem(self) -> None:
-        """Unmount the filesystem if it is mounted."""
+        """Unmount the filesystem if it is mounted; in use or not, so that nothing stays behind."""
         if self.filesystem.is_mount():
-            self.run("umount", str(self.filesystem))
+            self.run("umount", str(self.filesystem), check=False)
+        if self.filesystem.is_mount():
+            self.run("umount", "--lazy", str(self.filesystem), check=False)
 
     def forget(self) -> None:
         """Remove every local state: the daemon's files and the kernel's cached pages."""
@@ -299,6 +301,9 @@ def main() -> int:
     except Stopped as stopped:
         console.print(f"Stopped by {stopped}; everything is undone.")
         return 130
+    except RuntimeError as error:
+        console.print(f"The S3 server did not start: {error}")
+        return 1
     console.print(table)
     return 0
 
