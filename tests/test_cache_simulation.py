@@ -15,11 +15,21 @@ from tests.support.simulation import World
 WORLDS = int(os.environ.get("S3BACKER_WORLDS", "400"))
 
 
-def test_worlds() -> None:
+def run_worlds(count: int) -> None:
     fixed = os.environ.get("S3BACKER_SEED")
-    seeds = [int(fixed)] if fixed else random.sample(range(2**32), WORLDS)
+    seeds = [int(fixed)] if fixed else random.sample(range(2**32), count)
     for seed in seeds:
         try:
             World(seed).run()
         except BaseException as error:
             pytest.fail(f"world failed: run again with S3BACKER_SEED={seed}: {error!r}")
+
+
+def test_worlds() -> None:
+    run_worlds(WORLDS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_many_more_worlds() -> None:
+    run_worlds(50 * WORLDS)

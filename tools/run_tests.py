@@ -56,7 +56,7 @@ PARTS = (
     Part("unit", 1, ("tests",)),
     Part("stores", 3, ("tests/stores", "tests/s3")),
     Part("mount", 4, ("tests/mount", "tests/cli")),
-    Part("filesystems", 5, ("tests/filesystems",)),
+    Part("filesystems", 5, ("tests/filesystems", "tests/interop")),
     Part("packaging", 4, ("tests/packaging",)),
 )
 CHECKS = (
