@@ -27,7 +27,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from s3backer import _fast
-from s3backer.errors import S3backerError
+from s3backer.errors import S3backerError, StoreError
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
 
@@ -404,14 +404,14 @@ class BlockCache:
                 if self._retry_at.get(block, now) > now or self._is_merging(block):
                     continue
                 self._retry_at.pop(block, None)
-                if self._start_store(block, sequence):
+                if self._start_store(block, sequence, now):
                     room -= 1
                 else:
                     again = True
             if again:
                 self._settle(now)
 
-    def _start_store(self, block: int, sequence: int) -> bool:
+    def _start_store(self, block: int, sequence: int, now: float) -> bool:
         """Start storing a dirty block, or fetching what it lacks; False if no request was needed."""
         absent = self._layout.known_absent(block)
         if not self._slab.fully_valid(block):
@@ -419,7 +419,13 @@ class BlockCache:
                 self._fetch(block, urgent=False).store_sequence = sequence
                 return True
             self._slab.fill(block, None)
-        sequence, body = self._slab.begin_store(block)
+        try:
+            sequence, body = self._slab.begin_store(block)
+        except MemoryError:
+            # There is no memory for the copy: the same as a store that failed.
+            error = StoreError(f"no memory for a copy of block {block}", hint="Use a smaller --memory.")
+            self._store_failed(block, sequence, error, now)
+            return True
         if body is None and absent:
             self._slab.end_store(block, True)
             self.counts.zeros_skipped += 1

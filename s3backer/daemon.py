@@ -336,8 +336,11 @@ class _Daemon:
             if not isinstance(size, int) or isinstance(size, bool) or not isinstance(discard, bool):
                 raise UsageError("resize needs a size in bytes", hint='Send {"size": N, "discard": true or false}.')
             old = volume.size
-            _reporting(volume, lambda: volume.resize(size, discard=discard), progress)
-            operations.resized()
+            try:
+                _reporting(volume, lambda: volume.resize(size, discard=discard), progress)
+            finally:
+                # Also one that failed may have left another size.
+                operations.resized()
             _wait_for_size(file, volume.size)
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 

@@ -7,7 +7,7 @@
 Guarantees
   * No thread waits for the network while it holds the lock; a hit never waits for a miss.
   * Every call ends: the layout's requests end, with a result or an error, and each ends the calls that need it.
-  * Fetches go before stores, and stores never take all workers, so that readers are not starved by write-back.
+  * Neither starves the other: stores never take all workers, and of four workers one takes stores first.
   * ``close`` returns when everything is in the bucket and every thread has ended. While the store is away it
     waits; it gives nothing up.
 """
@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 _TICK = 0.5
 #: Pause in seconds between two attempts of ``close`` to write everything back.
 _CLOSE_RETRY = 1.0
+#: One of so many workers takes stores before fetches: with all of them at fetches first, eight readers that miss
+#: kept a flush of one block waiting for 11 s; with all at stores first, writers would do the same to readers.
+_STORE_SHARE = 4
 #: Blocks zeroed by one request, so that the lock is never held for long.
 _ZERO_CHUNK = 4096
 
@@ -85,7 +88,8 @@ class Driver:
         self._wake = threading.Event()
         self._failing = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"s3backer-worker-{n}", daemon=True) for n in range(threads)
+            threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
+            for n in range(threads)
         ]
         self._threads.append(threading.Thread(target=self._keep_time, name="s3backer-timer", daemon=True))
         for thread in self._threads:
@@ -164,7 +168,7 @@ class Driver:
         while True:
             try:
                 self.flush()
-            except S3backerError as error:
+            except (S3backerError, MemoryError) as error:
                 log.debug("closing: %s", error)
                 time.sleep(_CLOSE_RETRY)
             else:
@@ -204,22 +208,30 @@ class Driver:
             with self._jobs:
                 self._jobs.notify(jobs)
 
-    def _work(self) -> None:
-        while (job := self._next_job()) is not None:
-            if isinstance(job, Fetch):
-                self._do_fetch(job)
-            else:
-                self._do_store(job)
+    def _work(self, number: int) -> None:
+        turn = number
+        while (job := self._next_job(stores_first=turn % _STORE_SHARE == 0)) is not None:
+            try:
+                if isinstance(job, Fetch):
+                    self._do_fetch(job)
+                else:
+                    self._do_store(job)
+            except Exception:
+                # A worker that ends would let everybody wait for ever.
+                log.exception("a worker met a defect and goes on")
+            if len(self._threads) <= _STORE_SHARE:
+                # With few workers they take turns.
+                turn += 1
             # The body must not stay alive while this thread waits for its next job.
             del job
 
-    def _next_job(self) -> Fetch | Store | None:
+    def _next_job(self, *, stores_first: bool) -> Fetch | Store | None:
+        queues = (self._store_jobs, self._fetch_jobs) if stores_first else (self._fetch_jobs, self._store_jobs)
         with self._jobs:
             while True:
-                if self._fetch_jobs:
-                    return self._fetch_jobs.popleft()
-                if self._store_jobs:
-                    return self._store_jobs.popleft()
+                for queue in queues:
+                    if queue:
+                        return queue.popleft()
                 if self._stopping:
                     return None
                 self._jobs.wait()
@@ -263,7 +275,10 @@ class Driver:
                 wake = self.cache.next_wake(now)
             self._wake.wait(_TICK if wake is None else min(_TICK, max(wake - now, 0.01)))
             self._wake.clear()
-            self._call(self.cache.tick)
+            try:
+                self._call(self.cache.tick)
+            except Exception:
+                log.exception("the timer met a defect and goes on")
 
 
 def _unexpected(what: str, block: int, failure: Exception) -> StoreError:

@@ -33,6 +33,7 @@ from s3backer.errors import (
     S3backerError,
     StoreError,
     UsageError,
+    VolumeInUse,
     VolumeNotFound,
 )
 from s3backer.layouts.classic import (
@@ -55,6 +56,8 @@ MIB = 1 << 20
 _PRESENCE_SHARE = 16
 #: Pause in seconds between two attempts of ``close`` to remove the mount token.
 _TOKEN_RETRY = 1.0
+#: Seconds between two reports while closing.
+_LOOK = 0.2
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
 
@@ -125,38 +128,48 @@ def plan_memory(memory: int, block_size: int, threads: int) -> MemoryPlan:
     return MemoryPlan(slots, threads, presence)
 
 
-class _WriteGate:
-    """Lets writes through until somebody wants a moment without any."""
+class _Gate:
+    """Counts the calls inside, so that somebody can wait for a moment without any, or for the last of them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._inside = 0
-        self._closed = False
+        self._waited_for = False
+        self._shut = False
+        self._ended = False
 
     def __enter__(self) -> None:
         with self._changed:
-            while self._closed:
+            while self._shut:
                 self._changed.wait()
+            if self._ended:
+                raise OSError(errno.EBADF, "the volume is closed")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._inside -= 1
-            if self._closed:
+            if self._waited_for:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
     def shut(self) -> Iterator[None]:
-        """Keep new writes waiting; the body runs when those that were inside have ended."""
+        """Keep new calls waiting; the body runs when those that were inside have ended."""
         with self._changed:
-            self._closed = True
+            self._shut = self._waited_for = True
             try:
                 while self._inside:
                     self._changed.wait()
                 yield
             finally:
-                self._closed = False
+                self._shut = self._waited_for = False
                 self._changed.notify_all()
+
+    def end(self, seconds: float) -> bool:
+        """Let nobody in any more; return whether everybody is out, having waited so long for it."""
+        with self._changed:
+            self._ended = self._waited_for = True
+            return self._changed.wait_for(lambda: not self._inside, seconds)
 
 
 class Volume:
@@ -181,7 +194,8 @@ class Volume:
         self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
-        self._writes = _WriteGate()
+        self._calls = _Gate()
+        self._writes = _Gate()
         self._resizing = threading.Lock()
         self._closed = False
         self._opened = time.time()
@@ -216,6 +230,11 @@ class Volume:
         )
         token = _take_token(store, prefix, options)
         try:
+            # Before the token was ours somebody else may have had the volume, and changed what it is.
+            if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
+                raise VolumeInUse(
+                    f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again."
+                )
             return cls(store, layout, options, token)
         except BaseException:
             if token is not None:
@@ -235,11 +254,10 @@ class Volume:
 
     def read_buffer(self, offset: int, length: int) -> bytearray:
         """Like ``read``, without the copy into an immutable object."""
-        self._check(offset, length)
-        length = min(length, self.size - offset)
-        if length <= 0:
-            return bytearray()
-        return self._driver.read(offset, length)
+        _check_range(offset, length)
+        with self._calls:
+            length = min(length, self._end - offset)
+            return self._driver.read(offset, length) if length > 0 else bytearray()
 
     def write(self, offset: int, data: Buffer) -> int:
         """Write ``data`` at ``offset`` and return the bytes taken: fewer at the end of the volume.
@@ -247,11 +265,11 @@ class Volume:
         Raises OSError(ENOSPC) at or after the end, ReadOnlyVolume on a read-only volume.
         """
         length = len(memoryview(data).cast("B"))
-        self._check(offset, length)
+        _check_range(offset, length)
         self._check_writable()
         if not length:
             return 0
-        with self._writes:
+        with self._calls, self._writes:
             room = self._end - offset
             if room <= 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -261,38 +279,41 @@ class Volume:
 
     def discard(self, offset: int, length: int) -> None:
         """Make a range zeros; whole blocks of it cease to be objects. It must lie inside the volume."""
-        self._check(offset, length)
+        _check_range(offset, length)
         self._check_writable()
-        with self._writes:
+        with self._calls, self._writes:
             if offset + length > self._end:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._driver.zero(offset, length)
 
     def flush(self) -> None:
         """Return when everything written before is in the bucket; raise if storing it failed."""
-        self._check(0, 0)
-        self._driver.flush()
+        with self._calls:
+            self._driver.flush()
 
     def resize(self, size: int, *, discard: bool = False) -> None:
         """Change the size in bytes; when it returns, the bucket says so.
 
         Shrinking raises UsageError while data lies beyond the new end, unless ``discard``.
         """
-        self._check(0, 0)
         self._check_writable()
         check_geometry(size, self.block_size)
-        with self._resizing:
+        with self._calls, self._resizing:
             old = self._layout.size
+            if size < old:
+                self._clear_tail(size, old, discard=discard)
+            self._layout.size = size
             try:
-                if size < old:
-                    self._clear_tail(size, old, discard=discard)
-                self._layout.size = size
                 self._driver.touch(0)
                 self._driver.flush()
-            except BaseException:
-                # Block 0, where it is not stored yet, will be stored with the old size again.
-                self._layout.size = old
-                self._set_end(old)
+            except S3backerError:
+                # Whether the bucket has the new size is not known. After shrinking the new one holds, because it
+                # is right for either answer: the tail is empty. After growing the old one does, for the same reason;
+                # block 0 is stored again with the size that holds.
+                if size > old:
+                    self._layout.size = old
+                with contextlib.suppress(S3backerError):
+                    self._driver.touch(0)
                 raise
             self._set_end(size)
 
@@ -307,6 +328,11 @@ class Volume:
             return
         self._closed = True
         self._stop_survey.set()
+        # Calls under way end first: what they still write has to be stored too.
+        total = self.unsaved
+        while not self._calls.end(_LOOK):
+            if progress:
+                progress(self.unsaved, max(total, self.unsaved))
         self._driver.close(progress)
         if self._survey is not None:
             self._survey.join()
@@ -345,12 +371,6 @@ class Volume:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _check(self, offset: int, length: int) -> None:
-        if self._closed:
-            raise OSError(errno.EBADF, "the volume is closed")
-        if offset < 0 or length < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
     def _check_writable(self) -> None:
         if self.read_only:
             raise ReadOnlyVolume(f"{self.name} was opened read-only")
@@ -363,18 +383,22 @@ class Volume:
     def _clear_tail(self, size: int, old: int, *, discard: bool) -> None:
         """See to it that nothing is stored in [size, old), and that nobody writes there any more."""
         self._set_end(size)
-        self._driver.flush()
-        if discard:
-            self._driver.zero(size, old - size)
+        try:
             self._driver.flush()
-        else:
-            occupied = first_object(self._store, self._layout, size // self.block_size)
-            if occupied is not None:
-                raise UsageError(
-                    f"data lies beyond the new end of {size} bytes (block {occupied} and perhaps more)",
-                    hint="Shrink the filesystem first, then use --discard to give up what lies beyond.",
-                )
-        self._slab.drop_from(size // self.block_size)
+            if discard:
+                self._driver.zero(size, old - size)
+                self._driver.flush()
+            else:
+                occupied = first_object(self._store, self._layout, size // self.block_size)
+                if occupied is not None:
+                    raise UsageError(
+                        f"data lies beyond the new end of {size} bytes (block {occupied} and perhaps more)",
+                        hint="Shrink the filesystem first, then use --discard to give up what lies beyond.",
+                    )
+            self._slab.drop_from(size // self.block_size)
+        except BaseException:
+            self._set_end(old)
+            raise
 
     def _give_back_token(self, token: MountToken) -> None:
         waiting = False
@@ -408,6 +432,11 @@ class Volume:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_range(offset: int, length: int) -> None:
+    if offset < 0 or length < 0:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def volume_name(store: ObjectStore, prefix: str) -> str:

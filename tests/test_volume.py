@@ -349,7 +349,7 @@ def test_what_is_written_while_it_shrinks_is_there_or_refused(store: BrokenStore
             assert volume.size == end
             names = [int(key[2:], 16) for key in keys(store) if key != "p/s3backer-mounted"]
             assert max(names) < end // BLOCK
-            assert volume.read(end - 1, 10) == volume.read(end - 1, 1)
+            assert len(volume.read(end - 1, 10)) == 1
             volume.resize(SIZE)
     finally:
         stop.set()

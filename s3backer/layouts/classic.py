@@ -264,8 +264,14 @@ class ClassicLayout:
                         for block in blocks:
                             if block not in self._touched and self._presence.get(block) is None:
                                 self._presence.set(block, True)
-                    if not self.hash_prefix or (not page.truncated and self._presence.forgotten_pages == forgotten):
-                        self._presence.learn(next_block, max(stop, next_block), blocks, self._touched)
+                    if not self.hash_prefix or not page.truncated:
+                        self._presence.learn(
+                            next_block,
+                            max(stop, next_block),
+                            blocks,
+                            self._touched,
+                            unless_forgotten=forgotten if self.hash_prefix else None,
+                        )
                 next_block = max(stop, next_block)
                 if not page.truncated:
                     return True

@@ -76,10 +76,20 @@ class PresenceMap:
             else:
                 present_bits[bit >> 3] &= ~mask
 
-    def learn(self, start: int, stop: int, present: Iterable[int], except_for: Set[int]) -> None:
+    def learn(
+        self,
+        start: int,
+        stop: int,
+        present: Iterable[int],
+        except_for: Set[int],
+        *,
+        unless_forgotten: int | None = None,
+    ) -> None:
         """Take a listing of blocks [start, stop), in which ``present`` have objects and all others none.
 
-        Only what is unknown is filled in; blocks in ``except_for`` stay as they are.
+        Only what is unknown is filled in; blocks in ``except_for`` stay as they are. Where the objects were told
+        before, and not by ``present``, the listing is worth nothing once a page was forgotten:
+        ``unless_forgotten`` is the number of forgotten pages up to which it holds.
         """
         found: dict[int, list[int]] = {}
         for block in present:
@@ -91,6 +101,8 @@ class PresenceMap:
             base = number * PAGE_BLOCKS
             first, last = max(start - base, 0), min(stop - base, PAGE_BLOCKS)
             with self._lock:
+                if unless_forgotten is not None and self._forgotten != unless_forgotten:
+                    return
                 self._learn_page(number, first, last, found.get(number, ()), skipped.get(number, ()))
 
     def _learn_page(self, number: int, first: int, last: int, present: Iterable[int], skipped: Iterable[int]) -> None:

@@ -1,0 +1,256 @@
+"""The volume under calls that overlap: closing, opening, resizing, reading and writing at the same time."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from s3backer import _fast
+from s3backer.admin import create_volume, inspect_volume
+from s3backer.errors import StoreError, VolumeInUse
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
+from s3backer.stores.base import Buffer, ListPage, StoredObject
+from s3backer.stores.memory import MemoryStore
+from s3backer.volume import Volume, VolumeOptions
+
+BLOCK = 4096
+BLOCKS = 64
+SIZE = BLOCKS * BLOCK
+
+
+class SlowStore(MemoryStore):
+    """Takes ``delay`` seconds for each GET and PUT, fails PUTs of keys that end in ``bad``, calls ``before_token``."""
+
+    delay = 0.0
+    bad = "nothing"
+    before_token: Any = None
+
+    def get(self, key: str) -> StoredObject:
+        time.sleep(self.delay)
+        return super().get(key)
+
+    def put(self, key: str, body: Buffer, **options: Any) -> str:
+        if key.endswith("mounted") and self.before_token:
+            before, self.before_token = self.before_token, None
+            before()
+        time.sleep(self.delay)
+        if key.endswith(self.bad):
+            raise StoreError("away")
+        return super().put(key, body, **options)
+
+
+@pytest.fixture
+def store() -> SlowStore:
+    made = SlowStore()
+    create_volume(made, "", size=SIZE, block_size=BLOCK)
+    return made
+
+
+def options(**more: Any) -> VolumeOptions:
+    return VolumeOptions(**{"memory": 1 << 20, "threads": 2, "write_delay": 60.0, **more})
+
+
+def run(*works: Any) -> list[threading.Thread]:
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_closing_stores_what_a_waiting_writer_was_told_is_written(store: SlowStore) -> None:
+    volume = Volume.open(store, "", options(memory=20 * BLOCK))
+    store.delay = 0.03
+    taken: list[int] = []
+
+    def write() -> None:
+        try:
+            for block in range(1, BLOCKS):
+                volume.write(block * BLOCK, bytes([block]) * BLOCK)
+                taken.append(block)
+        except OSError:
+            return
+
+    (writer,) = run(write)
+    while len(taken) < 10:
+        time.sleep(0.01)
+    volume.close()
+    writer.join(20)
+    assert 10 <= len(taken) < BLOCKS - 1
+    assert volume.unsaved == 0
+    for block in taken:
+        assert store.get(f"{block:08x}").body == bytes([block]) * BLOCK
+
+
+def test_closing_waits_for_readers_and_lets_nobody_in_afterwards(store: SlowStore) -> None:
+    store.put(f"{7:08x}", b"7" * BLOCK)
+    volume = Volume.open(store, "", options(list_blocks=False))
+    store.delay = 0.3
+    got: list[bytes] = []
+    (reader,) = run(lambda: got.append(volume.read(7 * BLOCK, BLOCK)))
+    while volume.facts()["cache_used"] == 0 and not got and not volume._calls._inside:
+        time.sleep(0.01)
+    volume.close()
+    reader.join(20)
+    assert got == [b"7" * BLOCK]
+    for call in (lambda: volume.read(0, 1), lambda: volume.write(0, b"x"), volume.flush, lambda: volume.resize(BLOCK)):
+        with pytest.raises(OSError, match="closed"):
+            call()
+
+
+def test_what_changed_before_the_token_was_ours_is_seen(store: SlowStore) -> None:
+    def resized_by_another() -> None:
+        with Volume.open(store, "", options()) as other:
+            other.resize(2 * SIZE)
+            other.write(SIZE + 5 * BLOCK, b"x" * BLOCK)
+
+    store.before_token = resized_by_another
+    with pytest.raises(VolumeInUse, match="changed by somebody else just now") as caught:
+        Volume.open(store, "", options())
+    assert caught.value.hint == "Try again."
+    assert inspect_volume(store, "").token is None
+    with Volume.open(store, "", options()) as volume:
+        assert volume.size == 2 * SIZE
+
+
+@pytest.mark.parametrize("new", [SIZE // 2, 2 * SIZE])
+def test_a_resize_that_fails_at_its_end_leaves_one_size_for_all(
+    new: int, store: SlowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another block's PUT fails after block 0 was stored with the new size."""
+    volume = Volume.open(store, "", options(threads=4))
+    touch = volume._driver.touch
+
+    def write_and_touch(block: int) -> None:
+        volume._driver.write(3 * BLOCK, b"w" * BLOCK)
+        store.bad = f"{3:08x}"
+        touch(block)
+
+    monkeypatch.setattr(volume._driver, "touch", write_and_touch)
+    with pytest.raises(StoreError):
+        volume.resize(new)
+    monkeypatch.undo()
+    store.bad = "nothing"
+    size = volume.size
+    volume.write(size - BLOCK, b"last" * (BLOCK // 4))
+    volume.flush()
+    assert inspect_volume(store, "").size == size
+    volume.close()
+    with Volume.open(store, "", options()) as again:
+        assert again.size == size
+        assert again.read(size - BLOCK, 4) == b"last"
+        assert again.read(3 * BLOCK, 1) == b"w"
+
+
+def test_readers_do_not_keep_a_flush_waiting() -> None:
+    """A volume far larger than its cache, and readers enough to keep every worker busy."""
+    store = SlowStore()
+    create_volume(store, "", size=20000 * BLOCK, block_size=BLOCK)
+    volume = Volume.open(store, "", options(threads=16, list_blocks=False, memory=2 << 20))
+    stop, flushed = threading.Event(), threading.Event()
+    store.delay = 0.005
+
+    def read(seed: int) -> None:
+        source = random.Random(seed)
+        while not stop.is_set():
+            volume.read(source.randrange(1, 19000) * BLOCK, 32 * BLOCK)
+
+    def flush() -> None:
+        volume.flush()
+        flushed.set()
+
+    def gets() -> int:
+        return store.counters.snapshot()["get"].requests
+
+    readers = run(*(lambda n=n: read(n) for n in range(8)))
+    try:
+        while gets() < 200:
+            time.sleep(0.01)
+        before = gets()
+        volume.write(5 * BLOCK, b"x" * BLOCK)
+        (flusher,) = run(flush)
+        while not flushed.is_set() and gets() < before + 4000:
+            time.sleep(0.001)
+        served = gets() - before
+    finally:
+        stop.set()
+        for thread in (*readers, flusher):
+            thread.join()
+        volume.close()
+    assert served < 1000
+
+
+class MeanSlab:
+    """A slab that finds no memory for a copy ``failures`` times."""
+
+    def __init__(self, slab: _fast.Slab, failures: int) -> None:
+        self._slab = slab
+        self.failures = failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slab, name)
+
+    def begin_store(self, block: int) -> tuple[int, bytes | None]:
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError
+        return self._slab.begin_store(block)
+
+
+def test_no_memory_for_a_copy_fails_the_flush_and_loses_nothing(
+    store: SlowStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = Volume.open(store, "", options())
+    slab: Any = MeanSlab(volume._slab, failures=3)
+    volume._driver.cache._slab = slab
+    for block in range(1, 10):
+        volume.write(block * BLOCK, b"x" * BLOCK)
+    with pytest.raises(StoreError, match="no memory for a copy of block"):
+        volume.flush()
+    volume.close()
+    assert slab.failures == 0
+    assert all(store.get(f"{block:08x}").body == b"x" * BLOCK for block in range(1, 10))
+    assert "defect" not in caplog.text
+
+
+class OneByOne(MemoryStore):
+    """Lists one key a page, and holds PUTs back while ``gate`` is there."""
+
+    gate: threading.Event | None = None
+    inside = threading.Event()
+
+    def put(self, key: str, body: Buffer, **more: Any) -> str:
+        if self.gate:
+            self.inside.set()
+            self.gate.wait(20)
+        return super().put(key, body, **more)
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
+        return super().list(prefix, start_after=start_after, limit=1)
+
+
+def test_a_page_forgotten_at_the_end_of_a_survey_is_not_taken_for_empty() -> None:
+    store = OneByOne()
+
+    def layout(pages: int) -> ClassicLayout:
+        budget = pages * _PAGE_COST
+        return ClassicLayout(
+            store, "", block_size=512, size=4 * PAGE_BLOCKS * 512, hash_prefix=True, presence_budget=budget
+        )
+
+    blocks = [0, 2 * PAGE_BLOCKS + 5, 3 * PAGE_BLOCKS + 7]
+    for block in blocks:
+        layout(100).write(block, b"D" * 512)
+    # Three pages fit, those of the blocks. The write under way makes a fourth at the very end.
+    tight = layout(3)
+    store.gate = threading.Event()
+    (writer,) = run(lambda: tight.write(PAGE_BLOCKS + 9, b"W" * 512))
+    assert store.inside.wait(20)
+    tight.survey(lambda: False)
+    store.gate.set()
+    writer.join(20)
+    assert not any(tight.known_absent(block) for block in blocks)
