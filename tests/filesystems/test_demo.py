@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from s3backer.mountpoint import read_mounts
-from tests.support.mounts import needs_mounts, wait_until
+from tests.support.mounts import mounts_below, needs_mounts, wait_until
 from tests.support.servers import find_weed
 
 pytestmark = [needs_mounts, pytest.mark.skipif(find_weed() is None, reason="there is no weed program")]
@@ -36,7 +35,7 @@ class Run:
         )
 
     def mounts(self) -> list[str]:
-        return [mount.path for mount in read_mounts() if mount.path.startswith(str(self.directory))]
+        return mounts_below(self.directory)
 
     def processes(self) -> list[int]:
         """Every process that inherited the directory in its environment."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from s3backer.mountpoint import find_mount, unmount
+from s3backer.mountpoint import find_mount, read_mounts, unmount
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Long enough for a loaded machine; only a failing test waits for it.
@@ -231,3 +231,9 @@ def filesystem(device: str, mountpoint: Path, *options: str) -> Iterator[Path]:
         yield mountpoint
     finally:
         subprocess.run(["umount", str(mountpoint)], check=True, timeout=PATIENCE)
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Return what is mounted at or below a directory; what others mount meanwhile is theirs."""
+    root = str(directory.resolve())
+    return [mount.path for mount in read_mounts() if mount.path == root or mount.path.startswith(f"{root}/")]

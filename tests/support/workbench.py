@@ -16,10 +16,10 @@ from s3backer.admin import create_volume
 from s3backer.control import control_path
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import TOKEN_NAME
-from s3backer.mountpoint import read_mounts, unmount
+from s3backer.mountpoint import unmount
 from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL, volume_id
-from tests.support.mounts import Mounted, daemon_pid, end_process, mounted, run_mount, runners, wait_until
+from tests.support.mounts import Mounted, daemon_pid, end_process, mounted, mounts_below, run_mount, runners, wait_until
 
 BLOCK = 4096
 SIZE = 1 << 20
@@ -123,8 +123,7 @@ class Workbench:
 
     def mounts(self) -> list[str]:
         """Return what is mounted below this directory."""
-        root = str(self.directory.resolve())
-        return [mount.path for mount in read_mounts() if mount.path == root or mount.path.startswith(f"{root}/")]
+        return mounts_below(self.directory)
 
     def tree(self) -> dict[str, bytes]:
         """Return every file of the bucket's directory and its content."""
