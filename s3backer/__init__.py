@@ -44,9 +44,10 @@ def open(
     Raises S3backerError: UsageError, VolumeNotFound, VolumeInUse, StoreError or CorruptObject.
     """
     # Imported here, so that the command's start-up stays quick.
+    from s3backer.opening import VolumeOptions
     from s3backer.stores import StoreOptions, open_store
     from s3backer.url import VolumeURL
-    from s3backer.volume import Volume, VolumeOptions
+    from s3backer.volume import Volume
 
     where = VolumeURL.parse(url)
     options = VolumeOptions(

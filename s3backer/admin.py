@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
+from s3backer.geometry import check_geometry
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token
+from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ListEntry, ObjectStore
-from s3backer.volume import Volume, VolumeOptions, check_geometry, volume_name
+from s3backer.volume import Volume
 
 _ERASE_THREADS = 16
 

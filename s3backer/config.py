@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from s3backer.errors import UsageError
+from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
 from s3backer.units import parse_size
-from s3backer.volume import VolumeOptions
 
 Convert = Callable[[str], Any]
 

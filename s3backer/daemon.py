@@ -31,12 +31,13 @@ from s3backer.control import ControlServer, Progress, control_path
 from s3backer.errors import MountError, S3backerError, UsageError
 from s3backer.logs import RateLimited, Redacting, configure_logging
 from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint
+from s3backer.opening import VolumeOptions
 from s3backer.s3.prices import PRICES_AS_OF, cost
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
 from s3backer.url import VolumeURL, volume_id
-from s3backer.volume import Volume, VolumeOptions
+from s3backer.volume import Volume
 
 if TYPE_CHECKING:
     from s3backer.frontends.fuse import DiskOperations
@@ -421,7 +422,9 @@ class _ClosingProgress:
         self._moved = self._said = self._clock()
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        # The terminal may have gone.
+        with contextlib.suppress(OSError):
+            self._stack.close()
 
     def __call__(self, left: int, total: int) -> None:
         """Show the state."""

@@ -141,7 +141,7 @@ class Driver:
     def close(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write everything back, however long it takes, and end all threads.
 
-        ``progress`` is called with (blocks left, blocks at the start) now and then.
+        ``progress`` is called with (blocks left, blocks at the start) now and then, and must not raise.
         """
         total = self._slab.unsaved
         finished = threading.Event()
@@ -270,15 +270,16 @@ class Driver:
 
     def _keep_time(self) -> None:
         while not self._stopping:
-            with self._lock:
-                now = self._clock()
-                wake = self.cache.next_wake(now)
-            self._wake.wait(_TICK if wake is None else min(_TICK, max(wake - now, 0.01)))
-            self._wake.clear()
             try:
+                with self._lock:
+                    now = self._clock()
+                    wake = self.cache.next_wake(now)
+                self._wake.wait(_TICK if wake is None else min(_TICK, max(wake - now, 0.01)))
+                self._wake.clear()
                 self._call(self.cache.tick)
             except Exception:
                 log.exception("the timer met a defect and goes on")
+                self._wake.wait(_TICK)
 
 
 def _unexpected(what: str, block: int, failure: Exception) -> StoreError:

@@ -16,11 +16,9 @@ import contextlib
 import errno
 import logging
 import os
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -33,143 +31,21 @@ from s3backer.errors import (
     S3backerError,
     StoreError,
     UsageError,
-    VolumeInUse,
-    VolumeNotFound,
 )
-from s3backer.layouts.classic import (
-    MAX_BLOCKS,
-    ClassicLayout,
-    Metadata,
-    block_name,
-    parse_block_name,
-    read_metadata,
-    unsupported_encoding,
-)
-from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
+from s3backer.gate import Gate
+from s3backer.geometry import check_geometry, plan_memory
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.token import MountToken, remove_token
+from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.stats import render_stats
 
 log = logging.getLogger(__name__)
 
-MIB = 1 << 20
-#: Memory for the presence map, as a share of the budget: 16 MiB know 8 TiB of 128 KiB blocks, dense or not.
-_PRESENCE_SHARE = 16
 #: Pause in seconds between two attempts of ``close`` to remove the mount token.
 _TOKEN_RETRY = 1.0
 #: Seconds between two reports while closing.
 _LOOK = 0.2
-#: Fewer slots than this are no cache.
-_MIN_SLOTS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeOptions:
-    """How a volume is opened. Sizes in bytes, times in seconds."""
-
-    memory: int = 256 * MIB
-    threads: int = 16
-    write_delay: float = 5.0
-    read_only: bool = False
-    force: bool = False
-    list_blocks: bool = True
-    size: int | None = None
-    block_size: int | None = None
-    block_hash_prefix: bool = False
-    #: Used where neither the volume nor ``block_size`` says one.
-    default_block_size: int | None = None
-    #: Whether block 0's metadata is asked for (the original's noAutoDetect turns it off).
-    detect: bool = True
-
-
-def check_geometry(size: int, block_size: int) -> None:
-    """Raise UsageError unless a volume can have this size and block size (bytes)."""
-    if block_size < 512 or block_size & (block_size - 1):
-        raise UsageError(
-            f"block size {block_size} is not a power of two of at least 512 bytes",
-            hint="Use for example 128KiB.",
-        )
-    if size <= 0:
-        raise UsageError(f"size {size} is not a size for a volume", hint="Give a size such as 10GiB.")
-    if size % block_size:
-        raise UsageError(
-            f"size {size} is not a multiple of the block size {block_size}",
-            hint=f"Sizes that fit are {size - size % block_size} and {size + block_size - size % block_size}."
-            if size > block_size
-            else f"The smallest is {block_size}.",
-        )
-    if size // block_size > MAX_BLOCKS:
-        raise UsageError(
-            f"size {size} needs {size // block_size} blocks of {block_size} bytes, at most {MAX_BLOCKS} are possible",
-            hint="Use a larger block size.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """How the byte budget is divided."""
-
-    slots: int
-    threads: int
-    presence: int
-
-
-def plan_memory(memory: int, block_size: int, threads: int) -> MemoryPlan:
-    """Divide the budget: blocks under way (two copies a thread), the presence map, and slots for the rest."""
-    # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
-    threads = max(1, min(threads, memory // 4 // (2 * block_size)))
-    presence = memory // _PRESENCE_SHARE
-    slots = (memory - 2 * threads * block_size - presence) // _fast.slot_bytes(block_size)
-    if slots < _MIN_SLOTS:
-        need = 2 * (_MIN_SLOTS + 2) * _fast.slot_bytes(block_size)
-        raise UsageError(
-            f"a memory budget of {memory} bytes is too small for blocks of {block_size} bytes",
-            hint=f"Use --memory {-(-need // MIB)}MiB or more.",
-        )
-    return MemoryPlan(slots, threads, presence)
-
-
-class _Gate:
-    """Counts the calls inside, so that somebody can wait for a moment without any, or for the last of them."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._waited_for = False
-        self._shut = False
-        self._ended = False
-
-    def __enter__(self) -> None:
-        with self._changed:
-            while self._shut:
-                self._changed.wait()
-            if self._ended:
-                raise OSError(errno.EBADF, "the volume is closed")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            if self._waited_for:
-                self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def shut(self) -> Iterator[None]:
-        """Keep new calls waiting; the body runs when those that were inside have ended."""
-        with self._changed:
-            self._shut = self._waited_for = True
-            try:
-                while self._inside:
-                    self._changed.wait()
-                yield
-            finally:
-                self._shut = self._waited_for = False
-                self._changed.notify_all()
-
-    def end(self, seconds: float) -> bool:
-        """Let nobody in any more; return whether everybody is out, having waited so long for it."""
-        with self._changed:
-            self._ended = self._waited_for = True
-            return self._changed.wait_for(lambda: not self._inside, seconds)
 
 
 class Volume:
@@ -194,9 +70,10 @@ class Volume:
         self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
-        self._calls = _Gate()
-        self._writes = _Gate()
+        self._calls = Gate()
+        self._writes = Gate()
         self._resizing = threading.Lock()
+        self._closing = threading.Lock()
         self._closed = False
         self._opened = time.time()
         self._stop_survey = threading.Event()
@@ -212,29 +89,8 @@ class Volume:
         Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
         """
         options = options or VolumeOptions()
-        metadata = read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) if options.detect else None
-        size, block_size = _geometry(volume_name(store, prefix), metadata, options)
-        if metadata is not None and metadata.content_encoding:
-            raise unsupported_encoding(
-                prefix + block_name(0, hash_prefix=options.block_hash_prefix), metadata.content_encoding
-            )
-        plan = plan_memory(options.memory, block_size, options.threads)
-        layout = ClassicLayout(
-            store,
-            prefix,
-            block_size=block_size,
-            size=size,
-            hash_prefix=options.block_hash_prefix,
-            exclusive=not options.read_only,
-            presence_budget=plan.presence,
-        )
-        token = _take_token(store, prefix, options)
+        layout, token = prepare(store, prefix, options)
         try:
-            # Before the token was ours somebody else may have had the volume, and changed what it is.
-            if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
-                raise VolumeInUse(
-                    f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again."
-                )
             return cls(store, layout, options, token)
         except BaseException:
             if token is not None:
@@ -306,7 +162,7 @@ class Volume:
             try:
                 self._driver.touch(0)
                 self._driver.flush()
-            except S3backerError:
+            except BaseException:
                 # Whether the bucket has the new size is not known. After shrinking the new one holds, because it
                 # is right for either answer: the tail is empty. After growing the old one does, for the same reason;
                 # block 0 is stored again with the size that holds.
@@ -324,9 +180,12 @@ class Volume:
         store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored.
         Closing twice does nothing.
         """
-        if self._closed:
-            return
-        self._closed = True
+        with self._closing:
+            if not self._closed:
+                self._close(_harmless(progress))
+                self._closed = True
+
+    def _close(self, progress: Callable[[int, int], None] | None) -> None:
         self._stop_survey.set()
         # Calls under way end first: what they still write has to be stored too.
         total = self.unsaved
@@ -382,6 +241,8 @@ class Volume:
 
     def _clear_tail(self, size: int, old: int, *, discard: bool) -> None:
         """See to it that nothing is stored in [size, old), and that nobody writes there any more."""
+        # While the store is away, writers wait inside the gate: it is seen here before it is shut.
+        self._driver.flush()
         self._set_end(size)
         try:
             self._driver.flush()
@@ -434,64 +295,25 @@ class Volume:
         self.close()
 
 
+def _harmless(progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:
+    """Return progress that raises nothing: a terminal that has gone must not keep data from being stored."""
+    if progress is None:
+        return None
+    broken = False
+
+    def report(left: int, total: int) -> None:
+        nonlocal broken
+        if broken:
+            return
+        try:
+            progress(left, total)
+        except Exception as error:
+            broken = True
+            log.warning("progress can no longer be shown: %s", error)
+
+    return report
+
+
 def _check_range(offset: int, length: int) -> None:
     if offset < 0 or length < 0:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-
-def volume_name(store: ObjectStore, prefix: str) -> str:
-    """Return how messages name a volume."""
-    return f"{store.name}/{prefix}".rstrip("/")
-
-
-def first_object(store: ObjectStore, layout: ClassicLayout, block: int) -> int | None:
-    """Return a block at or after ``block`` inside the volume that has an object, None if there is none."""
-    after = layout.key(block - 1) if block and not layout.hash_prefix else ""
-    while True:
-        page = store.list(layout.prefix, start_after=after)
-        for entry in page.entries:
-            found = parse_block_name(entry.key[len(layout.prefix) :], hash_prefix=layout.hash_prefix)
-            if found is not None and block <= found < layout.block_count:
-                return found
-        if not page.truncated:
-            return None
-        after = page.entries[-1].key
-
-
-def _geometry(url: str, metadata: Metadata | None, options: VolumeOptions) -> tuple[int, int]:
-    """Return (size, block size) from what the volume says and what was asked for."""
-    found_size = metadata.size if metadata else None
-    found_block_size = metadata.block_size if metadata else None
-    for what, asked, found in (
-        ("size", options.size, found_size),
-        ("block size", options.block_size, found_block_size),
-    ):
-        if asked is not None and found is not None and asked != found and not options.force:
-            raise UsageError(
-                f"{url} has a {what} of {found} bytes, not {asked}",
-                hint=f"Leave the {what} out."
-                + (" To change it, use 's3backer resize'." if what == "size" else " It cannot be changed."),
-            )
-    size = options.size or found_size
-    block_size = options.block_size or found_block_size or options.default_block_size
-    if size is None or block_size is None:
-        raise VolumeNotFound(
-            f"there is no volume at {url}",
-            hint="Create one with 's3backer create', or give its size and block size if it has no metadata.",
-        )
-    check_geometry(size, block_size)
-    return size, block_size
-
-
-def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> MountToken | None:
-    found = read_token(store, prefix)
-    url = volume_name(store, prefix)
-    if options.read_only:
-        if found is not None:
-            log.warning("%s is mounted %s: what is read here may be older or torn", url, found.describe())
-        return None
-    if found is not None and not options.force:
-        raise in_use(url, found)
-    if found is not None:
-        log.warning("%s was mounted %s; taking it over by force", url, found.describe())
-    return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())

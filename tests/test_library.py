@@ -14,9 +14,9 @@ import pytest
 import s3backer
 from s3backer.admin import create_volume
 from s3backer.errors import UsageError, VolumeInUse, VolumeNotFound
+from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.options import StoreOptions
-from s3backer.volume import VolumeOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 

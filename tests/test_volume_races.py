@@ -12,11 +12,12 @@ import pytest
 from s3backer import _fast
 from s3backer.admin import create_volume, inspect_volume
 from s3backer.errors import StoreError, VolumeInUse
-from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
+from s3backer.opening import VolumeOptions
 from s3backer.stores.base import Buffer, ListPage, StoredObject
 from s3backer.stores.memory import MemoryStore
-from s3backer.volume import Volume, VolumeOptions
+from s3backer.volume import Volume
 
 BLOCK = 4096
 BLOCKS = 64
@@ -224,6 +225,8 @@ class OneByOne(MemoryStore):
     inside = threading.Event()
 
     def put(self, key: str, body: Buffer, **more: Any) -> str:
+        if bytes(body[:1]) == b"F":
+            raise StoreError("away")
         if self.gate:
             self.inside.set()
             self.gate.wait(20)
@@ -247,10 +250,194 @@ def test_a_page_forgotten_at_the_end_of_a_survey_is_not_taken_for_empty() -> Non
         layout(100).write(block, b"D" * 512)
     # Three pages fit, those of the blocks. The write under way makes a fourth at the very end.
     tight = layout(3)
-    store.gate = threading.Event()
-    (writer,) = run(lambda: tight.write(PAGE_BLOCKS + 9, b"W" * 512))
-    assert store.inside.wait(20)
-    tight.survey(lambda: False)
+    writers: list[threading.Thread] = []
+
+    def begin_write() -> bool:
+        if store.gate is None and tight._touched is not None:
+            store.gate = threading.Event()
+            writers.extend(run(lambda: tight.write(PAGE_BLOCKS + 9, b"W" * 512)))
+            assert store.inside.wait(20)
+        return False
+
+    tight.survey(begin_write)
+    assert store.gate is not None
+    assert not tight.known_absent(PAGE_BLOCKS + 9)
     store.gate.set()
-    writer.join(20)
+    writers[0].join(20)
     assert not any(tight.known_absent(block) for block in blocks)
+
+
+@pytest.mark.parametrize("hash_prefix", [False, True])
+def test_growing_while_the_survey_runs_makes_nothing_absent(hash_prefix: bool) -> None:
+    """An earlier page told of objects beyond the end of that time; they are in the volume now."""
+
+    class Held(MemoryStore):
+        hold_at = 0
+        lists = 0
+        inside = threading.Event()
+        go_on = threading.Event()
+
+        def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
+            self.lists += 1
+            if self.lists == self.hold_at:
+                self.inside.set()
+                assert self.go_on.wait(20)
+            return super().list(prefix, start_after=start_after, limit=1)
+
+    store = Held()
+    create_volume(store, "", size=SIZE, block_size=BLOCK, block_hash_prefix=hash_prefix)
+    with Volume.open(store, "", options(block_hash_prefix=hash_prefix)) as volume:
+        for block in range(20, BLOCKS):
+            volume.write(block * BLOCK, b"D" * BLOCK)
+    store.hold_at = store.lists + BLOCKS - 20
+    with Volume.open(store, "", options(block_hash_prefix=hash_prefix, size=16 * BLOCK, force=True)) as volume:
+        assert store.inside.wait(20)
+        volume.resize(SIZE)
+        store.go_on.set()
+        volume._survey.join()  # type: ignore[union-attr]
+        for block in range(20, BLOCKS):
+            volume.write(block * BLOCK, b"w" * 512)
+    for block in range(20, BLOCKS):
+        assert store.get(block_name(block, hash_prefix=hash_prefix)).body == b"w" * 512 + b"D" * (BLOCK - 512)
+
+
+def test_progress_that_fails_keeps_nothing_from_being_stored(
+    store: SlowStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = Volume.open(store, "", options())
+    for block in range(1, BLOCKS):
+        volume.write(block * BLOCK, b"x" * BLOCK)
+    store.delay = 0.02
+    calls: list[int] = []
+
+    def hung_up(left: int, total: int) -> None:
+        calls.append(left)
+        raise OSError("the terminal has gone")
+
+    volume.close(hung_up)
+    assert len(calls) == 1 and "the terminal has gone" in caplog.text
+    assert inspect_volume(store, "", count=True).objects == BLOCKS
+    assert inspect_volume(store, "").token is None
+
+
+def test_whoever_closes_waits_until_it_is_closed(store: SlowStore) -> None:
+    volume = Volume.open(store, "", options())
+    for block in range(1, BLOCKS):
+        volume.write(block * BLOCK, b"x" * BLOCK)
+    store.delay = 0.02
+    left: list[int] = []
+
+    def close() -> None:
+        volume.close()
+        left.append(volume.unsaved)
+
+    for thread in run(close, close, close):
+        thread.join(20)
+    assert left == [0, 0, 0]
+
+
+def test_the_timer_survives_a_lack_of_memory(store: SlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = Volume.open(store, "", options(write_delay=0.1))
+    wake, failures = volume._driver.cache.next_wake, [MemoryError()]
+
+    def next_wake(now: float) -> float | None:
+        if failures:
+            raise failures.pop()
+        return wake(now)
+
+    monkeypatch.setattr(volume._driver.cache, "next_wake", next_wake)
+    while failures:
+        time.sleep(0.01)
+    volume.write(BLOCK, b"x" * BLOCK)
+    deadline = time.monotonic() + 20
+    while volume.unsaved:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    volume.close()
+
+
+def test_shrinking_while_the_store_is_away_fails_and_stops_nobody(store: SlowStore) -> None:
+    volume = Volume.open(store, "", options(memory=20 * BLOCK))
+    store.bad = ""
+
+    def write() -> None:
+        for block in range(BLOCKS):
+            volume.write(block * BLOCK, b"x" * BLOCK)
+
+    (writer,) = run(write)
+    while not volume._writes._inside or volume.unsaved < volume._slab.dirty_limit:
+        time.sleep(0.01)
+    failures: list[StoreError] = []
+
+    def shrink() -> None:
+        try:
+            volume.resize(SIZE // 2)
+        except StoreError as error:
+            failures.append(error)
+
+    (resizer,) = run(shrink)
+    resizer.join(20)
+    answered = not resizer.is_alive()
+    store.bad = "nothing"
+    resizer.join(20)
+    assert answered and [str(error) for error in failures] == ["away"]
+    assert volume.size == SIZE
+    writer.join(20)
+    assert not writer.is_alive()
+    volume.close()
+
+
+def test_a_token_whose_answer_was_lost_is_not_left_behind(store: SlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = store.put
+
+    def lost(key: str, body: Buffer, **more: Any) -> str:
+        put(key, body, **more)
+        raise StoreError("the answer was lost")
+
+    monkeypatch.setattr(store, "put", lost)
+    with pytest.raises(StoreError, match="lost"):
+        Volume.open(store, "", options())
+    assert inspect_volume(store, "").token is None
+
+
+def test_a_survey_remembers_no_more_than_its_budget() -> None:
+    """With hashed names a survey speaks only at its end, however much was written meanwhile."""
+    store = OneByOne()
+    made = ClassicLayout(store, "", block_size=512, size=10**6 * 512, hash_prefix=True, presence_budget=_PAGE_COST)
+    for block in (0, 5, 6):
+        made.write(block, b"D" * 512)
+    layout = ClassicLayout(store, "", block_size=512, size=10**6 * 512, hash_prefix=True, presence_budget=_PAGE_COST)
+    asked = 0
+
+    def write_meanwhile() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            for block in range(1000, 2000):
+                layout.write(block, None)
+                layout.write(block, b"W" * 512)
+            with pytest.raises(StoreError):
+                layout.write(70000, b"F" * 512)
+        assert len(layout._touched or ()) < 200
+        return False
+
+    assert layout.survey(write_meanwhile)
+    assert not any(layout.known_absent(block) for block in (5, 6, 70000, *range(1000, 2000)))
+
+
+def test_a_block_written_while_its_page_is_listed_is_not_taken_for_absent() -> None:
+    """The listing is from before the write, and what the write said is forgotten for another page."""
+
+    class Late(MemoryStore):
+        def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
+            found = super().list(prefix, start_after=start_after, limit=limit)
+            for block in (7, PAGE_BLOCKS + 7):
+                layout.write(block, b"W" * 512)
+            return found
+
+    layout = ClassicLayout(
+        Late(), "", block_size=512, size=2 * PAGE_BLOCKS * 512, hash_prefix=False, presence_budget=_PAGE_COST
+    )
+    layout.write(0, None)
+    layout.survey(lambda: False)
+    assert not layout.known_absent(7) and not layout.known_absent(PAGE_BLOCKS + 7)

@@ -13,9 +13,9 @@ from s3backer.admin import create_volume
 from s3backer.cli.common import Target, options
 from s3backer.config import BLOCK_SIZE, HASH, SIZE
 from s3backer.errors import AccessDenied, StoreError
+from s3backer.geometry import check_geometry
 from s3backer.stores.directory import PRIVATE
 from s3backer.units import format_size
-from s3backer.volume import check_geometry
 
 _DEFAULT_BLOCK_SIZE = 128 << 10
 

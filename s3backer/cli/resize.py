@@ -9,8 +9,8 @@ import click
 from s3backer.admin import inspect_volume, resize_volume
 from s3backer.cli.common import Target, options, unsaved_progress
 from s3backer.config import FORCE_OPEN, HASH, Option, positive_size, volume_options
+from s3backer.geometry import check_geometry
 from s3backer.units import format_size
-from s3backer.volume import check_geometry
 
 _DISCARD = Option("--discard", "discard", "When shrinking, destroy what lies beyond the new end.")
 

@@ -174,7 +174,7 @@ class ClassicLayout:
             self._writing.add(block)
             for read in self._reading.get(block, ()):
                 read.overtaken = True
-            if self._touched is not None:
+            if self._touched is not None and not self.hash_prefix:
                 self._touched.add(block)
         # What a failed request did is unknown: it may have taken effect although its answer was lost.
         outcome: bool | None = None
@@ -193,6 +193,8 @@ class ClassicLayout:
             with self._lock:
                 self._presence.set(block, outcome)
                 self._writing.discard(block)
+                if self._touched is not None and outcome is None:
+                    self._touched.add(block)
 
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
@@ -245,6 +247,8 @@ class ClassicLayout:
         Returns False if it was stopped. Only one survey may run at a time.
         """
         after, next_block = "", 0
+        # Of what is added while it runs, earlier pages were not asked.
+        count = self.block_count
         forgotten = self._presence.forgotten_pages
         try:
             while not stop_asked():
@@ -253,13 +257,16 @@ class ClassicLayout:
                     if self._touched is None or not self.hash_prefix:
                         self._touched = set(self._writing)
                 page = self._store.list(self.prefix, start_after=after)
-                blocks = [b for b in (self._parse(entry.key) for entry in page.entries) if b is not None]
+                blocks = [b for b in (self._parse(entry.key) for entry in page.entries) if b is not None and b < count]
                 if page.truncated:
                     after = page.entries[-1].key
                     stop = (blocks[-1] + 1 if blocks else next_block) if not self.hash_prefix else 0
                 else:
-                    stop = self.block_count
+                    stop = count
                 with self._lock:
+                    if self.hash_prefix:
+                        # Those whose writes have ended well are known, or their page was forgotten.
+                        self._touched |= self._writing
                     if self.hash_prefix:
                         for block in blocks:
                             if block not in self._touched and self._presence.get(block) is None:
@@ -281,8 +288,7 @@ class ClassicLayout:
                 self._touched = None
 
     def _parse(self, key: str) -> int | None:
-        block = parse_block_name(key[len(self.prefix) :], hash_prefix=self.hash_prefix)
-        return block if block is not None and block < self.block_count else None
+        return parse_block_name(key[len(self.prefix) :], hash_prefix=self.hash_prefix)
 
 
 def unsupported_encoding(key: str, encoding: str) -> CorruptObject:

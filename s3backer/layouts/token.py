@@ -13,12 +13,13 @@ same second by the same host must not have the same one. Unlike the original we 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from s3backer.errors import ObjectNotFound, PreconditionFailed, VolumeInUse
+from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
 from s3backer.stores.base import ObjectStore
 
 TOKEN_NAME = "s3backer-mounted"
@@ -77,6 +78,11 @@ def write_token(
     except PreconditionFailed:
         found = read_token(store, prefix)
         raise in_use(url, found) from None
+    except StoreError:
+        # It may have taken effect although its answer was lost.
+        with contextlib.suppress(StoreError):
+            remove_token(store, prefix, MountToken(value, host, time, ""))
+        raise
     return MountToken(value, host, time, etag)
 
 

@@ -9,8 +9,8 @@ import pytest
 from s3backer.cli import mount as mount_module
 from s3backer.config import MOUNT, ORIGINAL, STORE
 from s3backer.daemon import MountRequest
+from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
-from s3backer.volume import VolumeOptions
 from tests.support.commands import Run
 
 FIELDS = {field.name for kind in (MountRequest, StoreOptions, VolumeOptions) for field in fields(kind)}

@@ -13,8 +13,9 @@ import pytest
 
 from s3backer.admin import create_volume
 from s3backer.errors import StoreUnreachable
+from s3backer.opening import VolumeOptions
 from s3backer.stores.s3 import S3Store
-from s3backer.volume import Volume, VolumeOptions
+from s3backer.volume import Volume
 from tests.support.forwarder import Forwarder
 from tests.support.servers import SeaweedServer
 

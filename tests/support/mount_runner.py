@@ -30,11 +30,11 @@ from typing import Any
 
 from s3backer import daemon
 from s3backer.errors import S3backerError, StoreUnreachable
+from s3backer.opening import VolumeOptions
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
 from s3backer.url import VolumeURL
-from s3backer.volume import VolumeOptions
 from tests.support.fake_disk import FakeDisk
 
 

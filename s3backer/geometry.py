@@ -1,0 +1,62 @@
+"""Sizes: which ones a volume can have, and how the memory budget is divided among its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from s3backer import _fast
+from s3backer.errors import UsageError
+from s3backer.layouts.classic import MAX_BLOCKS
+
+MIB = 1 << 20
+#: Memory for the presence map, as a share of the budget: 16 MiB know 8 TiB of 128 KiB blocks, dense or not.
+_PRESENCE_SHARE = 16
+#: Fewer slots than this are no cache.
+_MIN_SLOTS = 4
+
+
+def check_geometry(size: int, block_size: int) -> None:
+    """Raise UsageError unless a volume can have this size and block size (bytes)."""
+    if block_size < 512 or block_size & (block_size - 1):
+        raise UsageError(
+            f"block size {block_size} is not a power of two of at least 512 bytes",
+            hint="Use for example 128KiB.",
+        )
+    if size <= 0:
+        raise UsageError(f"size {size} is not a size for a volume", hint="Give a size such as 10GiB.")
+    if size % block_size:
+        raise UsageError(
+            f"size {size} is not a multiple of the block size {block_size}",
+            hint=f"Sizes that fit are {size - size % block_size} and {size + block_size - size % block_size}."
+            if size > block_size
+            else f"The smallest is {block_size}.",
+        )
+    if size // block_size > MAX_BLOCKS:
+        raise UsageError(
+            f"size {size} needs {size // block_size} blocks of {block_size} bytes, at most {MAX_BLOCKS} are possible",
+            hint="Use a larger block size.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How the byte budget is divided."""
+
+    slots: int
+    threads: int
+    presence: int
+
+
+def plan_memory(memory: int, block_size: int, threads: int) -> MemoryPlan:
+    """Divide the budget: blocks under way (two copies a thread), the presence map, and slots for the rest."""
+    # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
+    threads = max(1, min(threads, memory // 4 // (2 * block_size)))
+    presence = memory // _PRESENCE_SHARE
+    slots = (memory - 2 * threads * block_size - presence) // _fast.slot_bytes(block_size)
+    if slots < _MIN_SLOTS:
+        need = 2 * (_MIN_SLOTS + 2) * _fast.slot_bytes(block_size)
+        raise UsageError(
+            f"a memory budget of {memory} bytes is too small for blocks of {block_size} bytes",
+            hint=f"Use --memory {-(-need // MIB)}MiB or more.",
+        )
+    return MemoryPlan(slots, threads, presence)
