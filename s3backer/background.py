@@ -32,13 +32,6 @@ log = logging.getLogger(__name__)
 _VERIFIED = b"verified\n"
 
 
-def open_standard_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2, so that nothing else gets these numbers and then what is meant for them."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)
-
-
 def launch(serve: Callable[[Callable[[], None]], None], verify: Callable[[], None]) -> int:
     """Run ``serve(ready)`` in a daemon; return 0 once it has called ``ready`` and ``verify`` has passed here.
 

@@ -14,7 +14,6 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -26,12 +25,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from s3backer.background import launch, open_standard_descriptors
+from s3backer.background import launch
 from s3backer.control import ControlServer, Progress, control_path
 from s3backer.errors import MountError, S3backerError, UsageError
 from s3backer.logs import RateLimited, Redacting, configure_logging
 from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint
 from s3backer.opening import VolumeOptions
+from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
 from s3backer.s3.prices import PRICES_AS_OF, cost
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
@@ -163,6 +163,7 @@ def _check(request: MountRequest) -> set[str]:
         volume_directory=request.url.path if request.url.scheme == "file" else None,
     )
     check_fuse()
+    raise_open_files(request.volume_options.threads)
     try:
         from s3backer.frontends.fuse_mount import mount_options
     except ImportError as error:
@@ -199,7 +200,7 @@ class _Daemon:
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until the end. ``ready`` is called once, with the daemon's name, when the mount answers."""
-        _prepare_process()
+        prepare_process()
         with _Signals(self._on_signal):
             try:
                 self._open_and_serve(ready)
@@ -493,17 +494,3 @@ class _Signals:
             if self._over:
                 return
             self._handler(number)
-
-
-_PR_SET_IO_FLUSHER = 57
-_M_ARENA_MAX = -8
-
-
-def _prepare_process() -> None:
-    """Set what must be set before the first thread: memory reclaim and the allocator."""
-    libc = ctypes.CDLL(None)
-    # The kernel may write to this very disk in order to free memory; this process must not wait for that.
-    # It needs CAP_SYS_RESOURCE, and without it everything works as long as memory is not short.
-    libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
-    with contextlib.suppress(AttributeError):
-        libc.mallopt(_M_ARENA_MAX, 2)

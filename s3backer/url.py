@@ -8,6 +8,7 @@ Parsing contacts nothing. A URL has one normal form, which ``str`` gives.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -128,6 +129,5 @@ def _guess_scheme(text: str) -> str:
         return f"Did you mean {scheme.lower()}:{rest}?"
     if scheme.lower() in ("http", "https"):
         return "Give the server with --endpoint-url, and the bucket as s3://BUCKET/PREFIX."
-    if len(scheme) <= 4:
-        return f"Did you mean s3:{rest}?"
-    return _FORM
+    near = difflib.get_close_matches(scheme.lower(), ("file", "s3"), 1, 0.5)
+    return f"Did you mean {near[0]}:{rest}?" if near else _FORM

@@ -78,6 +78,7 @@ def test_normal_form(text: str, normal: str) -> None:
         ("S3://bucket/disk", "Did you mean s3://bucket/disk?"),
         ("File:///dir", "Did you mean file:///dir?"),
         ("s4://bucket", "Did you mean s3://bucket?"),
+        ("fil:///some/dir", "Did you mean file:///some/dir?"),
         ("bucket/disk", "Did you mean s3://bucket/disk?"),
         ("/some/dir", "Did you mean file:///some/dir?"),
         ("file:/some/dir", "Did you mean file:///some/dir?"),
