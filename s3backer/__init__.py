@@ -25,6 +25,12 @@ def open(
     size: int | None = None,
     block_size: int | None = None,
     block_hash_prefix: bool = False,
+    compress: str | None = None,
+    compress_level: int | None = None,
+    encrypt: str | None = None,
+    password: str | None = None,
+    key_length: int = 0,
+    default_content_encoding: str = "",
     endpoint_url: str | None = None,
     region: str | None = None,
     profile: str | None = None,
@@ -39,11 +45,14 @@ def open(
     """Open the volume at ``url`` (``s3://BUCKET/PREFIX`` or ``file:///DIRECTORY``); it is a context manager.
 
     ``memory``, ``size`` and ``block_size`` are in bytes, ``write_delay`` and ``timeout`` in seconds; ``size`` and
-    ``block_size`` are for volumes without metadata. While it is open for writing, nobody else can mount it.
+    ``block_size`` are for volumes without metadata. ``compress`` (deflate, zstd, none) and ``encrypt`` (a cipher, such
+    as AES-256-CBC) are as the volume is unless given; an encrypted one needs ``password``. While it is open for
+    writing, nobody else can mount it.
 
-    Raises S3backerError: UsageError, VolumeNotFound, VolumeInUse, StoreError or CorruptObject.
+    Raises S3backerError: UsageError, VolumeNotFound, VolumeInUse, WrongPassword, StoreError or CorruptObject.
     """
     # Imported here, so that the command's start-up stays quick.
+    from s3backer.codec.choice import EncodingOptions
     from s3backer.opening import VolumeOptions
     from s3backer.stores import StoreOptions, open_store
     from s3backer.url import VolumeURL
@@ -59,6 +68,14 @@ def open(
         size=size,
         block_size=block_size,
         block_hash_prefix=block_hash_prefix,
+        encoding=EncodingOptions(
+            compress=compress,
+            compress_level=compress_level,
+            encrypt=encrypt,
+            password=password,
+            key_length=key_length,
+            default_content_encoding=default_content_encoding,
+        ),
     )
     store = open_store(
         where,

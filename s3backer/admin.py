@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
+from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
 from s3backer.geometry import check_geometry
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
@@ -35,7 +36,13 @@ class VolumeFacts:
 
 
 def create_volume(
-    store: ObjectStore, prefix: str, *, size: int, block_size: int, block_hash_prefix: bool = False
+    store: ObjectStore,
+    prefix: str,
+    *,
+    size: int,
+    block_size: int,
+    block_hash_prefix: bool = False,
+    encoding: EncodingOptions = AS_THE_VOLUME,
 ) -> None:
     """Create an empty volume. Raises VolumeExists where any block or token of one is there already."""
     check_geometry(size, block_size)
@@ -47,7 +54,8 @@ def create_volume(
     for entry, _ in _volume_objects(store, prefix):
         if entry is not None:
             raise exists
-    layout = ClassicLayout(store, prefix, block_size=block_size, size=size, hash_prefix=block_hash_prefix)
+    codec = choose_codec(encoding, None, bucket=store.bucket, prefix=prefix, block=f"block 0 of {url}")
+    layout = ClassicLayout(store, prefix, block_size=block_size, size=size, codec=codec, hash_prefix=block_hash_prefix)
     try:
         layout.create()
     except PreconditionFailed:

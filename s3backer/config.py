@@ -6,17 +6,23 @@ parameter. An option that was not given is None and leaves the default of that f
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from s3backer.codec.choice import NONE, EncodingOptions
+from s3backer.codec.compression import Compression
+from s3backer.codec.encryption import cipher_kind
 from s3backer.errors import UsageError
 from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
 from s3backer.units import parse_size
 
 Convert = Callable[[str], Any]
+#: Bytes; the original's limit.
+_LONGEST_PASSWORD = 1023
 
 
 def whole(lowest: int, highest: int) -> Convert:
@@ -50,6 +56,42 @@ def permissions(text: str) -> int:
     if not re.fullmatch(r"[0-7]{1,4}", text):
         raise UsageError(f"{text!r} are no permissions", hint="Write them in octal, for example 0600.")
     return int(text, 8)
+
+
+def compression(text: str) -> str:
+    """Convert the name of a compression, or "none"."""
+    name = text.lower()
+    if name != NONE:
+        Compression(name)
+    return name
+
+
+def level(text: str) -> int:
+    """Convert a compression level, which may be below zero."""
+    if not re.fullmatch(r"-?[0-9]{1,6}", text):
+        raise UsageError(f"{text!r} is no level", hint="Give a number, for example 6.")
+    return int(text)
+
+
+def cipher(text: str) -> str:
+    """Convert the name of a cipher."""
+    return cipher_kind(text).name
+
+
+def password_file(text: str) -> str:
+    """Convert a file's name to the password in its first line."""
+    try:
+        with open(os.path.expanduser(text), "rb") as file:
+            line = file.readline(_LONGEST_PASSWORD + 2)
+    except OSError as error:
+        raise UsageError(f"{text} cannot be read: {error.strerror}", hint="Name a file of yours.") from None
+    # As the original does: of the end of the line only the newline, and nothing more than this long.
+    line = line.removesuffix(b"\n")
+    if not line:
+        raise UsageError(f"{text} has no password in its first line", hint="Write it there.")
+    if len(line) > _LONGEST_PASSWORD:
+        raise UsageError(f"the first line of {text} is longer than a password may be", hint="Use a shorter one.")
+    return line.decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +131,22 @@ BLOCK_SIZE = Option(
     "--block-size", "block_size", "Size of a block, a power of two.", positive_size, "SIZE", alias="--blockSize"
 )
 
+#: How blocks are stored: what makes, opens or changes a volume.
+ENCODING: tuple[Option, ...] = (
+    Option("--compress", "compress", "Compression: deflate, zstd or none. [as the volume is]", compression, "NAME"),
+    Option("--compress-level", "compress_level", "Its level. [the algorithm's own]", level, "N"),
+    Option("--encrypt", "encrypt", "Cipher, such as AES-256-CBC. [as the volume is]", cipher, "CIPHER"),
+    Option("--password-file", "password", "File with the password in its first line.", password_file, "FILE"),
+    Option("--key-length", "key_length", "Length of its keys in bytes. [the cipher's]", whole(0, 64), "N"),
+    Option(
+        "--default-content-encoding",
+        "default_content_encoding",
+        "What objects are encoded with that do not say so.",
+        str,
+        "NAMES",
+    ),
+)
+
 #: How a volume is opened and shown: ``mount``.
 MOUNT: tuple[Option, ...] = (
     Option("--foreground", "foreground", "Stay in the foreground and log to standard error.", alias="-f"),
@@ -107,6 +165,7 @@ MOUNT: tuple[Option, ...] = (
         alias="--blockSize",
     ),
     HASH,
+    *ENCODING,
     Option("--file-name", "file_name", "Name of the file that is the disk. [file]", str, "NAME", alias="--filename"),
     Option(
         "--file-mode", "file_mode", "Its permissions, octal. [0600, or 0400]", permissions, "MODE", alias="--fileMode"
@@ -251,6 +310,11 @@ def store_options(values: Mapping[str, Any]) -> StoreOptions:
     return StoreOptions(**chosen)
 
 
+def encoding_options(values: Mapping[str, Any]) -> EncodingOptions:
+    """Return how blocks are stored."""
+    return EncodingOptions(**pick(EncodingOptions, values))
+
+
 def volume_options(values: Mapping[str, Any]) -> VolumeOptions:
     """Return the volume's options."""
-    return VolumeOptions(**pick(VolumeOptions, values))
+    return VolumeOptions(encoding=encoding_options(values), **pick(VolumeOptions, values))

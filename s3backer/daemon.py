@@ -211,6 +211,7 @@ class _Daemon:
     def _open_and_serve(self, ready: Callable[[str], None]) -> None:
         request = self._request
         self._redacting.register(request.store_options.secret_key)
+        self._redacting.register(request.volume_options.encoding.password)
         store = open_store(request.url, request.store_options)
         ident = volume_id(request.url, str(getattr(store, "endpoint", "")))
         try:

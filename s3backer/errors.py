@@ -12,6 +12,7 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     │   ├── BucketNotFound   5   the bucket (or the directory) does not exist
     │   ├── ObjectNotFound   5   no such key
     │   └── PreconditionFailed 6 a conditional request lost
+    ├── WrongPassword        4   it does not decrypt what is there
     ├── VolumeNotFound       5   there is no volume at this URL
     ├── VolumeExists         6   there is one already
     ├── VolumeInUse          6   it is mounted, here or elsewhere
@@ -88,6 +89,13 @@ class PreconditionFailed(StoreError):
     def __init__(self, key: str) -> None:
         super().__init__(f"object {key!r} was changed or created by somebody else")
         self.key = key
+
+
+class WrongPassword(S3backerError):
+    """A password that does not decrypt the blocks that are there."""
+
+    exit_code = 4
+    errno = errno.EACCES
 
 
 class VolumeNotFound(S3backerError):

@@ -47,14 +47,14 @@ class MemoryPlan:
     presence: int
 
 
-def plan_memory(memory: int, block_size: int, threads: int) -> MemoryPlan:
-    """Divide the budget: blocks under way (two copies a thread), the presence map, and slots for the rest."""
+def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2) -> MemoryPlan:
+    """Divide the budget: blocks under way (``copies`` a thread), the presence map, and slots for the rest."""
     # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
-    threads = max(1, min(threads, memory // 4 // (2 * block_size)))
+    threads = max(1, min(threads, memory // 4 // (copies * block_size)))
     presence = memory // _PRESENCE_SHARE
-    slots = (memory - 2 * threads * block_size - presence) // _fast.slot_bytes(block_size)
+    slots = (memory - copies * threads * block_size - presence) // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
-        need = 2 * (_MIN_SLOTS + 2) * _fast.slot_bytes(block_size)
+        need = 2 * (_MIN_SLOTS + copies) * _fast.slot_bytes(block_size)
         raise UsageError(
             f"a memory budget of {memory} bytes is too small for blocks of {block_size} bytes",
             hint=f"Use --memory {-(-need // MIB)}MiB or more.",

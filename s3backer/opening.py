@@ -1,6 +1,9 @@
 """What comes before a volume is open: what it is, whether it is free, and the mark that it is ours.
 
-what block 0 says ─► geometry ─► mount token ─► does block 0 still say so? ─► layout
+    block 0 ─► geometry, codec ─► can its blocks be decoded? ─► mount token ─► does block 0 still say so? ─► layout
+
+A password is tried on a block that is there before anything is written: block 0, else the first of a listing. So is
+its absence. Only a volume without any block takes every password.
 """
 
 from __future__ import annotations
@@ -9,18 +12,20 @@ import logging
 import random
 from dataclasses import dataclass
 
-from s3backer.errors import UsageError, VolumeInUse, VolumeNotFound
+from s3backer.codec.block import WrongSignature
+from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
+from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
 from s3backer.geometry import MIB, check_geometry, plan_memory
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
     block_name,
     parse_block_name,
+    parse_metadata,
     read_metadata,
-    unsupported_encoding,
 )
 from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
-from s3backer.stores.base import ObjectStore
+from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +47,19 @@ class VolumeOptions:
     default_block_size: int | None = None
     #: Whether block 0's metadata is asked for (the original's noAutoDetect turns it off).
     detect: bool = True
+    encoding: EncodingOptions = AS_THE_VOLUME
 
 
 def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, MountToken | None]:
     """Return the layout of the volume in ``store`` under ``prefix`` and our token on it (None: read-only).
 
-    Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
+    Raises VolumeNotFound, VolumeInUse, UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket
+    as it was.
     """
-    metadata = read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) if options.detect else None
+    first = _block_zero(store, prefix, options)
+    info = first.info if isinstance(first, StoredObject) else first
+    metadata = parse_metadata(info) if info is not None and options.detect else None
     size, block_size = _geometry(volume_name(store, prefix), metadata, options)
-    if metadata is not None and metadata.content_encoding:
-        raise unsupported_encoding(
-            prefix + block_name(0, hash_prefix=options.block_hash_prefix), metadata.content_encoding
-        )
     layout = ClassicLayout(
         store,
         prefix,
@@ -64,6 +69,22 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
         exclusive=not options.read_only,
         presence_budget=plan_memory(options.memory, block_size, options.threads).presence,
     )
+    block = 0
+    if info is None:
+        # Whatever else is there tells as well how blocks are stored.
+        found = first_object(store, layout, 0)
+        if found is not None:
+            block, first = found, store.get(layout.key(found))
+            info = first.info
+    layout.codec = choose_codec(
+        options.encoding,
+        None if info is None else info.content_encoding,
+        bucket=store.bucket,
+        prefix=prefix,
+        block=f"block {block} of {volume_name(store, prefix)}",
+    )
+    if layout.codec.cipher is not None and isinstance(first, StoredObject):
+        _try_password(layout, block, first)
     token = _take_token(store, prefix, options)
     try:
         # Before the token was ours somebody else may have had the volume, and changed what it is.
@@ -74,6 +95,29 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
             remove_token(store, prefix, token)
         raise
     return layout, token
+
+
+def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> StoredObject | ObjectInfo | None:
+    """Return block 0 where a password is to be tried on it, else its facts; None if it is absent."""
+    key = prefix + block_name(0, hash_prefix=options.block_hash_prefix)
+    try:
+        return store.get(key) if options.encoding.secret else store.head(key)
+    except ObjectNotFound:
+        return None
+
+
+def _try_password(layout: ClassicLayout, block: int, found: StoredObject) -> None:
+    """Raise WrongPassword, or CorruptObject, if a block that is there cannot be decoded."""
+    try:
+        layout.decode(block, found)
+    except CorruptObject as error:
+        if isinstance(error.__context__, WrongSignature):
+            raise WrongPassword(
+                f"the password is wrong, or object {found.info.key!r} was altered",
+                hint="Check the password, the cipher's key length, and the names of bucket and prefix, which belong "
+                "to the key. Nothing was written.",
+            ) from None
+        raise
 
 
 def volume_name(store: ObjectStore, prefix: str) -> str:

@@ -58,7 +58,7 @@ class Volume:
         options: VolumeOptions,
         token: MountToken | None,
     ) -> None:
-        plan = plan_memory(options.memory, layout.block_size, options.threads)
+        plan = plan_memory(options.memory, layout.block_size, options.threads, copies=layout.codec.copies)
         self.name = volume_name(store, layout.prefix)
         self.block_size = layout.block_size
         self.read_only = options.read_only

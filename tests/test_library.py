@@ -13,6 +13,7 @@ import pytest
 
 import s3backer
 from s3backer.admin import create_volume
+from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import UsageError, VolumeInUse, VolumeNotFound
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
@@ -68,7 +69,9 @@ def test_errors_are_ours_and_leave_nothing(tmp_path: Path) -> None:
 
 def test_parameters_have_the_defaults_of_the_options() -> None:
     """The signature repeats the dataclasses for the sake of help(); it must not drift from them."""
-    defaults = {field.name: field.default for kind in (VolumeOptions, StoreOptions) for field in fields(kind)}
+    defaults = {
+        field.name: field.default for kind in (VolumeOptions, StoreOptions, EncodingOptions) for field in fields(kind)
+    }
     for name, parameter in inspect.signature(s3backer.open).parameters.items():
         if name != "url":
             assert parameter.default == defaults[name], name

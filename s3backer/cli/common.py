@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,18 @@ def run_command(command: click.Command, words: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def with_password(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with a password, asked for on the terminal where a cipher was given without one."""
+    if values.get("encrypt") is None or values.get("password") is not None:
+        return values
+    if not sys.stdin.isatty():
+        raise UsageError("encryption needs a password", hint="Give it with --password-file.")
+    password = getpass.getpass("Password: ")
+    if not password:
+        raise UsageError("an empty password protects nothing", hint="Type it again.")
+    return {**values, "password": password}
+
+
 def _see(command: click.Command) -> str:
     return f"See 's3backer {command.name} --help'."
 
@@ -89,6 +102,7 @@ class Target:
         redacting = configure_logging(True, bool(values.get("debug")), quiet=True)
         chosen = store_options({"patience": _PATIENCE, **values})
         redacting.register(chosen.secret_key)
+        redacting.register(values.get("password"))
         self.store: ObjectStore = open_store(self.url, chosen)
         self.id = volume_id(self.url, str(getattr(self.store, "endpoint", "")))
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from s3backer.admin import create_volume
-from s3backer.cli.common import Target, options
-from s3backer.config import BLOCK_SIZE, HASH, SIZE
+from s3backer.cli.common import Target, options, with_password
+from s3backer.config import BLOCK_SIZE, ENCODING, HASH, SIZE, encoding_options
 from s3backer.errors import AccessDenied, StoreError
 from s3backer.geometry import check_geometry
 from s3backer.stores.directory import PRIVATE
@@ -22,7 +22,7 @@ _DEFAULT_BLOCK_SIZE = 128 << 10
 
 @click.command("create")
 @click.argument("url")
-@options(SIZE, BLOCK_SIZE, HASH, required=("size",))
+@options(SIZE, BLOCK_SIZE, HASH, *ENCODING, required=("size",))
 def command(url: str, **values: Any) -> None:
     """Create an empty volume at URL. Blocks are 128KiB unless --block-size says otherwise.
 
@@ -39,6 +39,7 @@ def command(url: str, **values: Any) -> None:
                 size=size,
                 block_size=block_size,
                 block_hash_prefix=bool(values["block_hash_prefix"]),
+                encoding=encoding_options(with_password(values)),
             )
         except BaseException:
             _remove_made(made)

@@ -62,7 +62,7 @@ def _text(known: dict[str, Any]) -> str:
         ("block size", format_size(known["block_size"])),
     ]
     if "content_encoding" in known:
-        lines.append(("encoding", f"{known['content_encoding']} (cannot be mounted by this version)"))
+        lines.append(("encoding", known["content_encoding"]))
     if "pid" in known:
         lines.append(
             ("mounted", f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}")

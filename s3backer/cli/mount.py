@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from s3backer.cli.common import options
+from s3backer.cli.common import options, with_password
 from s3backer.config import MOUNT, pick, store_options, volume_options
 from s3backer.daemon import MountRequest, run_mount
 from s3backer.url import VolumeURL
@@ -33,6 +33,7 @@ def command(url: str, mountpoint: str, fuse_options: tuple[str, ...], **values: 
 
 def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse_options: list[str]) -> MountRequest:
     """Return the request for a mount from options by their names."""
+    values = with_password(values)
     chosen = pick(MountRequest, values)
     if "ro" in fuse_options:
         # Not only the kernel: the volume too refuses writes then, and takes no token.

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from s3backer.admin import inspect_volume, resize_volume
-from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.config import FORCE_OPEN, HASH, Option, positive_size, volume_options
+from s3backer.cli.common import Target, options, unsaved_progress, with_password
+from s3backer.config import ENCODING, FORCE_OPEN, HASH, Option, positive_size, volume_options
 from s3backer.geometry import check_geometry
 from s3backer.units import format_size
 
@@ -18,7 +18,7 @@ _DISCARD = Option("--discard", "discard", "When shrinking, destroy what lies bey
 @click.command("resize")
 @click.argument("url")
 @click.argument("size")
-@options(_DISCARD, FORCE_OPEN, HASH)
+@options(_DISCARD, FORCE_OPEN, HASH, *ENCODING)
 def command(url: str, size: str, **values: Any) -> None:
     """Change the size of the volume at URL to SIZE, whether it is mounted on this host or nowhere.
 
@@ -34,7 +34,7 @@ def command(url: str, size: str, **values: Any) -> None:
             facts = inspect_volume(target.store, target.url.prefix, block_hash_prefix=bool(values["block_hash_prefix"]))
             check_geometry(wanted, facts.block_size)
             old: object = resize_volume(
-                target.store, target.url.prefix, wanted, discard=discard, options=volume_options(values)
+                target.store, target.url.prefix, wanted, discard=discard, options=volume_options(with_password(values))
             )
         else:
             old = answer.get("old_size")

@@ -1,7 +1,7 @@
 """The classic layout: the original's bucket format, one object a block.
 
     key            PREFIX [HASH8 "-"] BLOCK8       8 lower-case hex digits each
-    body           the block, exactly ``block_size`` bytes
+    body           the block's ``block_size`` bytes, as codec/block.py makes an object of them
     zero block     no object; block 0 alone is always one, because it carries the metadata
     block 0        metadata s3backer-blocksize and s3backer-filesize, decimal bytes
     mount token    layouts/token.py
@@ -11,7 +11,7 @@ Guarantees
     and answers "not there" is an error, and so is a missing bucket.
   * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
     work. A listing page says nothing about a block that was being written while the page was fetched.
-  * A read never returns anything but exactly one block.
+  * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from s3backer.codec.block import PLAIN, BadBlock, BlockCodec
 from s3backer.errors import CorruptObject, ObjectNotFound, StoreError
 from s3backer.layouts.presence import PresenceMap
-from s3backer.stores.base import ObjectInfo, ObjectStore
+from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
 
 BLOCK_CONTENT_TYPE = "application/x-s3backer-block"
 META_BLOCK_SIZE = "s3backer-blocksize"
@@ -68,9 +69,13 @@ def parse_block_name(name: str, *, hash_prefix: bool = False) -> int | None:
 def read_metadata(store: ObjectStore, prefix: str, *, hash_prefix: bool = False) -> Metadata | None:
     """Return what block 0 says, or None where it is absent or says nothing."""
     try:
-        info = store.head(prefix + block_name(0, hash_prefix=hash_prefix))
+        return parse_metadata(store.head(prefix + block_name(0, hash_prefix=hash_prefix)))
     except ObjectNotFound:
         return None
+
+
+def parse_metadata(info: ObjectInfo) -> Metadata | None:
+    """Return what the facts of block 0's object say about the volume, None if nothing."""
     size, block_size = _decimal(info, META_SIZE), _decimal(info, META_BLOCK_SIZE)
     if not size or not block_size:
         return None
@@ -100,6 +105,7 @@ class ClassicLayout:
         *,
         block_size: int,
         size: int,
+        codec: BlockCodec = PLAIN,
         hash_prefix: bool = False,
         exclusive: bool = True,
         presence_budget: int = 1 << 20,
@@ -107,6 +113,7 @@ class ClassicLayout:
         self.block_size = block_size
         self.prefix = prefix
         self.hash_prefix = hash_prefix
+        self.codec = codec
         self._store = store
         self._size = size
         self._exclusive = exclusive
@@ -156,15 +163,15 @@ class ClassicLayout:
             self._end_read(block, this, present=None)
             raise
         self._end_read(block, this, present=True)
-        if found.info.content_encoding:
-            raise unsupported_encoding(key, found.info.content_encoding)
-        if len(found.body) != self.block_size:
-            raise CorruptObject(
-                f"object {key!r} in {self._store.name} has {len(found.body)} bytes, "
-                f"a block of this volume has {self.block_size}",
-                hint="It was cut short, or written with another block size or encoding.",
-            )
-        return found.body
+        return self.decode(block, found)
+
+    def decode(self, block: int, found: StoredObject) -> bytes:
+        """Return a block's bytes from its object; CorruptObject, naming it, if it cannot be what was written."""
+        info = found.info
+        try:
+            return self.codec.decode(block, self.block_size, found.body, info.content_encoding, info.metadata)
+        except BadBlock as error:
+            raise CorruptObject(f"object {info.key!r} in {self._store.name}: {error}", hint=error.hint) from None
 
     def write(self, block: int, body: bytes | None) -> None:
         """Store one block, or remove its object where the body is None (block 0 is stored as zeros)."""
@@ -180,12 +187,7 @@ class ClassicLayout:
         outcome: bool | None = None
         try:
             if present:
-                self._store.put(
-                    key,
-                    bytes(self.block_size) if body is None else body,
-                    content_type=BLOCK_CONTENT_TYPE,
-                    metadata=self._metadata() if block == 0 else None,
-                )
+                self._put(block, bytes(self.block_size) if body is None else body)
             else:
                 self._store.delete(key)
             outcome = present
@@ -220,16 +222,19 @@ class ClassicLayout:
 
     def create(self) -> None:
         """Put block 0, all zeros, with the volume's metadata; PreconditionFailed if there is one."""
-        self._store.put(
-            self.key(0),
-            bytes(self.block_size),
-            content_type=BLOCK_CONTENT_TYPE,
-            metadata=self._metadata(),
-            if_none_match=True,
-        )
+        self._put(0, bytes(self.block_size), if_none_match=True)
 
-    def _metadata(self) -> dict[str, str]:
-        return {META_BLOCK_SIZE: str(self.block_size), META_SIZE: str(self._size)}
+    def _put(self, block: int, body: bytes, *, if_none_match: bool = False) -> None:
+        encoded = self.codec.encode(block, body)
+        volume = {META_BLOCK_SIZE: str(self.block_size), META_SIZE: str(self._size)} if block == 0 else {}
+        self._store.put(
+            self.key(block),
+            encoded.body,
+            content_type=BLOCK_CONTENT_TYPE,
+            content_encoding=encoded.content_encoding,
+            metadata={**volume, **encoded.metadata},
+            if_none_match=if_none_match,
+        )
 
     def known_absent(self, block: int) -> bool:
         """True only if it is certain that the block has no object."""
@@ -289,11 +294,3 @@ class ClassicLayout:
 
     def _parse(self, key: str) -> int | None:
         return parse_block_name(key[len(self.prefix) :], hash_prefix=self.hash_prefix)
-
-
-def unsupported_encoding(key: str, encoding: str) -> CorruptObject:
-    """Return the error for a block that is stored compressed or encrypted."""
-    return CorruptObject(
-        f"object {key!r} is stored with Content-Encoding {encoding!r}, which this version cannot read",
-        hint="Mount it with the program that wrote it.",
-    )

@@ -98,7 +98,7 @@ class Environment:
         try:
             with self._lock:
                 if self._credentials is None:
-                    self._credentials = self._session.get_credentials()
+                    self._credentials = self._find_credentials()
                 credentials = self._credentials
             if credentials is None:
                 return None
@@ -109,6 +109,12 @@ class Environment:
                 hint="Check the profile, or log in again, for example with 'aws sso login'.",
             ) from None
         return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
+
+    def _find_credentials(self) -> Any:
+        if not self._options.instance_role:
+            return self._session.get_credentials()
+        fetcher = import_module("botocore.utils").InstanceMetadataFetcher(user_agent="s3backer")
+        return import_module("botocore.credentials").InstanceMetadataProvider(iam_role_fetcher=fetcher).load()
 
     def _find_region(self) -> str:
         region: str = (

@@ -125,16 +125,21 @@ class Transport:
         port: int | None,
         timeout: float,
         connections: int,
+        type_of_service: int | None = None,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._place = place
         self._timeout = urllib3.Timeout(connect=min(timeout, _CONNECT_SECONDS), read=timeout)
         self._seconds = timeout
+        more: dict[str, Any] = {"maxsize": connections, "block": True, "send_seconds": timeout}
+        if type_of_service is not None:
+            usual = urllib3.connection.HTTPConnection.default_socket_options
+            more["socket_options"] = [*usual, (socket.IPPROTO_IP, socket.IP_TOS, type_of_service)]
         self._pool: urllib3.HTTPConnectionPool
         if scheme == "https":
-            self._pool = _HTTPSPool(host, port, maxsize=connections, block=True, ssl_context=tls, send_seconds=timeout)
+            self._pool = _HTTPSPool(host, port, ssl_context=tls, **more)
         else:
-            self._pool = _HTTPPool(host, port, maxsize=connections, block=True, send_seconds=timeout)
+            self._pool = _HTTPPool(host, port, **more)
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> Answer:
         """Send a request and return the answer."""

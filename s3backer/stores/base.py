@@ -65,6 +65,8 @@ class ObjectStore(Protocol):
 
     #: How messages name the bucket, such as ``s3://bucket`` or ``file:///dir``.
     name: str
+    #: The bucket's bare name, which encryption keys are derived from.
+    bucket: str
     #: Counts of requests and bytes by kind.
     counters: RequestCounters
 

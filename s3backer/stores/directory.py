@@ -114,6 +114,8 @@ class DirectoryStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.name = f"file://{self.path}"
+        # Not part of any key: a directory may be moved.
+        self.bucket = ""
         self.endpoint = "file"
         self.counters = RequestCounters()
         self._lock = threading.Lock()

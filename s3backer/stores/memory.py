@@ -24,6 +24,7 @@ class MemoryStore:
 
     def __init__(self, name: str = "memory:") -> None:
         self.name = name
+        self.bucket = name
         self.endpoint = "memory"
         self.counters = RequestCounters()
         self._lock = threading.Lock()

@@ -13,6 +13,11 @@ class StoreOptions:
     ``timeout``: seconds that connecting, sending and receiving may take, each, in one attempt.
     ``connections``: how many requests are on their way at once.
     ``patience``: sum of the pauses between attempts, in seconds, after which an error is final.
+    ``first_pause``: upper bound of the first of them, in seconds.
+    ``acl``, ``storage_class``, ``encryption`` and ``encryption_key``: what is sent with every PUT.
+    ``instance_role``: credentials come from the instance's metadata service and from nowhere else.
+    ``upload_limit`` and ``download_limit``: bits per second of one transfer, on average over it.
+    ``type_of_service``: the IP header's byte of that name.
     """
 
     endpoint_url: str | None = None
@@ -27,6 +32,15 @@ class StoreOptions:
     timeout: float = 30.0
     connections: int = 16
     patience: float = 30.0
+    first_pause: float = 0.2
+    acl: str | None = None
+    storage_class: str | None = None
+    encryption: str | None = None
+    encryption_key: str | None = None
+    instance_role: bool = False
+    upload_limit: int | None = None
+    download_limit: int | None = None
+    type_of_service: int | None = None
 
     def __repr__(self) -> str:
         """Name the store without its keys: this text may end up in a log."""

@@ -84,6 +84,7 @@ class S3Store:
         self._environment = Environment(options)
         endpoint = self._environment.endpoint
         self.name = f"s3://{bucket}"
+        self.bucket = bucket
         self.endpoint = str(endpoint)
         self.counters = RequestCounters()
         self._options = options
@@ -91,7 +92,14 @@ class S3Store:
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
         self._random = random_source or random.SystemRandom()
-        self._policy = RetryPolicy(patience=options.patience)
+        self._policy = RetryPolicy(patience=options.patience, first_pause=options.first_pause)
+        asked = {
+            "x-amz-acl": options.acl,
+            "x-amz-storage-class": options.storage_class,
+            "x-amz-server-side-encryption": options.encryption,
+            "x-amz-server-side-encryption-aws-kms-key-id": options.encryption_key,
+        }
+        self._put_headers = {name: value for name, value in asked.items() if value is not None}
         self._place = Place(bucket, self.endpoint, self._environment.region)
         self._signer = Signer(self._environment.region)
         in_host = options.virtual_host
@@ -108,6 +116,7 @@ class S3Store:
             port=endpoint.port,
             timeout=options.timeout,
             connections=options.connections,
+            type_of_service=options.type_of_service,
             tls=tls_context(
                 verify=options.verify_tls,
                 ca_bundle=self._environment.ca_bundle,
@@ -176,6 +185,7 @@ class S3Store:
         if content_encoding:
             headers["Content-Encoding"] = content_encoding
         headers |= {f"x-amz-meta-{name}": value for name, value in kept.items()}
+        headers |= self._put_headers
         if if_match is not None:
             headers["If-Match"] = if_match
         if if_none_match:
@@ -299,9 +309,21 @@ class S3Store:
                 seconds=time.perf_counter() - started,
                 failed=answer is None or answer.status not in _EXPECTED,
             )
+        self._slow_down(request, answer, started)
         if answer.status in success:
             return answer
         raise self._failure(request, answer)
+
+    def _slow_down(self, request: _Request, answer: Answer, started: float) -> None:
+        """Wait until the transfer has taken as long as the limits of speed make it."""
+        seconds = 0.0
+        if self._options.upload_limit and request.body:
+            seconds += len(memoryview(request.body).cast("B")) * 8 / self._options.upload_limit
+        if self._options.download_limit:
+            seconds += len(answer.body) * 8 / self._options.download_limit
+        left = started + seconds - time.perf_counter()
+        if left > 0:
+            self._sleep(left)
 
     def _signed(self, request: _Request, path: str, query: str) -> dict[str, str]:
         # "identity": a proxy that compresses on the way would change the length.

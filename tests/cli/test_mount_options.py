@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from s3backer.cli import mount as mount_module
+from s3backer.codec.choice import EncodingOptions
 from s3backer.config import MOUNT, ORIGINAL, STORE
 from s3backer.daemon import MountRequest
 from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
 from tests.support.commands import Run
 
-FIELDS = {field.name for kind in (MountRequest, StoreOptions, VolumeOptions) for field in fields(kind)}
+FIELDS = {field.name for kind in (MountRequest, StoreOptions, VolumeOptions, EncodingOptions) for field in fields(kind)}
 
 
 @pytest.fixture
@@ -35,12 +37,15 @@ def test_what_was_not_given_has_the_default_of_its_field(run: Run, requests: lis
     assert request == MountRequest(request.url, "/mnt/disk", StoreOptions(), VolumeOptions())
 
 
-def test_every_option(run: Run, requests: list[MountRequest]) -> None:
+def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret\n")
     words = (
         "mount s3://bucket/disk /mnt/disk -f --memory 64MiB --threads 8 --write-delay 0.5 --read-only --force "
         "--size 1GiB --block-size 4k --block-hash-prefix --file-name disk --file-mode 640 --stats-name= "
         "-o ro,max_read=65536 -o allow_root --quiet --debug --endpoint-url https://host --region r --profile p "
-        "--no-sign-request --ca-bundle /ca --no-verify-tls --virtual-host --timeout 7"
+        "--no-sign-request --ca-bundle /ca --no-verify-tls --virtual-host --timeout 7 "
+        f"--compress ZSTD --compress-level -5 --encrypt aes256 --password-file {tmp_path}/password --key-length 40 "
+        "--default-content-encoding deflate"
     )
     answer = run(*words.split())
     assert (answer.code, answer.err) == (0, "")
@@ -68,6 +73,14 @@ def test_every_option(run: Run, requests: list[MountRequest]) -> None:
                 size=1 << 30,
                 block_size=4096,
                 block_hash_prefix=True,
+                encoding=EncodingOptions(
+                    compress="zstd",
+                    compress_level=-5,
+                    encrypt="AES-256-CBC",
+                    password="secret",
+                    key_length=40,
+                    default_content_encoding="deflate",
+                ),
             ),
             foreground=True,
             file_name="disk",

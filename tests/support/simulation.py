@@ -44,6 +44,7 @@ class WorldStore:
         self._world = world
         self.inner = MemoryStore()
         self.name = self.inner.name
+        self.bucket = self.inner.bucket
         self.counters = self.inner.counters
 
     def _around(self, effect: Callable[[], _T]) -> _T:

@@ -1,0 +1,1 @@
+"""How a block's bytes become an object's body: compression, encryption, checksums."""
