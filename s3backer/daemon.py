@@ -36,6 +36,7 @@ from s3backer.s3.prices import PRICES_AS_OF, cost
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
+from s3backer.telemetry.mirror import StatsMirror
 from s3backer.url import VolumeURL, volume_id
 from s3backer.volume import Volume
 
@@ -69,7 +70,11 @@ _PATH_VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only."""
+    """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only.
+
+    ``uid`` and ``gid`` own the files, None: who mounts. ``stats_mirror``: a file that gets a copy of the statistics
+    every ``stats_interval`` seconds.
+    """
 
     url: VolumeURL
     mountpoint: str
@@ -80,6 +85,10 @@ class MountRequest:
     file_mode: int | None = None
     stats_name: str | None = "stats"
     fuse_options: tuple[str, ...] = ()
+    uid: int | None = None
+    gid: int | None = None
+    stats_mirror: str | None = None
+    stats_interval: float = 1.0
     quiet: bool = False
     debug: bool = False
 
@@ -145,6 +154,7 @@ def _absolute(request: MountRequest) -> MountRequest:
     return replace(
         request,
         mountpoint=resolve_mountpoint(request.mountpoint),
+        stats_mirror=os.path.abspath(request.stats_mirror) if request.stats_mirror else None,
         store_options=replace(request.store_options, ca_bundle=os.path.abspath(bundle) if bundle else None),
     )
 
@@ -225,7 +235,8 @@ class _Daemon:
             mount, operations = self._make_mount(volume)
             control = self._start_control(ident, volume, store, mount, operations)
             self._let_stop(mount)
-            self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
+            with StatsMirror(request.stats_mirror, request.stats_interval, volume.stats_text):
+                self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
             try:
@@ -246,6 +257,7 @@ class _Daemon:
             file_name=self._request.file_name,
             file_mode=(0o400 if volume.read_only else 0o600) if mode is None else mode,
             stats_name=self._request.stats_name,
+            owner=(self._request.uid, self._request.gid),
         )
         return FuseMount(operations, self._request.mountpoint, self._options), operations
 

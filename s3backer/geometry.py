@@ -13,6 +13,8 @@ MIB = 1 << 20
 _PRESENCE_SHARE = 16
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
+#: Copies of a block under way: as written, as copied, compressed and encrypted.
+_MOST_COPIES = 4
 
 
 def check_geometry(size: int, block_size: int) -> None:
@@ -54,9 +56,13 @@ def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2) 
     presence = memory // _PRESENCE_SHARE
     slots = (memory - copies * threads * block_size - presence) // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
-        need = 2 * (_MIN_SLOTS + copies) * _fast.slot_bytes(block_size)
         raise UsageError(
             f"a memory budget of {memory} bytes is too small for blocks of {block_size} bytes",
-            hint=f"Use --memory {-(-need // MIB)}MiB or more.",
+            hint=f"Use --memory {-(-smallest_budget(block_size) // MIB)}MiB or more.",
         )
     return MemoryPlan(slots, threads, presence)
+
+
+def smallest_budget(block_size: int) -> int:
+    """Return a memory budget in bytes that is enough for blocks of that size, however they are encoded."""
+    return 2 * (_MIN_SLOTS + _MOST_COPIES) * _fast.slot_bytes(block_size)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
-from s3backer.geometry import MIB, check_geometry, plan_memory
+from s3backer.geometry import MIB, check_geometry, plan_memory, smallest_budget
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -32,9 +32,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class VolumeOptions:
-    """How a volume is opened. Sizes in bytes, times in seconds."""
+    """How a volume is opened. Sizes in bytes, times in seconds.
+
+    ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
+    writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
+    """
 
     memory: int = 256 * MIB
+    cache_blocks: int | None = None
+    max_dirty: int = 0
+    write_through: bool = False
     threads: int = 16
     write_delay: float = 5.0
     read_only: bool = False
@@ -48,6 +55,12 @@ class VolumeOptions:
     #: Whether block 0's metadata is asked for (the original's noAutoDetect turns it off).
     detect: bool = True
     encoding: EncodingOptions = AS_THE_VOLUME
+
+    def budget(self, block_size: int) -> int:
+        """Return the memory budget in bytes for blocks of that size."""
+        if self.cache_blocks is None:
+            return self.memory
+        return max(self.cache_blocks * block_size, smallest_budget(block_size))
 
 
 def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, MountToken | None]:
@@ -67,7 +80,7 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
         size=size,
         hash_prefix=options.block_hash_prefix,
         exclusive=not options.read_only,
-        presence_budget=plan_memory(options.memory, block_size, options.threads).presence,
+        presence_budget=plan_memory(options.budget(block_size), block_size, options.threads).presence,
     )
     block = 0
     if info is None:

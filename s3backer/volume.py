@@ -58,7 +58,8 @@ class Volume:
         options: VolumeOptions,
         token: MountToken | None,
     ) -> None:
-        plan = plan_memory(options.memory, layout.block_size, options.threads, copies=layout.codec.copies)
+        memory = options.budget(layout.block_size)
+        plan = plan_memory(memory, layout.block_size, options.threads, copies=layout.codec.copies)
         self.name = volume_name(store, layout.prefix)
         self.block_size = layout.block_size
         self.read_only = options.read_only
@@ -66,7 +67,11 @@ class Volume:
         self._layout = layout
         self._options = options
         self._token = token
-        self._slab = _fast.Slab(layout.block_size, plan.slots, plan.slots - max(1, plan.slots // 8))
+        dirty_limit = plan.slots - max(1, plan.slots // 8)
+        if options.max_dirty:
+            dirty_limit = min(dirty_limit, options.max_dirty)
+        self._memory = memory
+        self._slab = _fast.Slab(layout.block_size, plan.slots, dirty_limit)
         self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
@@ -131,6 +136,7 @@ class Volume:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             length = min(length, room)
             self._driver.write(offset, memoryview(data).cast("B")[:length])
+            self._write_through()
         return length
 
     def discard(self, offset: int, length: int) -> None:
@@ -141,6 +147,7 @@ class Volume:
             if offset + length > self._end:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._driver.zero(offset, length)
+            self._write_through()
 
     def flush(self) -> None:
         """Return when everything written before is in the bucket; raise if storing it failed."""
@@ -219,7 +226,7 @@ class Volume:
             "unsaved_blocks": self.unsaved,
             "present_blocks": self._layout.presence.count_present(),
             "surveyed": self._survey is not None and not self._survey.is_alive(),
-            "memory": self._options.memory,
+            "memory": self._memory,
             "cache_slots": self._slab.slots,
             "cache_used": self._slab.used,
         }
@@ -229,6 +236,10 @@ class Volume:
         return render_stats(self._store.counters, self._slab, self._driver.cache.counts)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _write_through(self) -> None:
+        if self._options.write_through:
+            self._driver.flush()
 
     def _check_writable(self) -> None:
         if self.read_only:

@@ -9,6 +9,7 @@ import click
 from s3backer.cli.common import options, with_password
 from s3backer.config import MOUNT, pick, store_options, volume_options
 from s3backer.daemon import MountRequest, run_mount
+from s3backer.frontends.fuse_options import FuseWords, sort_out
 from s3backer.url import VolumeURL
 
 
@@ -26,16 +27,19 @@ def command(url: str, mountpoint: str, fuse_options: tuple[str, ...], **values: 
     """
     return run_mount(
         mount_request(
-            VolumeURL.parse(url), mountpoint, values, [o for text in fuse_options for o in text.split(",") if o]
+            VolumeURL.parse(url),
+            mountpoint,
+            values,
+            sort_out([o for text in fuse_options for o in text.split(",") if o]),
         )
     )
 
 
-def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse_options: list[str]) -> MountRequest:
+def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse: FuseWords) -> MountRequest:
     """Return the request for a mount from options by their names."""
     values = with_password(values)
     chosen = pick(MountRequest, values)
-    if "ro" in fuse_options:
+    if fuse.read_only:
         # Not only the kernel: the volume too refuses writes then, and takes no token.
         values = {**values, "read_only": True}
     if values.get("stats_name") == "":
@@ -45,6 +49,8 @@ def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse_
         mountpoint=mountpoint,
         store_options=store_options(values),
         volume_options=volume_options(values),
-        fuse_options=tuple(fuse_options),
+        fuse_options=fuse.options,
+        uid=fuse.uid,
+        gid=fuse.gid,
         **chosen,
     )

@@ -1,28 +1,29 @@
 """The original's form: ``s3backer [options] BUCKET[/PREFIX] MOUNTPOINT``.
 
-Options are ``--name``, ``--name=value`` and ``-o name=value,…`` under the original's names, anywhere on the line; the
-last one wins. What ``-o`` names and neither the original nor we know is FUSE's. Every failure exits with 1.
+The words are read in cli/original_words.py, and what each option means stands in original_options.py. Here they are
+checked against each other and become a mount, an erase or a reset. Every failure exits with 1.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
+import sys
 from typing import Any
 
 from s3backer import __version__
 from s3backer.cli import COMMANDS
-from s3backer.cli.common import Target
+from s3backer.cli.common import Target, with_password
 from s3backer.cli.erase import erase
+from s3backer.cli.original_words import FORM, Words, parse
 from s3backer.cli.unlock import unlock
-from s3backer.config import NOT_YET, ORIGINAL, Option
+from s3backer.config import password_file
 from s3backer.errors import S3backerError, UsageError
+from s3backer.original_options import ORIGINAL
 from s3backer.url import VolumeURL, check_bucket, checked_prefix
 
-_SHORT = {"-f": ("foreground", True), "-d": ("debug", True), "-s": ("single", True)}
-_DEFAULTS = {"default_block_size": 4096, "write_delay": 0.25}
-_FORM = "The form is: s3backer [options] BUCKET[/PREFIX] MOUNTPOINT; see 's3backer --help-original'."
+_DEFAULTS = {"default_block_size": 4096, "write_delay": 0.25, "list_blocks": False}
+_ACCESS_FILE = "~/.s3backer_passwd"
 
 
 def run(words: list[str]) -> int:
@@ -35,7 +36,8 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    values, fuse_options, places = _parse(words)
+    said = parse(words)
+    values = said.values
     if values.get("show") == "version":
         print(f"s3backer {__version__}")
         return 0
@@ -45,14 +47,15 @@ def _run(words: list[str]) -> int:
     whole = [name for name in ("erase", "reset") if values.get(name)]
     if len(whole) > 1:
         raise UsageError("--erase and --reset-mounted-flag exclude each other", hint="Give one of them.")
-    _check_for_command(places)
-    if len(places) != (1 if whole else 2):
+    _check_for_command(said.places)
+    if len(said.places) != (1 if whole else 2):
         raise UsageError(
             f"{'a bucket and no mount point' if whole else 'a bucket and a mount point'} are needed, "
-            f"not {len(places)} argument{'s' * (len(places) != 1)}",
-            hint=_FORM,
+            f"not {len(said.places)} argument{'s' * (len(said.places) != 1)}",
+            hint=FORM,
         )
-    url = _url(places[0], values)
+    _check_together(said)
+    url = _url(said.places[0], values)
     _settle_credentials(values)
     if whole:
         with Target(str(url), values) as target:
@@ -62,10 +65,11 @@ def _run(words: list[str]) -> int:
             else:
                 unlock(target)
         return 0
+    _settle_encoding(said, url)
     from s3backer.cli.mount import mount_request
     from s3backer.daemon import run_mount
 
-    return run_mount(mount_request(url, places[1], _DEFAULTS | values, fuse_options))
+    return run_mount(mount_request(url, said.places[1], _DEFAULTS | values, said.fuse))
 
 
 def _check_for_command(places: list[str]) -> None:
@@ -86,69 +90,24 @@ def _check_for_command(places: list[str]) -> None:
     )
 
 
-def _parse(words: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Return options by our names, FUSE's options, and the other words."""
-    values: dict[str, Any] = {}
-    fuse_options: list[str] = []
-    places: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            places += rest
-        elif word in ("--version", "-v"):
-            values["show"] = "version"
-        elif word in ("--help", "-h", "-?", "--help-original"):
-            values["show"] = "help"
-        elif word in _SHORT:
-            name, value = _SHORT[word]
-            values[name] = value
-        elif word.startswith("-o"):
-            text = word[2:] or next(rest, "")
-            if not text:
-                raise UsageError("-o needs options after it", hint="Write for example -o size=10g,blockSize=128k.")
-            # libfuse's rule: a backslash keeps a comma in a value.
-            for part in re.findall(r"(?:\\.|[^,\\])+", text):
-                _set(re.sub(r"\\(.)", r"\1", part), values, fuse_options)
-        elif word.startswith("--"):
-            _set(word[2:], values, None)
-        elif word.startswith("-") and len(word) > 1:
-            raise UsageError(f"there is no option {word}", hint=_FORM)
-        else:
-            places.append(word)
-    return values, fuse_options, places
-
-
-def _set(text: str, values: dict[str, Any], fuse_options: list[str] | None) -> None:
-    """Take one option; without ``fuse_options`` an unknown one is an error."""
-    name, equals, value = text.partition("=")
-    option = ORIGINAL.get(name)
-    if name in NOT_YET:
-        raise UsageError(
-            f"{name} is an option of the original that this version does not have",
-            hint="Leave it out, or use the original for this volume.",
-        )
-    if option is None:
-        if fuse_options is not None:
-            fuse_options.append(text)
-            return
-        near = difflib.get_close_matches(name, ORIGINAL, 1)
-        raise UsageError(f"there is no option --{name}", hint=f"Did you mean --{near[0]}?" if near else _FORM)
-    if option.convert is None and equals:
-        raise UsageError(f"{name} takes no value", hint=f"Write --{name}.")
-    if option.convert is not None and not equals:
-        raise UsageError(f"{name} needs a value", hint=f"Write --{name}={option.metavar}, with the equals sign.")
-    values[option.name] = _converted(option, value)
-    if option.flag == "region":
-        values.setdefault("virtual_host", True)
-
-
-def _converted(option: Option, value: str) -> Any:
-    if option.convert is None:
-        return option.value
-    try:
-        return option.convert(value)
-    except UsageError as error:
-        raise UsageError(f"{option.flag}: {error.message}", hint=error.hint) from None
+def _check_together(said: Words) -> None:
+    """Raise UsageError for options that contradict each other."""
+    values, given = said.values, said.given
+    for first, second in (("accessKey", "accessKeyEnv"), ("password", "passwordFile"), ("accessId", "accessEC2IAM")):
+        if {first, second} <= given:
+            raise UsageError(f"--{first} and --{second} exclude each other", hint="Give one of them.")
+    if values.get("encryption") == "aws:kms" and not values.get("encryption_key"):
+        raise UsageError("--sse=aws:kms needs a key", hint="Give it with --sse-key-id.")
+    if values.get("patience", 30.0) < values.get("first_pause", 0.2):
+        raise UsageError("--maxRetryPause is less than --initialRetryPause", hint="Change one of them.")
+    if values.get("write_through") and values.get("write_delay") != 0:
+        raise UsageError("--blockCacheSync needs --blockCacheWriteDelay=0", hint="Give that too.")
+    if "blockCacheRecoverDirtyBlocks" in given and "blockCacheFile" not in given:
+        raise UsageError("--blockCacheRecoverDirtyBlocks needs --blockCacheFile", hint="Name the file.")
+    if "compress-level" in given and not given & {"compress", "encrypt"}:
+        raise UsageError("--compress-level needs --compress", hint="Give that too.")
+    if given & {"password", "passwordFile", "keyLength"} and "encrypt" not in given:
+        print("s3backer: a password or key length without --encrypt is for a volume that is encrypted", file=sys.stderr)
 
 
 def _url(place: str, values: dict[str, Any]) -> VolumeURL:
@@ -171,29 +130,76 @@ def _url(place: str, values: dict[str, Any]) -> VolumeURL:
 def _settle_credentials(values: dict[str, Any]) -> None:
     variable = values.pop("secret_variable", None)
     if variable is not None:
-        if "secret_key" in values:
-            raise UsageError("--accessKey and --accessKeyEnv exclude each other", hint="Give one of them.")
         try:
             values["secret_key"] = os.environ[variable]
         except KeyError:
             raise UsageError(f"the environment has no variable {variable}", hint="Set it, or use another.") from None
+    file = values.pop("access_file", None)
     if values.get("access_key") == "":
         del values["access_key"]
         values["anonymous"] = True
+    elif "secret_key" not in values and not values.get("instance_role"):
+        found = _read_access_file(os.path.expanduser(file or _ACCESS_FILE), values.get("access_key"))
+        if found is not None:
+            values["access_key"], values["secret_key"] = found
     if values.pop("ssl", False) and values.get("endpoint_url", "").startswith("http:"):
         raise UsageError("--ssl does not go with a baseURL of http://", hint="Leave out --ssl, or write https://.")
 
 
+def _read_access_file(path: str, wanted: str | None) -> tuple[str, str] | None:
+    """Return the first ID and key, or those of ``wanted``; None if there are none. A file that is absent has none."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read(1 << 20).splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(
+            f"access file {path} cannot be read: {error.strerror}", hint="Check who may read it."
+        ) from None
+    for line in lines:
+        name, colon, key = line.rstrip().partition(":")
+        if colon and name and not line.startswith("#") and not line[0].isspace() and wanted in (None, name):
+            return name, key
+    return None
+
+
+def _settle_encoding(said: Words, url: VolumeURL) -> None:
+    """Turn the original's words on compression and encryption into ours."""
+    values = said.values
+    if "password_file" in values:
+        values["password"] = password_file(values.pop("password_file"))
+    if url.scheme == "file" and "encrypt" in said.given:
+        raise UsageError(
+            "--encrypt does not go with --test, which stores plain blocks",
+            hint="For an encrypted directory: s3backer create file:///DIR --encrypt ...",
+        )
+    chosen = values.get("compress")
+    if isinstance(chosen, int):
+        values["compress"], values["compress_level"] = "deflate", chosen
+    if url.scheme == "file":
+        # Plain whatever was said: the original's test mode compresses nothing either.
+        values["compress"] = "none"
+        values.pop("compress_level", None)
+    elif "encrypt" in values:
+        values.setdefault("compress", "deflate")
+        values |= with_password(values)
+    elif "password" not in values:
+        values.setdefault("compress", "none")
+
+
 def _print_help() -> None:
     print("Usage: s3backer [options] BUCKET[/PREFIX] MOUNTPOINT\n")
-    print("The original's options that this version has, as --NAME[=VALUE] or -o NAME[=VALUE],...\n")
+    print("The original's options, as --NAME[=VALUE] or -o NAME[=VALUE],...; docs/original-options.md says more\n")
     for option in ORIGINAL.values():
-        left = f"--{option.flag}={option.metavar}" if option.convert else f"--{option.flag}"
-        print(f"  {left:<28}{option.help}")
+        value = f"[={option.metavar}]" if option.bare is not None else f"={option.metavar}" if option.convert else ""
+        text = {"accepted": "No effect: ", "refused": "Not done here: "}.get(option.treatment, "")
+        print(f"  --{option.flag + value:<30} {text + option.note + '.' if text else option.help}")
     for left, text in (
+        ("-F FILE", "The same as --configFile=FILE."),
         ("-f", "Stay in the foreground."),
-        ("-d", "The same as --debug."),
+        ("-d", "The same as -f --debug."),
         ("-s", "Accepted; requests are served in parallel all the same."),
         ("-o OPTIONS", "More of these, and FUSE's."),
     ):
-        print(f"  {left:<28}{text}")
+        print(f"  {left:<32} {text}")

@@ -82,6 +82,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         file_name: str = "file",
         file_mode: int = 0o600,
         stats_name: str | None = "stats",
+        owner: tuple[int | None, int | None] = (None, None),
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         super().__init__()
@@ -94,7 +95,9 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self._next_snapshot = itertools.count(_FIRST_SNAPSHOT)
         self._limited = RateLimited(log)
         self._mode = file_mode & 0o7777
-        self._uid, self._gid = os.getuid(), os.getgid()
+        uid, gid = owner
+        self._owner = os.getuid() if uid is None else uid, os.getgid() if gid is None else gid
+        self._uid, self._gid = self._owner
         self._atime = self._mtime = self._ctime = self._started
         #: Set when the kernel has said its first word, so the loop runs and its signal handlers are in place.
         self.serving = threading.Event()
@@ -186,7 +189,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         entry = llfuse.EntryAttributes()
         entry.st_ino = inode
         entry.st_mode = mode
-        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
+        entry.st_uid, entry.st_gid = self._owner
         entry.st_size = size
         # In units of 512 bytes, and never 0 for a file with content: archivers would take it for one hole.
         entry.st_blocks = -(-size // 512)

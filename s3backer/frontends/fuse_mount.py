@@ -21,6 +21,7 @@ import llfuse
 
 from s3backer.errors import MountError
 from s3backer.frontends.fuse import DiskOperations
+from s3backer.frontends.fuse_options import sort_out
 from s3backer.mountpoint import Mount, find_mount, unmount
 
 log = logging.getLogger(__name__)
@@ -32,40 +33,6 @@ _UNMOUNT_GRACE = 2.0
 #: The kernel's own limit on asynchronous requests.
 _KERNEL_BACKGROUND = 12
 
-#: Options of libfuse 2.9's mount and session layers that make sense here; the kernel's own flags come with them.
-_FLAGS = frozenset(
-    [
-        "allow_other",
-        "allow_root",
-        "async",
-        "async_read",
-        "atime",
-        "auto_unmount",
-        "big_writes",
-        "default_permissions",
-        "dev",
-        "dirsync",
-        "exec",
-        "no_splice_move",
-        "no_splice_read",
-        "no_splice_write",
-        "noatime",
-        "nodev",
-        "noexec",
-        "nonempty",
-        "nosuid",
-        "ro",
-        "rw",
-        "splice_move",
-        "splice_read",
-        "splice_write",
-        "suid",
-        "sync",
-        "sync_read",
-    ]
-)
-_NUMBERS = frozenset(["congestion_threshold", "max_background", "max_read", "max_readahead", "max_write"])
-_TEXTS = frozenset(["context", "defcontext", "fscontext", "fsname", "rootcontext", "subtype"])
 _OPPOSITES = {"dev": "nodev", "suid": "nosuid", "rw": "ro", "allow_root": "allow_other"}
 
 
@@ -99,7 +66,8 @@ def mount_options(fsname: str, *, read_only: bool, threads: int, user: Sequence[
 
     ``threads`` is how many requests the volume can have under way.
 
-    Raises MountError for what libfuse would refuse, because it would do so only after the volume was opened.
+    Raises UsageError for what libfuse would refuse, because it would do so only after the volume was opened, and
+    MountError for values that would not reach it whole.
     """
     options = set(llfuse.default_options)
     options |= {"nodev", "nosuid", "default_permissions"}
@@ -109,19 +77,14 @@ def mount_options(fsname: str, *, read_only: bool, threads: int, user: Sequence[
     background = str(background_requests(threads))
     named = {"max_background": background, "congestion_threshold": background}
     named |= {"fsname": clean_fsname(fsname), "subtype": "s3backer"}
-    for option in user:
+    for option in sort_out(user).options:
         name, equals, value = option.partition("=")
-        if not equals and name in _FLAGS:
+        if not equals:
             options.discard(_OPPOSITES.get(name, ""))
             options.discard(name.removeprefix("no_") if name.startswith("no_") else f"no_{name}")
             options.add(name)
-        elif (name in _NUMBERS and value.isascii() and value.isdecimal()) or (name in _TEXTS and value):
-            named[name] = clean_fsname(value) if name == "fsname" else value
         else:
-            raise MountError(
-                f"mount option {option!r} is not known, or its value cannot be used",
-                hint="Leave it out; known are " + ", ".join(sorted(_FLAGS | {f"{n}=…" for n in _NUMBERS | _TEXTS})),
-            )
+            named[name] = clean_fsname(value) if name == "fsname" else value
     if any(not value.isascii() or "," in value for value in named.values()):
         raise MountError("a mount option's value must be ASCII without commas", hint="Change the value.")
     options.discard("rw")

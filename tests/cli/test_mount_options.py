@@ -9,9 +9,10 @@ import pytest
 
 from s3backer.cli import mount as mount_module
 from s3backer.codec.choice import EncodingOptions
-from s3backer.config import MOUNT, ORIGINAL, STORE
+from s3backer.config import MOUNT, STORE
 from s3backer.daemon import MountRequest
 from s3backer.opening import VolumeOptions
+from s3backer.original_options import ORIGINAL
 from s3backer.stores.options import StoreOptions
 from tests.support.commands import Run
 
@@ -116,9 +117,21 @@ def test_every_option_of_the_table_sets_something() -> None:
     """A name that no dataclass has would be dropped without a word."""
     for option in (*MOUNT, *STORE):
         assert option.name in FIELDS | {"debug"}, option.flag
-    own = {"secret_variable", "ssl", "prefix", "test", "erase", "reset"}
-    for option in ORIGINAL.values():
-        assert option.name in FIELDS | own, option.flag
+    own = {
+        "secret_variable",
+        "access_file",
+        "ssl",
+        "prefix",
+        "test",
+        "erase",
+        "reset",
+        "config_file",
+        "password_file",
+        "",
+        "cache_file",
+    }
+    for original in ORIGINAL.values():
+        assert original.name in FIELDS | own, original.flag
     for option in MOUNT:
         if option.alias.startswith("--"):
             assert ORIGINAL[option.alias[2:]].name == option.name

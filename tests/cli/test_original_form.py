@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s3backer import __version__
 from s3backer.cli import COMMANDS
-from s3backer.config import NOT_YET, ORIGINAL
+from s3backer.cli.original_words import parse
 from s3backer.daemon import MountRequest
+from s3backer.errors import UsageError
 from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.original_options import ORIGINAL
 from s3backer.stores.directory import DirectoryStore
 from tests.support.commands import Run, tree
 
@@ -132,8 +138,38 @@ def test_erase_and_reset(run: Run, volume: Path) -> None:
         (("bucket/x/", "/mnt"), "part", "single slashes"),
         (("bucket/x", "/mnt", "--prefix=y"), "exclude each other", "one"),
         (("bucket", "/mnt", "--prefix=a%b"), "character", "%"),
-        (("bucket", "/mnt", "--encrypt"), "encrypt is an option of the original that this version does not", "out"),
-        (("bucket", "/mnt", "-o", "compress=9,encrypt"), "compress is an option of the original", "out"),
+        (("bucket", "/mnt", "--encrypt"), "encryption needs a password", "--password-file"),
+        (("bucket", "/mnt", "--encrypt=AES-128-CTR"), "not in CBC mode", "AES-256-CBC"),
+        (("bucket", "/mnt", "--encrypt=AES-129-CBC"), "no cipher 'AES-129-CBC'", "AES-1"),
+        (("--test", "/d", "/mnt", "--encrypt", "--password=x"), "does not go with --test", "create file:"),
+        (("bucket", "/mnt", "--password=x", "--passwordFile=y"), "exclude each other", "one"),
+        (("bucket", "/mnt", "--encrypt", "--passwordFile=/no/such"), "/no/such cannot be read", "file"),
+        (("bucket", "/mnt", "--compress=lzma"), "compress: 'lzma'", "deflate, zstd"),
+        (("bucket", "/mnt", "--compress-level=3"), "needs --compress", "too"),
+        (("bucket", "/mnt", "--accessKey=a", "--accessKeyEnv=b"), "exclude each other", "one"),
+        (("bucket", "/mnt", "--accessKeyEnv=NO_SUCH_VARIABLE"), "no variable NO_SUCH_VARIABLE", "Set it"),
+        (("bucket", "/mnt", "--accessType=mine"), "accessType: 'mine'", "public-read"),
+        (("bucket", "/mnt", "--authVersion=aws3"), "authVersion: 'aws3'", "aws4"),
+        (("bucket", "/mnt", "--storageClass=WARM"), "storageClass: 'WARM'", "GLACIER"),
+        (("bucket", "/mnt", "--sse=rot13"), "sse: 'rot13'", "aws:kms"),
+        (("bucket", "/mnt", "--sse=aws:kms"), "needs a key", "--sse-key-id"),
+        (("bucket", "/mnt", "--maxRetryPause=10", "--initialRetryPause=20"), "less than", "one"),
+        (("bucket", "/mnt", "--maxRetryPause=10"), "less than", "one"),
+        (("bucket", "/mnt", "--blockCacheSync"), "needs --blockCacheWriteDelay=0", "too"),
+        (("bucket", "/mnt", "--blockCacheRecoverDirtyBlocks"), "needs --blockCacheFile", "Name"),
+        (("bucket", "/mnt", "--blockCacheThreads=0"), "blockCacheThreads: '0'", "Change"),
+        (("bucket", "/mnt", "--listBlocksThreads=0"), "listBlocksThreads: '0'", "Change"),
+        (("bucket", "/mnt", "--keyLength=65"), "keyLength: '65'", "Change"),
+        (("bucket", "/mnt", "--ipTOS=256"), "ipTOS: '256'", "lowdelay"),
+        (("--nbd", "bucket", "/dev/nbd0"), "nbd is not done here: this version has no NBD server", "original"),
+        (("bucket", "/mnt", "--sharedDiskMode"), "sharedDiskMode is not done here", "original"),
+        (("bucket", "/mnt", "--test-discard"), "throws away what is written", "original"),
+        (("bucket", "/mnt", "--configFile=/no/such"), "/no/such cannot be read", "name"),
+        (("bucket", "/mnt", "-F"), "-F needs a file", "-F FILE"),
+        (("bucket", "/mnt", "--accessFile=/proc/1/mem/x"), "cannot be read", "who"),
+        (("bucket", "/mnt", "-o", "blockCashSize=3"), "no mount option 'blockCashSize'", "blockCacheSize"),
+        (("bucket", "/mnt", "-o", "alow_other"), "no mount option 'alow_other'", "allow_other"),
+        (("bucket", "/mnt", "-o", "uid=root"), "'uid=root' cannot be used", "Change"),
         (("bucket", "/mnt", "--blokSize=4k"), "no option --blokSize", "--blockSize"),
         (("bucket", "/mnt", "--size"), "size needs a value", "--size="),
         (("bucket", "/mnt", "--size=ten"), "size: 'ten' is no size", "10GiB"),
@@ -157,17 +193,224 @@ def test_every_failure_is_1(run: Run, volume: Path, words: tuple[str, ...], sent
     assert tree(volume.parent) == before
 
 
-def test_an_option_is_either_there_or_refused_by_name(run: Run) -> None:
-    assert not NOT_YET & set(ORIGINAL)
-    for name in NOT_YET:
-        answer = run("bucket", "/mnt", f"--{name}")
-        assert answer.code == 1
-        assert answer.sentence().startswith(f"{name} is an option of the original")
-
-
 def test_help_and_version(run: Run) -> None:
     answer = run("--help-original")
     assert answer.code == 0
     for name in ORIGINAL:
         assert f"  --{name}" in answer.out
     assert run("bucket", "--version").out == f"s3backer {__version__}\n"
+
+
+OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "accessId": ("", {"anonymous": True}),
+    "accessKey": ("", {"secret_key": ""}),
+    "accessType": ("public-read", {"acl": "public-read"}),
+    "accessEC2IAM": ("role", {"instance_role": True}),
+    "baseURL": ("https://host:8/path/", {"endpoint_url": "https://host:8/path"}),
+    "region": ("eu-central-1", {"region": "eu-central-1", "virtual_host": True}),
+    "ssl": (None, {"endpoint_url": None}),
+    "vhost": (None, {"virtual_host": True}),
+    "no-vhost": (None, {"virtual_host": False}),
+    "cacert": ("/ca", {"ca_bundle": "/ca"}),
+    "insecure": (None, {"verify_tls": False}),
+    "ipTOS": ("0x10", {"type_of_service": 16}),
+    "timeout": ("12", {"timeout": 12.0}),
+    "initialRetryPause": ("100", {"first_pause": 0.1}),
+    "maxRetryPause": ("5000", {"patience": 5.0}),
+    "maxUploadSpeed": ("8m", {"upload_limit": 8 << 20}),
+    "maxDownloadSpeed": ("1000", {"download_limit": 1000}),
+    "sse": ("AES256", {"encryption": "AES256"}),
+    "sse-key-id": ("k", {"encryption_key": "k"}),
+    "storageClass": ("STANDARD_IA", {"storage_class": "STANDARD_IA"}),
+    "rrs": (None, {"storage_class": "REDUCED_REDUNDANCY"}),
+    "defaultContentEncoding": ("deflate", {"default_content_encoding": "deflate"}),
+    "blockSize": ("4096", {"block_size": 4096}),
+    "size": ("1G", {"size": 1 << 30}),
+    "noAutoDetect": (None, {"detect": False}),
+    "force": (None, {"force": True}),
+    "blockHashPrefix": (None, {"block_hash_prefix": True}),
+    "compress": ("9", {"compress": "deflate", "compress_level": 9}),
+    "keyLength": ("64", {"key_length": 64}),
+    "password": ("pw", {"password": "pw", "compress": None}),
+    "filename": ("disk", {"file_name": "disk"}),
+    "fileMode": ("0640", {"file_mode": 0o640}),
+    "readOnly": (None, {"read_only": True}),
+    "statsFilename": ("", {"stats_name": None}),
+    "statsFileMirror": ("/m", {"stats_mirror": "/m"}),
+    "statsFileMirrorInterval": ("500", {"stats_interval": 0.5}),
+    "blockCacheSize": ("1000", {"cache_blocks": 1000}),
+    "blockCacheThreads": ("20", {"threads": 20}),
+    "blockCacheWriteDelay": ("15000", {"write_delay": 15.0}),
+    "blockCacheMaxDirty": ("7", {"max_dirty": 7}),
+    "listBlocks": (None, {"list_blocks": True}),
+    "assumeEmpty": (None, {"list_blocks": True}),
+    "quiet": (None, {"quiet": True}),
+    "debug": (None, {"debug": True}),
+    "debug-http": (None, {"debug": True}),
+}
+#: Those that need others or are tested on their own.
+APART = {
+    "accessFile", "blockCacheRecoverDirtyBlocks",
+    "accessKeyEnv", "prefix", "encrypt", "compress-level", "passwordFile", "blockCacheSync", "blockCacheFile",
+    "configFile", "test", "erase", "reset-mounted-flag",
+}  # fmt: skip
+
+
+def everything(request: MountRequest) -> dict[str, object]:
+    """Return all settings of a mount by name."""
+    parts = (request, request.store_options, request.volume_options, request.volume_options.encoding)
+    return {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+
+
+@pytest.mark.parametrize("spelling", ["--{}", "-o{}", "-o allow_other,{}"])
+@pytest.mark.parametrize("name", sorted(ORIGINAL))
+def test_every_option_by_the_originals_name(
+    name: str, spelling: str, run: Run, requests: list[MountRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not "same" or "better" changes nothing, or is refused by name."""
+    option = ORIGINAL[name]
+    value, wanted = OPTIONS.get(name, ("aws2" if name == "authVersion" else "3" if option.convert else None, {}))
+    if name in APART:
+        return
+    word = name if value is None else f"{name}={value}"
+    words = spelling.format(word).split(" ", 1)
+    assert run("bucket", "/mnt").code == 0
+    answer = run("bucket", *words, "/mnt")
+    if option.treatment == "refused":
+        assert (answer.code, len(requests)) == (1, 1)
+        assert answer.sentence().startswith(f"{name} is not done here")
+        return
+    assert answer.code == 0, answer
+    usual, changed = map(everything, requests)
+    differences = {key: changed[key] for key in changed if changed[key] != usual[key] and key not in PARTS}
+    assert differences == {key: value for key, value in wanted.items() if usual[key] != value}
+    if option.treatment == "accepted":
+        assert not wanted
+    else:
+        assert wanted or name == "authVersion", name
+    assert option.treatment in ("same", "better") or option.note, name
+
+
+#: Settings that hold others.
+PARTS = {"store_options", "volume_options", "encoding", "connections", "fuse_options"}
+
+
+def test_encryption_takes_a_cipher_or_none_and_implies_compression(
+    run: Run, requests: list[MountRequest], tmp_path: Path
+) -> None:
+    (tmp_path / "pw").write_text("first line\r\nsecond")
+    for words in (
+        ["--encrypt"],
+        ["--encrypt=aes-256-cbc"],
+        ["-o", "encrypt=AES192,compress=zstd,compress-level=7"],
+        ["--encrypt", "--compress"],
+        ["--encrypt", "--compress", "--compress-level=1"],
+    ):
+        assert run("bucket", "/mnt", *words, f"--passwordFile={tmp_path}/pw").code == 0
+    chosen = [request.volume_options.encoding for request in requests]
+    assert {encoding.password for encoding in chosen} == {"first line\r"}
+    assert [(e.encrypt, e.compress, e.compress_level) for e in chosen] == [
+        ("AES-128-CBC", "deflate", None),
+        ("AES-256-CBC", "deflate", None),
+        ("AES-192-CBC", "zstd", 7),
+        ("AES-128-CBC", "deflate", None),
+        ("AES-128-CBC", "deflate", 1),
+    ]
+
+
+def test_writing_through(run: Run, requests: list[MountRequest]) -> None:
+    assert run("bucket", "/mnt", "--blockCacheSync", "--blockCacheWriteDelay=0").code == 0
+    assert requests[0].volume_options.write_through
+
+
+def test_configuration_files_stand_where_they_are_named(run: Run, requests: list[MountRequest], tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner.conf", tmp_path / "outer.conf"
+    inner.write_text("--size=2m\n\n   # a comment\n  --prefix=a b\n".replace("a b", "ab"))
+    outer.write_text(f"bucket\n--size=1m\n--configFile={inner}\n/mnt\n")
+    assert run(f"--configFile={outer}").code == 0
+    assert run("-F", str(outer), "--size=3m").code == 0
+    assert run("bucket", "/mnt", "-o", f"size=4m,configFile={inner},blockSize=64k").code == 0
+    assert [request.volume_options.size for request in requests] == [2 << 20, 3 << 20, 2 << 20]
+    assert requests[2].volume_options.block_size == 64 << 10
+    assert {str(request.url) for request in requests} == {"s3://bucket/ab"}
+    outer.write_text(f"--configFile={outer}\n")
+    answer = run(f"--configFile={outer}")
+    assert (answer.code, answer.sentence()) == (1, "more than 100 configuration files")
+
+
+ACCESS = """\
+# comment:no
+ indented:no
+nothing here
+first:key:with:colons \t
+second:other
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ([], ("first", "key:with:colons")),
+        (["--accessId=second"], ("second", "other")),
+        (["--accessId=second", "--accessKey=mine"], ("second", "mine")),
+        (["--accessId="], (None, None)),
+    ],
+)
+@pytest.mark.parametrize("where", ["named", "home"])
+def test_access_files(
+    words: list[str],
+    keys: tuple[str | None, str | None],
+    where: str,
+    run: Run,
+    requests: list[MountRequest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / (".s3backer_passwd" if where == "home" else "keys")
+    file.write_text(ACCESS)
+    named = [] if where == "home" else [f"--accessFile={file}"]
+    assert run("bucket", "/mnt", *words, *named).code == 0
+    options = requests[0].store_options
+    assert (options.access_key, options.secret_key) == keys
+
+
+def test_options_of_mount_and_systemd_are_put_up_with(run: Run, requests: list[MountRequest]) -> None:
+    words = (
+        "rw,noatime,nodev,_netdev,nofail,noauto,x-systemd.requires=a,x-initrd.mount,comment=b,uid=7,gid=8,kernel_cache"
+    )
+    assert run("bucket", "/mnt", "-o", words).code == 0
+    (request,) = requests
+    assert request.fuse_options == ("rw", "noatime", "nodev")
+    assert (request.uid, request.gid, request.volume_options.read_only) == (7, 8, False)
+    assert run("bucket", "/mnt", "-o", "rw,ro").code == 0
+    assert requests[1].volume_options.read_only
+
+
+@given(
+    words=st.lists(
+        st.one_of(
+            st.text(max_size=20),
+            st.sampled_from(["-o", "-F", "--", "-f", "bucket", "/mnt", "--configFile=/dev/null"]),
+            st.builds(
+                "{}{}{}{}".format,
+                st.sampled_from(["--", "-o", ""]),
+                st.sampled_from(sorted(ORIGINAL)),
+                st.sampled_from(["", "=", ","]),
+                st.text(max_size=8),
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_any_words_are_understood_or_refused(words: list[str]) -> None:
+    try:
+        said = parse(words)
+    except UsageError as error:
+        assert error.message and error.hint
+    else:
+        assert set(said.values) <= {option.name for option in ORIGINAL.values()} | {
+            "show",
+            "foreground",
+            "virtual_host",
+        }

@@ -324,8 +324,8 @@ def test_a_mount_point_inside_the_volumes_own_directory(volume: Workbench) -> No
         ({"file_name": ""}, 2, "'' cannot be the name of a file"),
         ({"stats_name": ".."}, 2, "'..' cannot be the name of a file"),
         ({"file_name": "x" * 256}, 2, "cannot be the name of a file"),
-        ({"fuse_options": ["no_such_option"]}, 7, "mount option 'no_such_option'"),
-        ({"fuse_options": ["max_read=many"]}, 7, "mount option 'max_read=many'"),
+        ({"fuse_options": ["no_such_option"]}, 2, "mount option 'no_such_option'"),
+        ({"fuse_options": ["max_read=many"]}, 2, "mount option 'max_read=many'"),
         ({"fuse_options": ["subtype=a,b"]}, 7, "without commas"),
     ],
 )
