@@ -113,8 +113,7 @@ class Environment:
     def _find_credentials(self) -> Any:
         if not self._options.instance_role:
             return self._session.get_credentials()
-        fetcher = import_module("botocore.utils").InstanceMetadataFetcher(user_agent="s3backer")
-        return import_module("botocore.credentials").InstanceMetadataProvider(iam_role_fetcher=fetcher).load()
+        return self._session.get_component("credential_provider").get_provider("iam-role").load()
 
     def _find_region(self) -> str:
         region: str = (
