@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from s3backer.stores.s3 import S3Store
 from tests.support.nasty import NastyServer, reply
 from tests.support.talks import CALLS, EMPTY_LIST, NOW, OK, PUT_OK, options_for, talk
 
-HEADERS = {
+HEADERS: dict[str, dict[str, Any]] = {
     "x-amz-acl": {"acl": "public-read"},
     "x-amz-storage-class": {"storage_class": "STANDARD_IA"},
     "x-amz-server-side-encryption": {"encryption": "aws:kms"},
