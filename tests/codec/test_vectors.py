@@ -250,6 +250,9 @@ def encrypted(data: bytes, cipher: str = "AES-128-CBC") -> tuple[bytes, Mapping[
         ("zstd", zstd_streamed(), True),
         ("zstd", zstandard.compress(PLAIN[:99]) + zstandard.compress(PLAIN[99:]), True),
         ("zstd", b"\x50\x2a\x4d\x18\x03\0\0\0abc" + ZSTD, True),
+        ("zstd", ZSTD + b"\x5f\x2a\x4d\x18\x03\0\0\0abc", True),
+        ("zstd", ZSTD + b"\x50\x2a\x4d\x18\x04\0\0\0abc", False),
+        ("zstd", ZSTD + b"\x50\x2a\x4d\x18\x04", False),
         ("zstd, zstd", zstandard.compress(ZSTD), False),
         ("zstd", PLAIN, False),
         ("zstd", b"", False),
@@ -399,3 +402,21 @@ def test_a_content_encoding_is_read_from_its_end() -> None:
     found = parse_encoding("zstd,encrypt-Camellia-128-cbc")
     assert (found.compression, found.cipher) == ("zstd", "Camellia-128-cbc")
     assert parse_encoding("") == parse_encoding(" , ")
+
+
+@pytest.mark.parametrize(
+    ("volume", "encoding", "body", "reason"),
+    [
+        ("AES-128-CBC", "", PLAIN, "not encrypted, though this volume is"),
+        ("", "deflate, encrypt-AES-128-CBC", AES_DEFLATED, "encrypted with AES-128-CBC"),
+        ("AES-128-CBC", "deflate, encrypt-AES-256-CBC", AES_DEFLATED, "with AES-256-CBC, not with AES-128-CBC"),
+        ("AES-128-CBC", "deflate, encrypt-AES-128-CBC", AES_DEFLATED, "no signature"),
+        ("", "gzip", PLAIN, "'gzip', which is not one of s3backer's"),
+        ("", "", PLAIN[:-1], "4095 bytes, a block of this volume has 4096"),
+        ("", "deflate", DEFLATED[:-1], "decompressed with deflate: it is cut short"),
+        ("", "zstd", zstandard.compress(PLAIN * 2), "decompressed with zstd: it is longer than 4096 bytes"),
+    ],
+)
+def test_what_is_wrong_is_said(volume: str, encoding: str, body: bytes, reason: str) -> None:
+    with pytest.raises(BadBlock, match=reason):
+        codec_for(volume).decode(BLOCK, SIZE, body, encoding, {})
