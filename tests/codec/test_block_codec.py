@@ -239,6 +239,16 @@ def test_only_the_right_padding_is_taken(name: str, value: int, count: int) -> N
             codec.decode(3, 512, body, f"encrypt-{name}", metadata)
 
 
+def test_a_padding_is_not_longer_than_a_cipher_block() -> None:
+    twin = EncryptionTwin("AES-128-CBC", PASSWORD, BUCKET, PREFIX)
+    body = twin.encrypt(3, bytes([17]) * 64)[0][:-16]
+    signature = hmac_sha1(twin.key, b"00000003AES-128-CBC" + body).hex()
+    with pytest.raises(BadBlock, match="padding"):
+        BlockCodec(None, cipher_of("AES-128-CBC")).decode(
+            3, 64 - 17, body, "encrypt-AES-128-CBC", {SIGNATURE_METADATA: signature}
+        )
+
+
 @settings(max_examples=200)
 @given(st.sampled_from(["deflate", "zstd"]), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4))
 @example("zstd", [])

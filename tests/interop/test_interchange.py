@@ -384,9 +384,16 @@ def read_blocks(volume: Volume, blocks: dict[int, bytes]) -> dict[int, bytes]:
 def test_a_size_that_became_zero_has_to_be_given(place: Place) -> None:
     size = 4 << 30
     blocks = put_as_1_6_0(place, size, 4095)
-    with pytest.raises(VolumeNotFound, match="there is no volume"):
+    with pytest.raises(VolumeNotFound, match="the size of the volume") as caught:
         place.open()
-    with place.open(size=size, block_size=1 << 20) as volume:
+    assert "size" in caught.value.hint
+    assert "size" in program_refused(OURS, place.mountpoint, *place.words)
+    # The block size is still there, where the original falls back to 4096 bytes and finds no block readable.
+    with pytest.raises(UsageError, match=f"block size of {1 << 20} bytes, not 4096"):
+        place.open(size=size, block_size=4096)
+    with program_mounted(OURS, place.mountpoint, "--size=4g", *place.words) as file, open(file, "rb") as disk:
+        assert os.pread(disk.fileno(), 1 << 20, 4095 << 20) == blocks[4095]
+    with place.open(size=size) as volume:
         assert volume.size == size
         assert read_blocks(volume, blocks) == blocks
         volume.write(0, b"First")
