@@ -22,7 +22,15 @@ from s3backer.stores.base import StoredObject
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
 from tests.support.mounts import needs_mounts
-from tests.support.original import ORIGINAL, OURS, needs_original, program_mounted, program_refused, reach
+from tests.support.original import (
+    ORIGINAL,
+    OURS,
+    needs_original,
+    program_mounted,
+    program_refused,
+    reach,
+    run_program,
+)
 from tests.support.servers import SeaweedServer
 
 pytestmark = [needs_mounts, needs_original]
@@ -285,8 +293,53 @@ def test_each_refuses_what_the_other_has_mounted(place: Place, tmp_path: Path) -
             assert "mounted" in program_refused(refusing, other, *GEOMETRY, *place.words)
             with pytest.raises(VolumeInUse, match="is mounted by"):
                 place.open(**place.case.ours, size=SIZE, block_size=BLOCK)
+            # Who only reads is let in by ours.
+            with place.open(**place.case.ours, size=SIZE, block_size=BLOCK, read_only=True) as volume:
+                volume.read(0, SIZE)
             assert place.case.prefix + TOKEN_NAME in place.objects()
         assert place.case.prefix + TOKEN_NAME not in place.objects()
+
+
+both_ways = pytest.mark.parametrize(
+    ("writer", "other"), [(ORIGINAL, OURS), (OURS, ORIGINAL)], ids=["original's", "ours"]
+)
+
+
+@both_ways
+@pytest.mark.parametrize("place", [CASES["plain"], CASES["everything"]], ids=["plain", "everything"], indirect=True)
+def test_each_unlocks_and_erases_what_the_other_left(
+    place: Place, writer: Sequence[str | Path], other: Sequence[str | Path], tmp_path: Path
+) -> None:
+    key = place.case.prefix + TOKEN_NAME
+    with program_mounted(writer, place.mountpoint, *GEOMETRY, *place.words) as file:
+        write_all(file, scribble(8))
+        token = place.objects()[key]
+    # As if it had died: the token is still there.
+    info = token.info
+    place.store.put(key, token.body, content_type=info.content_type, metadata=info.metadata)
+    assert "mounted" in program_refused(other, place.mountpoint, *place.words)
+    code, said = run_program(other, tmp_path, "--reset-mounted-flag", *place.words)
+    assert code == 0, said
+    assert key not in place.objects()
+    with program_mounted(other, place.mountpoint, *place.words) as file:
+        assert_same(file.read_bytes(), applied(bytes(SIZE), scribble(8)))
+    code, said = run_program(other, tmp_path, "--erase", "--force", *place.words)
+    assert code == 0, said
+    assert not place.objects()
+
+
+@both_ways
+def test_a_password_file_is_the_same_password(
+    place: Place, writer: Sequence[str | Path], other: Sequence[str | Path], tmp_path: Path
+) -> None:
+    """Its first line, up to the newline and not one byte less."""
+    file = tmp_path / "password"
+    file.write_bytes(b" caf\xe9 \t\r\nsecond line\n")
+    words = ["--encrypt", f"--passwordFile={file}", *place.words]
+    with program_mounted(writer, place.mountpoint, *GEOMETRY, *words) as disk:
+        write_all(disk, scribble(9))
+    with program_mounted(other, place.mountpoint, *words) as disk:
+        assert_same(disk.read_bytes(), applied(bytes(SIZE), scribble(9)))
 
 
 # ── passwords ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -71,14 +71,20 @@ def program_mounted(program: Sequence[str | Path], mountpoint: Path, *words: str
 def program_refused(program: Sequence[str | Path], mountpoint: Path, *words: str) -> str:
     """Try to mount, see it refused with the exit code 1, and return what was said."""
     mountpoint.mkdir(exist_ok=True)
+    code, said = run_program(program, mountpoint.parent, *words, str(mountpoint))
+    assert code == 1, (code, said)
+    return said
+
+
+def run_program(program: Sequence[str | Path], directory: Path, *words: str) -> tuple[int, str]:
+    """Run a program to its end; return its exit code and what it said. What it keeps stays in the directory."""
     done = subprocess.run(
-        [*program, *words, str(mountpoint)],
+        [*program, *words],
         cwd=ROOT,
-        env=environment(mountpoint.parent),
+        env=environment(directory),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    assert done.returncode == 1, (done.returncode, done.stderr)
-    return done.stderr
+    return done.returncode, done.stdout + done.stderr
