@@ -120,6 +120,13 @@ VECTORS = {
         signature="4af4bb3c96fe586d56e841e4e0411704bca00d44",
     ),
 }
+
+
+def short(value: object) -> str:
+    """Name a parameter in a test's name; a body would be long."""
+    return value if isinstance(value, str) else str(value) if isinstance(value, bool) else type(value).__name__
+
+
 everyone = pytest.mark.parametrize("vector", VECTORS.values(), ids=VECTORS)
 
 
@@ -185,7 +192,7 @@ def encrypted(data: bytes, cipher: str = "AES-128-CBC") -> tuple[bytes, Mapping[
     return body, {SIGNATURE_METADATA: f'"{signature}"'}
 
 
-@pytest.mark.parametrize(("encoding", "body", "accepted"), PLAIN_OBJECTS)
+@pytest.mark.parametrize(("encoding", "body", "accepted"), PLAIN_OBJECTS, ids=short)
 def test_plain_volumes(encoding: str, body: bytes, accepted: bool) -> None:
     if accepted:
         assert codec_for().decode(BLOCK, SIZE, body, encoding, {}) == PLAIN
@@ -241,6 +248,7 @@ def flipped(data: bytes, position: int = 5) -> bytes:
         ("deflate, encrypt-AES-128-CBC", AES_DEFLATED[:-16], AES_SIGNED, "AES-128-CBC", False),
         ("deflate, encrypt-AES-128-CBC", b"", AES_SIGNED, "AES-128-CBC", False),
     ],
+    ids=short,
 )
 def test_encrypted_volumes(
     encoding: str, body: bytes, metadata: Mapping[str, str], volume: str, accepted: bool
@@ -295,6 +303,7 @@ def test_signatures_with_and_without_quotes(text: str, change) -> None:
         ("", "deflate", AES_DEFLATED, AES_SIGNED, False),
         ("", "gzip", PLAIN, {}, False),
     ],
+    ids=short,
 )
 def test_what_is_assumed_of_objects_that_do_not_say_how_they_are_stored(
     encoding: str, assumed: str, body: bytes, metadata: Mapping[str, str], accepted: bool
@@ -325,6 +334,7 @@ def test_a_content_encoding_is_read_from_its_end() -> None:
         ("", "deflate", DEFLATED[:-1], "decompressed with deflate: it is cut short"),
         ("", "zstd", zstandard.compress(PLAIN * 2), "decompressed with zstd: it is longer than 4096 bytes"),
     ],
+    ids=short,
 )
 def test_what_is_wrong_is_said(volume: str, encoding: str, body: bytes, reason: str) -> None:
     with pytest.raises(BadBlock, match=reason):
