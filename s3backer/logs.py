@@ -61,7 +61,8 @@ class Redacting(logging.Filter):
         if not secret or len(secret) < _SHORTEST_SECRET:
             return
         with self._lock:
-            known = {*self._secrets, secret, quote(secret, safe="")}
+            # A password file may hold any bytes.
+            known = {*self._secrets, secret, quote(secret, safe="", errors="surrogateescape")}
             # The longest first: one secret may begin with another.
             self._secrets = tuple(sorted(known, key=len, reverse=True))
 

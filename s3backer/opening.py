@@ -18,11 +18,11 @@ from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInU
 from s3backer.geometry import MIB, check_geometry, plan_memory, smallest_budget
 from s3backer.layouts.classic import (
     ClassicLayout,
-    Metadata,
     block_name,
     parse_block_name,
     parse_metadata,
     read_metadata,
+    stated_block_size,
 )
 from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
 from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
@@ -72,7 +72,8 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     first = _block_zero(store, prefix, options)
     info = first.info if isinstance(first, StoredObject) else first
     metadata = parse_metadata(info) if info is not None and options.detect else None
-    size, block_size = _geometry(volume_name(store, prefix), metadata, options)
+    stated = stated_block_size(info) if info is not None and options.detect else None
+    size, block_size = _geometry(volume_name(store, prefix), metadata.size if metadata else None, stated, options)
     layout = ClassicLayout(
         store,
         prefix,
@@ -152,10 +153,10 @@ def first_object(store: ObjectStore, layout: ClassicLayout, block: int) -> int |
         after = page.entries[-1].key
 
 
-def _geometry(url: str, metadata: Metadata | None, options: VolumeOptions) -> tuple[int, int]:
+def _geometry(
+    url: str, found_size: int | None, found_block_size: int | None, options: VolumeOptions
+) -> tuple[int, int]:
     """Return (size, block size) from what the volume says and what was asked for."""
-    found_size = metadata.size if metadata else None
-    found_block_size = metadata.block_size if metadata else None
     for what, asked, found in (
         ("size", options.size, found_size),
         ("block size", options.block_size, found_block_size),
@@ -169,6 +170,11 @@ def _geometry(url: str, metadata: Metadata | None, options: VolumeOptions) -> tu
     size = options.size or found_size
     block_size = options.block_size or found_block_size or options.default_block_size
     if size is None or block_size is None:
+        if found_block_size is not None:
+            raise VolumeNotFound(
+                f"the size of the volume at {url} is not stored with it, only its blocks' {found_block_size} bytes",
+                hint="Give the size; it is stored with the next write to the first block.",
+            )
         raise VolumeNotFound(
             f"there is no volume at {url}",
             hint="Create one with 's3backer create', or give its size and block size if it has no metadata.",

@@ -73,6 +73,13 @@ def test_the_rest_of_the_line_stays() -> None:
     assert guard.redact("http://127.0.0.1:9000/b is away") == "http://127.0.0.1:9000/b is away"
 
 
+def test_a_secret_of_any_bytes_is_hidden() -> None:
+    """As a password file may hold one."""
+    guard = Redacting()
+    guard.register(b"caf\xe9 noir".decode("utf-8", "surrogateescape"))
+    assert guard.redact("of caf\udce9 noir and caf%E9%20noir") == "of [hidden] and [hidden]"
+
+
 def test_a_registered_secret_is_hidden_everywhere() -> None:
     guard = Redacting()
     guard.register(SECRET)

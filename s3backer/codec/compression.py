@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,11 @@ from s3backer.stores.base import Buffer
 
 if TYPE_CHECKING:
     import zstandard
+
+#: Frames that do not say how much they hold get a window of at most this many bytes, which RFC 8878 asks for.
+_ZSTD_WINDOW = 8 << 20
+#: Magic number of a frame to be skipped, but for its last four bits; type of a block that is one byte repeated.
+_ZSTD_SKIPPED, _ZSTD_RUN = 0x184D2A50, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,10 @@ class _Contexts(threading.local):
         self.error = zstandard.ZstdError
         self.make_compressor = zstandard.ZstdCompressor
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-        self.decompressor = zstandard.ZstdDecompressor()
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        self.content_size = zstandard.frame_content_size
+        self.head_size = zstandard.frame_header_size
+        self.parameters = zstandard.get_frame_parameters
 
 
 @functools.cache
@@ -98,16 +106,48 @@ def _zstd_compress(body: Buffer, level: int | None) -> bytes:
 
 def _zstd_decompress(body: Buffer, size: int) -> bytes:
     contexts = _contexts()
+    parts = []
+    left = size
     try:
-        with contexts.decompressor.stream_reader(body, read_across_frames=True) as reader:
-            parts = []
-            left = size + 1
-            while left and (part := reader.read(left)):
-                parts.append(part)
-                left -= len(part)
-            return b"".join(parts)
+        for frame in _zstd_frames(memoryview(body)):
+            # Memory is taken for what the frame says it holds, which may be anything.
+            if contexts.content_size(frame) > left:
+                raise ValueError(f"it is longer than {size} bytes")
+            part = contexts.decompressor.decompress(frame, max_output_size=left + 1)
+            parts.append(part)
+            left = max(left - len(part), 0)
     except contexts.error as error:
         raise ValueError(str(error)) from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _zstd_frames(body: memoryview) -> Iterator[memoryview]:
+    """Yield the frames of which the body consists, without those that are to be skipped.
+
+    The last one may be cut short, which the library finds; what it does not find is the beginning of another.
+    """
+    contexts = _contexts()
+    while body:
+        skipped = _number(body, 0, 4) & 0xFFFFFFF0 == _ZSTD_SKIPPED
+        if skipped:
+            end = 8 + _number(body, 4, 4)
+            if end > len(body):
+                raise ValueError("it is cut short")
+        else:
+            checksum = contexts.parameters(body).has_checksum
+            end = contexts.head_size(body)
+            last = False
+            while not last and end < len(body):
+                block = _number(body, end, 3)
+                last, run = bool(block & 1), block >> 1 & 3 == _ZSTD_RUN
+                end += 3 + (1 if run else block >> 3)
+            end += 4 * checksum
+            yield body[:end]
+        body = body[end:]
+
+
+def _number(body: memoryview, start: int, length: int) -> int:
+    return int.from_bytes(body[start : start + length], "little")
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,11 @@ def parse_metadata(info: ObjectInfo) -> Metadata | None:
     return Metadata(size, block_size, info.content_encoding)
 
 
+def stated_block_size(info: ObjectInfo) -> int | None:
+    """Return the block size that block 0's object states, also where its size was lost (the original's 1.6.0)."""
+    return _decimal(info, META_BLOCK_SIZE) or None
+
+
 def _decimal(info: ObjectInfo, name: str) -> int:
     text = info.metadata.get(name, "").strip()
     return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else 0

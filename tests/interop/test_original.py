@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +12,18 @@ import pytest
 import s3backer
 from s3backer.admin import create_volume
 from s3backer.errors import VolumeInUse
-from s3backer.mountpoint import find_mount
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.s3 import S3Store
-from tests.support.mounts import needs_mounts, wait_until
+from tests.support.mounts import needs_mounts
+from tests.support.original import ORIGINAL, needs_original, program_mounted, program_refused, reach
 from tests.support.servers import SeaweedServer
 
-ORIGINAL = Path("/usr/bin/s3backer")
 SIZE, BLOCK = 4 << 20, 64 << 10
 
 pytestmark = [
     needs_mounts,
-    pytest.mark.skipif(
-        not ORIGINAL.exists() and not os.environ.get("CI"),
-        reason="Debian's s3backer is not installed: apt install s3backer",
-    ),
+    needs_original,
 ]
-
-
-@contextlib.contextmanager
-def original(mountpoint: Path, *arguments: str) -> Iterator[Path]:
-    """Mount with the original in the foreground; on leaving, unmount and see it end well."""
-    mountpoint.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [
-            ORIGINAL,
-            "-f",
-            "--quiet",
-            "--md5CacheSize=0",
-            "--md5CacheTime=0",
-            "--minWriteDelay=0",
-            *arguments,
-            str(mountpoint),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_until(lambda: find_mount(str(mountpoint)) or process.poll() is not None, "the original mounts")
-        assert process.poll() is None, process.communicate()[1]
-        yield mountpoint / "file"
-        subprocess.run(["umount", str(mountpoint)], check=True)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said
-    finally:
-        if find_mount(str(mountpoint)):
-            subprocess.run(["umount", "-l", str(mountpoint)], check=False)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if process.stderr:
-            process.stderr.close()
 
 
 def pattern(seed: int) -> bytes:
@@ -105,7 +61,7 @@ def test_a_directory_is_read_and_written_by_both_in_turns(hashed: bool, tmp_path
     first, second = pattern(1), pattern(2)
     with s3backer.open(f"file://{bucket}", block_hash_prefix=hashed) as volume:
         volume.write(0, first)
-    with original(tmp_path / "mnt", *options, str(bucket)) as file:
+    with program_mounted(ORIGINAL, tmp_path / "mnt", *options, str(bucket)) as file:
         if not hashed:
             # Debian's version forgets the hash when it reads a directory, so it finds nothing.
             assert file.read_bytes() == first
@@ -118,35 +74,29 @@ def test_a_bucket_is_read_and_written_by_both_in_turns(seaweed: SeaweedServer, t
     bucket = seaweed.make_bucket()
     store = S3Store(bucket, seaweed.options())
     create_volume(store, "a/b/", size=SIZE, block_size=BLOCK)
-    reach: dict[str, Any] = {
+    access: dict[str, Any] = {
         name: getattr(seaweed.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")
     }
     url = f"s3://{bucket}/a/b"
     options = [
-        f"--baseURL={seaweed.endpoint}/",
-        f"--accessId={seaweed.access_key}",
-        f"--accessKey={seaweed.secret_key}",
+        *reach(seaweed),
         # Debian's version knows no BUCKET/PREFIX.
         "--prefix=a/b/",
         bucket,
     ]
     first, second = pattern(3), pattern(4)
-    with s3backer.open(url, **reach) as volume:
+    with s3backer.open(url, **access) as volume:
         volume.write(0, first)
         volume.flush()
         # Each refuses what the other has mounted.
-        (tmp_path / "mnt").mkdir()
-        refused = subprocess.run(
-            [ORIGINAL, *options, str(tmp_path / "mnt")], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert refused.returncode == 1 and "mounted" in refused.stderr
+        assert "mounted" in program_refused(ORIGINAL, tmp_path / "mnt", *options)
         assert volume.read(0, 10) == first[:10]
-    with original(tmp_path / "mnt", *options) as file:
+    with program_mounted(ORIGINAL, tmp_path / "mnt", *options) as file:
         assert file.read_bytes() == first
         with pytest.raises(VolumeInUse, match=f"s3://{bucket}/a/b is mounted"):
-            s3backer.open(url, **reach)
+            s3backer.open(url, **access)
         write_file(file, second)
-    with s3backer.open(url, **reach) as volume:
+    with s3backer.open(url, **access) as volume:
         assert volume.read(0, SIZE) == second
     expected = {f"a/b/{n:08x}" for n in range(SIZE // BLOCK) if any(second[n * BLOCK : (n + 1) * BLOCK])}
     assert {entry.key for entry in store.list("a/b/").entries} == expected | {"a/b/00000000"}
