@@ -49,6 +49,22 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
 
     Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
     """
+    layout, metadata = find_layout(store, prefix, options)
+    token = _take_token(store, prefix, options)
+    try:
+        refuse_if_changed(store, prefix, options, metadata)
+    except BaseException:
+        if token is not None:
+            remove_token(store, prefix, token)
+        raise
+    return layout, token
+
+
+def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, Metadata | None]:
+    """Return the layout of a volume, and what block 0 said about it, without looking at who has it mounted.
+
+    Raises VolumeNotFound, UsageError, StoreError or CorruptObject.
+    """
     metadata = read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) if options.detect else None
     size, block_size = _geometry(volume_name(store, prefix), metadata, options)
     if metadata is not None and metadata.content_encoding:
@@ -64,16 +80,13 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
         exclusive=not options.read_only,
         presence_budget=plan_memory(options.memory, block_size, options.threads).presence,
     )
-    token = _take_token(store, prefix, options)
-    try:
-        # Before the token was ours somebody else may have had the volume, and changed what it is.
-        if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
-            raise VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
-    except BaseException:
-        if token is not None:
-            remove_token(store, prefix, token)
-        raise
-    return layout, token
+    return layout, metadata
+
+
+def refuse_if_changed(store: ObjectStore, prefix: str, options: VolumeOptions, metadata: Metadata | None) -> None:
+    """Raise VolumeInUse if block 0 says something else than before the token was ours: somebody else had the volume."""
+    if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
+        raise VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
 
 
 def volume_name(store: ObjectStore, prefix: str) -> str:
