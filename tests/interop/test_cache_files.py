@@ -26,7 +26,8 @@ from tests.support.servers import SeaweedServer
 
 __all__ = ["pytestmark"]
 
-#: Blocks that are written. From nine tenths of the cache, which is no larger than the volume, the original stores at once.
+#: Blocks that are written. With nine tenths of its cache dirty, which is no larger than the volume, the original stores
+#: at once.
 BLOCKS = SIZE // BLOCK // 2
 
 
