@@ -18,6 +18,7 @@ from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInU
 from s3backer.geometry import MIB, check_geometry, plan_memory, smallest_budget
 from s3backer.layouts.classic import (
     ClassicLayout,
+    Metadata,
     block_name,
     parse_block_name,
     parse_metadata,
@@ -69,6 +70,22 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     Raises VolumeNotFound, VolumeInUse, UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket
     as it was.
     """
+    layout, metadata = find_layout(store, prefix, options)
+    token = _take_token(store, prefix, options)
+    try:
+        refuse_if_changed(store, prefix, options, metadata)
+    except BaseException:
+        if token is not None:
+            remove_token(store, prefix, token)
+        raise
+    return layout, token
+
+
+def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, Metadata | None]:
+    """Return the layout of a volume, and what block 0 said about it, without looking at who has it mounted.
+
+    Raises VolumeNotFound, UsageError, StoreError or CorruptObject.
+    """
     first = _block_zero(store, prefix, options)
     info = first.info if isinstance(first, StoredObject) else first
     metadata = parse_metadata(info) if info is not None and options.detect else None
@@ -99,16 +116,13 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     )
     if layout.codec.cipher is not None and isinstance(first, StoredObject):
         _try_password(layout, block, first)
-    token = _take_token(store, prefix, options)
-    try:
-        # Before the token was ours somebody else may have had the volume, and changed what it is.
-        if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
-            raise VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
-    except BaseException:
-        if token is not None:
-            remove_token(store, prefix, token)
-        raise
-    return layout, token
+    return layout, metadata
+
+
+def refuse_if_changed(store: ObjectStore, prefix: str, options: VolumeOptions, metadata: Metadata | None) -> None:
+    """Raise VolumeInUse if block 0 says something else than before the token was ours: somebody else had the volume."""
+    if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
+        raise VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
 
 
 def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> StoredObject | ObjectInfo | None:

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from s3backer import __version__
+from s3backer.cache_file import CacheFile
 from s3backer.cli import COMMANDS
 from s3backer.cli.common import Target, with_password
 from s3backer.cli.erase import erase
@@ -66,6 +67,7 @@ def _run(words: list[str]) -> int:
                 unlock(target)
         return 0
     _settle_encoding(said, url)
+    _check_cache_file(values.get("cache_file"), str(url))
     from s3backer.cli.mount import mount_request
     from s3backer.daemon import run_mount
 
@@ -186,6 +188,18 @@ def _settle_encoding(said: Words, url: VolumeURL) -> None:
         values |= with_password(values)
     elif "password" not in values:
         values.setdefault("compress", "none")
+
+
+def _check_cache_file(path: str | None, url: str) -> None:
+    """Raise UsageError where the original's cache file still holds what the bucket does not have."""
+    if not path or not os.path.lexists(path):
+        return
+    with CacheFile(path) as cache:
+        if cache.dirty_blocks:
+            raise UsageError(
+                f"{path} has {len(cache.dirty_blocks)} blocks that are not in the bucket",
+                hint=f"Bring them there first: s3backer import-cache {path} {url}",
+            )
 
 
 def _print_help() -> None:

@@ -16,7 +16,8 @@ from s3backer.cli.common import Target, options
 def command(url: str, **values: Any) -> None:
     """Remove the mount token of the volume at URL.
 
-    Only for a mount that has died: two writers at once destroy the data.
+    Only for a mount that has died: two writers at once destroy the data. If it was a mount of the original with a
+    blockCacheFile, use import-cache instead: that file can hold blocks that are nowhere else.
     """
     with Target(url, values) as target:
         unlock(target)

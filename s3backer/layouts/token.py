@@ -86,6 +86,32 @@ def write_token(
     return MountToken(value, host, time, etag)
 
 
+def claim_token(
+    store: ObjectStore, prefix: str, url: str, *, value: int, replace: MountToken | None, random_source: random.Random
+) -> MountToken:
+    """Put a token of a given value in place of ``replace`` (or of none): carry on with the mount that had it.
+
+    Raises VolumeInUse if somebody else put one in between. Whatever is raised, no token is removed: who carries on
+    after a failure has to find this value or the former one.
+    """
+    host = socket.gethostname()
+    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    # The value stays, so that the ETag needs something else by which it differs.
+    body = f"{host}\n{time}\n{value:08x}\n{random_source.getrandbits(64):016x}\n"
+    try:
+        etag = store.put(
+            prefix + TOKEN_NAME,
+            body.encode(),
+            content_type="text/plain",
+            metadata={TOKEN_METADATA: f"{value:08x}"},
+            if_match=replace.etag if replace else None,
+            if_none_match=replace is None,
+        )
+    except PreconditionFailed:
+        raise in_use(url, read_token(store, prefix)) from None
+    return MountToken(value, host, time, etag)
+
+
 def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:
     """Remove the token if it is still ours; return another's token that stands there instead."""
     found = read_token(store, prefix)

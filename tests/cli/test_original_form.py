@@ -19,6 +19,7 @@ from s3backer.errors import UsageError
 from s3backer.layouts.token import TOKEN_NAME, write_token
 from s3backer.original_options import ORIGINAL
 from s3backer.stores.directory import DirectoryStore
+from tests.support.cache_files import Slot, put_cache_file
 from tests.support.commands import Run, tree
 
 
@@ -414,3 +415,19 @@ def test_any_words_are_understood_or_refused(words: list[str]) -> None:
             "foreground",
             "virtual_host",
         }
+
+
+def test_a_cache_file_with_unsaved_blocks_stops_the_mount(
+    run: Run, requests: list[MountRequest], tmp_path: Path
+) -> None:
+    """The original would go on and, without RecoverDirtyBlocks or with another token, throw them away."""
+    words = ("bucket", "/mnt", f"--blockCacheFile={tmp_path}/cache", "--blockCacheRecoverDirtyBlocks")
+    assert run(*words).code == 0
+    slots = [Slot(3, b"x" * 4096, dirty=False)]
+    put_cache_file(tmp_path / "cache", slots, block_size=4096, token=5)
+    assert run(*words).code == 0
+    put_cache_file(tmp_path / "cache", [*slots, Slot(4, b"y" * 4096, dirty=True)], block_size=4096, token=5)
+    answer = run(*words)
+    assert (answer.code, answer.sentence()) == (1, f"{tmp_path}/cache has 1 blocks that are not in the bucket")
+    assert f"s3backer import-cache {tmp_path}/cache s3://bucket" in answer.hint()
+    assert len(requests) == 2
