@@ -71,10 +71,15 @@ def test_what_was_written_is_read(slots: list[Slot | None], token: int, page: in
 
 def test_the_older_form_has_nothing_dirty(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    slots = [Slot(7, filled(7), etag=ETAG), None, Slot(1, filled(1), etag=ETAG)]
-    path.write_bytes(cache_file(slots, block_size=BLOCK, old=True))
+    used = [Slot(7, filled(7), etag=ETAG), None, Slot(1, filled(1), etag=ETAG)]
+    path.write_bytes(cache_file(used, block_size=BLOCK, old=True))
     with CacheFile(str(path)) as file:
         assert (file.dirty_blocks, file.header.token, file.header.slots) == ([], 0, 3)
+    # 203 entries of 20 bytes end within the first page, 204 of them after it.
+    for slots, start in ((203, 4096), (204, 8192)):
+        path.write_bytes(cache_file([None] * slots, block_size=BLOCK, old=True))
+        with CacheFile(str(path)) as file:
+            assert file.header.data_offset == start
 
 
 def valid() -> bytes:
