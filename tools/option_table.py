@@ -1,6 +1,6 @@
 """Prints docs/original-options.md: the original's options, one by one, and what each means here.
 
-    python tools/option_table.py > docs/original-options.md
+python tools/option_table.py > docs/original-options.md
 """
 
 from __future__ import annotations

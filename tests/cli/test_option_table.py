@@ -11,7 +11,7 @@ from tools.option_table import option_table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "original-options.md"
 #: Every option that the original has, or had and may still be met in /etc/fstab.
-NAMES = """
+_NAMES = """
     accessFile accessId accessKey accessKeyEnv accessType accessEC2IAM accessEC2IAM-IMDSv2 authVersion baseURL region
     ssl vhost no-vhost cacert insecure http11 noCurlCache ipTOS timeout initialRetryPause maxRetryPause maxUploadSpeed
     maxDownloadSpeed sse sse-key-id storageClass defaultContentEncoding blockSize size noAutoDetect force prefix
@@ -22,7 +22,8 @@ NAMES = """
     compress compress-level encrypt keyLength password passwordFile configFile erase reset-mounted-flag
     nbd nbd-flag nbd-param quiet debug debug-http test test-errors test-delays test-discard
     assumeEmpty rrs access cacheSize cacheTime connectTimeout ioTimeout maxRetry retryPause
-""".split()
+"""
+NAMES = _NAMES.split()
 
 
 def rows() -> dict[str, list[str]]:
