@@ -128,12 +128,18 @@ class _PendingFetch:
 class CacheCounts:
     """Totals since the start, in blocks."""
 
-    fetches: int = 0
+    blocks_read: int = 0
+    #: Blocks that had no object.
+    zero_blocks_read: int = 0
     fetch_errors: int = 0
-    stores: int = 0
-    zero_stores: int = 0
+    blocks_written: int = 0
+    #: Blocks whose object was removed.
+    zero_blocks_written: int = 0
     store_errors: int = 0
+    #: Reads, and writes of zeros, that needed no request because the block was known to have no object.
+    zeros_read: int = 0
     zeros_skipped: int = 0
+    memory_errors: int = 0
 
 
 class BlockCache:
@@ -148,6 +154,7 @@ class BlockCache:
         self._actions: list[Action] = []
         self._fetches: dict[int, _PendingFetch] = {}
         self._storing: dict[int, int] = {}
+        self._storing_zeros: set[int] = set()
         self._retry_at: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
         self._flushes: list[FlushRequest] = []
@@ -231,6 +238,8 @@ class BlockCache:
             if fetch.store_sequence:
                 self._store_failed(block, fetch.store_sequence, error, now)
         else:
+            self.counts.blocks_read += body is not None
+            self.counts.zero_blocks_read += body is None
             if not fetch.stale:
                 self._slab.fill(block, body)
             for reader in fetch.readers:
@@ -243,8 +252,13 @@ class BlockCache:
         """A Store has ended."""
         self._slab.end_store(block, error is None)
         sequence = self._storing.pop(block)
+        zeros = block in self._storing_zeros
+        self._storing_zeros.discard(block)
         if error is not None:
             self._store_failed(block, sequence, error, now)
+        else:
+            self.counts.blocks_written += not zeros
+            self.counts.zero_blocks_written += zeros
         self._settle(now)
         self._schedule(now)
 
@@ -260,6 +274,7 @@ class BlockCache:
     def _read_block(self, request: ReadRequest, block: int) -> None:
         if block not in self._fetches and self._layout.known_absent(block):
             if not self._slab.contains(block):
+                self.counts.zeros_read += 1
                 return
             self._slab.fill(block, None)
         start, _, view = self._piece(request, block)
@@ -292,7 +307,6 @@ class BlockCache:
         fetch = self._fetches.get(block)
         if fetch is None:
             fetch = self._fetches[block] = _PendingFetch()
-            self.counts.fetches += 1
             self._actions.append(Fetch(block, urgent))
         return fetch
 
@@ -423,6 +437,7 @@ class BlockCache:
             sequence, body = self._slab.begin_store(block)
         except MemoryError:
             # There is no memory for the copy: the same as a store that failed.
+            self.counts.memory_errors += 1
             error = StoreError(f"no memory for a copy of block {block}", hint="Use a smaller --memory.")
             self._store_failed(block, sequence, error, now)
             return True
@@ -431,8 +446,8 @@ class BlockCache:
             self.counts.zeros_skipped += 1
             return False
         self._storing[block] = sequence
-        self.counts.stores += 1
-        self.counts.zero_stores += body is None
+        if body is None:
+            self._storing_zeros.add(block)
         if block in self._fetches:
             self._fetches[block].stale = True
         self._actions.append(Store(block, body))

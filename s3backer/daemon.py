@@ -33,6 +33,7 @@ from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, reso
 from s3backer.opening import VolumeOptions
 from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
 from s3backer.s3.prices import PRICES_AS_OF, cost
+from s3backer.signals import Signals
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Signals that end a mount cleanly. SIGQUIT too: a core is worth less than the data in memory.
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 #: Bytes that the kernel may read ahead on the file.
 READ_AHEAD = 2 << 20
 #: Seconds without a stored block before closing says that it is waiting.
@@ -211,7 +210,7 @@ class _Daemon:
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until the end. ``ready`` is called once, with the daemon's name, when the mount answers."""
         prepare_process()
-        with _Signals(self._on_signal):
+        with Signals(self._on_signal):
             try:
                 self._open_and_serve(ready)
             finally:
@@ -235,7 +234,7 @@ class _Daemon:
             mount, operations = self._make_mount(volume)
             control = self._start_control(ident, volume, store, mount, operations)
             self._let_stop(mount)
-            with StatsMirror(request.stats_mirror, request.stats_interval, volume.stats_text):
+            with StatsMirror(request.stats_mirror, request.stats_interval, volume.stats_text, volume.reset_stats):
                 self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
@@ -469,41 +468,3 @@ class _ClosingProgress:
             task = bar.add_task("storing blocks", total=total)
             self._bar = lambda done, whole: bar.update(task, completed=done, total=whole)
         self._bar(total - left, total)
-
-
-class _Signals:
-    """Takes the stop signals in a thread of its own, so that none is lost wherever the main thread is.
-
-    They are blocked in the thread that enters, and so in all threads started afterwards.
-    """
-
-    def __init__(self, handler: Callable[[int], None]) -> None:
-        self._handler = handler
-        self._over = False
-        self._thread = threading.Thread(target=self._run, name="s3backer-signals", daemon=True)
-
-    def __enter__(self) -> None:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        self._handlers = {n: signal.getsignal(n) for n in (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGPIPE)}
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        for number in STOP_SIGNALS:
-            # A disposition of "ignore", which nohup leaves behind, would keep sigwait from ever seeing it.
-            signal.signal(number, signal.SIG_DFL)
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        ident = self._thread.ident
-        assert ident is not None
-        signal.pthread_kill(ident, signal.SIGTERM)
-        self._thread.join()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-
-    def _run(self) -> None:
-        while True:
-            number = signal.sigwait(STOP_SIGNALS)
-            if self._over:
-                return
-            self._handler(number)

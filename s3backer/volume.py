@@ -38,7 +38,7 @@ from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import MountToken, remove_token
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
 from s3backer.stores.base import Buffer, ObjectStore
-from s3backer.telemetry.stats import render_stats
+from s3backer.telemetry.stats import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,9 @@ class Volume:
         self._memory = memory
         self._slab = _fast.Slab(layout.block_size, plan.slots, dirty_limit)
         self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
+        self._statistics = Statistics(
+            store.counters, self._slab, self._driver.cache.counts, layout.presence.count_absent
+        )
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
         self._calls = Gate()
@@ -233,7 +236,11 @@ class Volume:
 
     def stats_text(self) -> str:
         """Return the text of the stats file."""
-        return render_stats(self._store.counters, self._slab, self._driver.cache.counts)
+        return self._statistics.text()
+
+    def reset_stats(self) -> None:
+        """Let the stats file count from zero again."""
+        self._statistics.reset()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,6 +7,7 @@
     read at or after the end       0 bytes           ftruncate, truncate to another size   EINVAL
     write at or after the end      ENOSPC            open(O_TRUNC), truncate to 0 or size  success, no effect
     read or write over the end     what fits         create, mkdir, rename, unlink, link   EPERM
+    unlink of the stats file       counts from 0
     fsync, close                   wait for the bucket; EIO (or the cause) where it did not get there
 
 Guarantees
@@ -70,6 +71,9 @@ class Disk(Protocol):
 
     def stats_text(self) -> str:
         """Return the text of the stats file."""
+
+    def reset_stats(self) -> None:
+        """Let the stats file count from zero again."""
 
 
 class DiskOperations(llfuse.Operations):  # type: ignore[misc]
@@ -312,7 +316,13 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
     def _refuse(self, *_: object) -> NoReturn:
         raise llfuse.FUSEError(errno.EPERM)
 
-    create = link = mkdir = mknod = rename = rmdir = symlink = unlink = _refuse
+    create = link = mkdir = mknod = rename = rmdir = symlink = _refuse
+
+    def unlink(self, parent_inode: int, name: bytes, ctx: object = None) -> None:
+        """Reset the statistics where their file is removed, as the original does; it stays. Refuse all else."""
+        if parent_inode != ROOT_INODE or name != self._stats_name:
+            self._refuse()
+        self._disk.reset_stats()
 
     def readlink(self, inode: int, ctx: object = None) -> NoReturn:
         """Refuse: there are no symbolic links."""

@@ -150,6 +150,16 @@ class PresenceMap:
         with self._lock:
             return sum(_fast.bitmap_count(page[1], 0, PAGE_BLOCKS) for page in self._pages.values() if page is not None)
 
+    def count_absent(self) -> int:
+        """Return how many blocks are known to be absent."""
+        with self._lock:
+            return sum(
+                PAGE_BLOCKS
+                if page is None
+                else _fast.bitmap_count(page[0], 0, PAGE_BLOCKS) - _fast.bitmap_count(page[1], 0, PAGE_BLOCKS)
+                for page in self._pages.values()
+            )
+
     def _detail(self, number: int) -> _Page:
         """Return the page's bitmaps, making them (and room for them) as needed. The lock is held."""
         page = self._pages.get(number)

@@ -44,7 +44,8 @@ class Failure(Exception):
     """One attempt failed.
 
     ``error`` is what the user is told if it is the last. ``unsettled``: the request may have taken effect.
-    ``retry_after`` is what the server asks for, in seconds.
+    ``retry_after`` is what the server asks for, in seconds. ``counted_as``: one of telemetry's FAILURES, where no
+    answer came.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Failure(Exception):
         retried: bool,
         unsettled: bool = True,
         retry_after: float = 0.0,
+        counted_as: str = "other connection error",
     ) -> None:
         super().__init__(str(error))
         self.error = error
         self.retried = retried
         self.unsettled = unsettled
         self.retry_after = retry_after
+        self.counted_as = counted_as
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import urllib3
@@ -83,9 +83,14 @@ class _DeadlineResponse(http.client.HTTPResponse):
 class _HTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _DeadlineResponse
 
-    def __init__(self, *arguments: Any, send_seconds: float, **options: Any) -> None:
+    def __init__(self, *arguments: Any, send_seconds: float, on_connect: Callable[[], None], **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._send_seconds = send_seconds
+        self._on_connect = on_connect
+
+    def connect(self) -> None:
+        self._on_connect()
+        super().connect()
 
     def send(self, data: Any) -> None:
         # urllib3 would give the sending the time-out of the connecting.
@@ -127,11 +132,17 @@ class Transport:
         connections: int,
         type_of_service: int | None = None,
         tls: ssl.SSLContext | None,
+        on_connect: Callable[[], None],
     ) -> None:
         self._place = place
         self._timeout = urllib3.Timeout(connect=min(timeout, _CONNECT_SECONDS), read=timeout)
         self._seconds = timeout
-        more: dict[str, Any] = {"maxsize": connections, "block": True, "send_seconds": timeout}
+        more: dict[str, Any] = {
+            "maxsize": connections,
+            "block": True,
+            "send_seconds": timeout,
+            "on_connect": on_connect,
+        }
         if type_of_service is not None:
             usual = urllib3.connection.HTTPConnection.default_socket_options
             more["socket_options"] = [*usual, (socket.IPPROTO_IP, socket.IP_TOS, type_of_service)]
@@ -185,20 +196,30 @@ class Transport:
             )
         match error:
             case NameResolutionError():
-                return self._unreachable("the host name is unknown", "Check the endpoint URL and the name service.")
+                return self._unreachable(
+                    "the host name is unknown",
+                    "Check the endpoint URL and the name service.",
+                    counted_as="host unknown",
+                )
             # A kind of ConnectTimeoutError in urllib3, whatever the reason.
             case NewConnectionError():
                 return self._unreachable(
-                    f"{_system_error(error) or 'no connection'}", "Check the endpoint URL, and that the server runs."
+                    f"{_system_error(error) or 'no connection'}",
+                    "Check the endpoint URL, and that the server runs.",
+                    counted_as="connect failed",
                 )
             case ConnectTimeoutError():
                 return self._unreachable(
                     f"no connection within {self._timeout.connect_timeout:g} s",
                     "Check the endpoint URL, the network and the firewall.",
+                    counted_as="timeout",
                 )
             case LocationValueError():
                 return self._unreachable(
-                    "its host name is not a valid one", "Check the endpoint URL and the bucket's name.", retried=False
+                    "its host name is not a valid one",
+                    "Check the endpoint URL and the bucket's name.",
+                    retried=False,
+                    counted_as="host unknown",
                 )
             case SSLError():
                 return self._unreachable(
@@ -211,6 +232,7 @@ class Transport:
                     f"no whole answer within {self._seconds:g} s",
                     "Check the network, or allow more time with --timeout.",
                     unsettled=True,
+                    counted_as="timeout",
                 )
             case _:
                 return self._broken(_system_error(error) or "the connection broke off")
@@ -219,8 +241,10 @@ class Transport:
         hint = "Check the network and the server; the request was sent and may have taken effect."
         return self._unreachable(problem, hint, unsettled=True)
 
-    def _unreachable(self, problem: str, hint: str, *, retried: bool = True, unsettled: bool = False) -> Failure:
-        return Failure(messages.unreachable(self._place, problem, hint), retried=retried, unsettled=unsettled)
+    def _unreachable(self, problem: str, hint: str, *, retried: bool = True, **more: Any) -> Failure:
+        return Failure(
+            messages.unreachable(self._place, problem, hint), retried=retried, **{"unsettled": False, **more}
+        )
 
 
 def tls_context(*, verify: bool, ca_bundle: str | None, spare_bundle: str) -> ssl.SSLContext:

@@ -44,7 +44,7 @@ from s3backer.s3.transport import Transport, closed, tls_context
 from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
 from s3backer.stores.checks import check_key, check_listing, checked_metadata
 from s3backer.stores.options import StoreOptions
-from s3backer.telemetry.requests import RequestCounters
+from s3backer.telemetry.requests import RequestCounters, failure_of_status
 
 #: Statuses of a HEAD that are looked into further: its answer has no body that tells a reason.
 _SILENT = (400, 401, 403, 404)
@@ -124,6 +124,7 @@ class S3Store:
             )
             if self._secure
             else None,
+            on_connect=self.counters.add_connection,
         )
         #: What the server has shown: that its ETags are no MD5s, and that the bucket exists.
         self._etags_differ = False
@@ -291,7 +292,7 @@ class S3Store:
             self._sleep(pause)
             waited += pause
             attempt += 1
-            self.counters.add_retry()
+            self.counters.add_retry(pause)
 
     def _attempt(self, request: _Request, success: tuple[int, ...]) -> Answer:
         path = encode_path(f"{self._root}/{request.resource}")
@@ -301,6 +302,10 @@ class S3Store:
         answer: Answer | None = None
         try:
             answer = self._transport.send(request.method, f"{path}?{query}" if query else path, headers, request.body)
+            self.counters.add_failure(failure_of_status(answer.status))
+        except Failure as failure:
+            self.counters.add_failure(failure.counted_as)
+            raise
         finally:
             self.counters.add(
                 request.kind,

@@ -15,13 +15,15 @@ class StatsMirror:
     """Writes ``text()`` to ``path`` every ``interval`` seconds and once at the end, while it is entered.
 
     A reader sees the old or the new text, never a part: it is written to PATH.new and renamed. ``path`` None does
-    nothing. What cannot be written is logged once; the disk goes on.
+    nothing. Whoever removes the file resets the statistics. What cannot be written is logged once; the disk goes on.
     """
 
-    def __init__(self, path: str | None, interval: float, text: Callable[[], str]) -> None:
+    def __init__(self, path: str | None, interval: float, text: Callable[[], str], reset: Callable[[], None]) -> None:
         self._path = path
         self._interval = max(interval, 0.01)
         self._text = text
+        self._reset = reset
+        self._written = False
         self._over = threading.Event()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="s3backer-mirror", daemon=True)
@@ -43,10 +45,12 @@ class StatsMirror:
     def _write(self) -> None:
         new = f"{self._path}.new"
         try:
+            if self._written and not os.path.lexists(str(self._path)):
+                self._reset()
             with open(new, "w") as file:
                 file.write(self._text())
             os.replace(new, str(self._path))
-            self._failed = False
+            self._failed, self._written = False, True
         except Exception as error:
             with contextlib.suppress(OSError):
                 os.unlink(new)

@@ -1,4 +1,4 @@
-"""Counts of the requests sent to a store, by kind, with bytes and seconds.
+"""Counts of the requests sent to a store, by kind, with bytes and seconds, and of how attempts failed.
 
 Attempts are counted, not calls: a request that was sent three times was paid three times.
 """
@@ -9,6 +9,34 @@ import threading
 from dataclasses import dataclass, replace
 
 KINDS = ("get", "head", "put", "delete", "list")
+#: How an attempt may fail. An absent object (404) and a range past its end (416) are answers.
+FAILURES = (
+    "unauthorized",
+    "forbidden",
+    "stale",
+    "redirect",
+    "other 3xx",
+    "other 4xx",
+    "5xx",
+    "other status",
+    "timeout",
+    "connect failed",
+    "host unknown",
+    "other connection error",
+)
+_BY_STATUS = {
+    401: "unauthorized",
+    403: "forbidden",
+    412: "stale",
+    **dict.fromkeys((301, 302, 303, 307, 308), "redirect"),
+    **dict.fromkeys((404, 416), ""),
+}
+_BY_CLASS = {2: "", 3: "other 3xx", 4: "other 4xx", 5: "5xx"}
+
+
+def failure_of_status(status: int) -> str:
+    """Return which of ``FAILURES`` an answer's status is, empty if none."""
+    return _BY_STATUS.get(status, _BY_CLASS.get(status // 100, "other status"))
 
 
 @dataclass(slots=True)
@@ -23,12 +51,15 @@ class RequestCount:
 
 
 class RequestCounters:
-    """Thread-safe totals for every kind in ``KINDS``."""
+    """Thread-safe totals for every kind in ``KINDS``, and of every failure in ``FAILURES``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts = {kind: RequestCount() for kind in KINDS}
+        self._failures = dict.fromkeys(FAILURES, 0)
         self._retries = 0
+        self._retry_seconds = 0.0
+        self._connections = 0
 
     def add(self, kind: str, *, sent: int = 0, received: int = 0, seconds: float = 0.0, failed: bool = False) -> None:
         """Count one attempt of a kind."""
@@ -40,15 +71,42 @@ class RequestCounters:
             count.bytes_received += received
             count.seconds += seconds
 
-    def add_retry(self) -> None:
-        """Count one repeated attempt."""
+    def add_failure(self, failure: str) -> None:
+        """Count how one attempt failed: one of ``FAILURES``, or empty where it did not."""
+        if failure:
+            with self._lock:
+                self._failures[failure] += 1
+
+    def add_retry(self, pause: float = 0.0) -> None:
+        """Count one repeated attempt and the seconds waited before it."""
         with self._lock:
             self._retries += 1
+            self._retry_seconds += pause
+
+    def add_connection(self) -> None:
+        """Count one connection that is made, or tried."""
+        with self._lock:
+            self._connections += 1
 
     @property
     def retries(self) -> int:
         """Attempts that repeated an earlier one."""
         return self._retries
+
+    @property
+    def retry_seconds(self) -> float:
+        """Sum of the pauses between attempts."""
+        return self._retry_seconds
+
+    @property
+    def connections(self) -> int:
+        """Connections made, or tried, so far; 0 for a store that needs none."""
+        return self._connections
+
+    def failures(self) -> dict[str, int]:
+        """Return how many attempts failed in which way."""
+        with self._lock:
+            return dict(self._failures)
 
     def snapshot(self) -> dict[str, RequestCount]:
         """Return a copy of all totals, by kind."""

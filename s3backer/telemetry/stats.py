@@ -1,49 +1,150 @@
 """The text of the stats file: one ``NAME value`` a line, the name padded to 28 characters.
 
-The names are the original's where the meaning is the same, so that its users' scripts go on; ours come after.
+The original's names come first, all of them and in its order, so that its users' scripts go on; ours come after.
+What has no counterpart here is 0: there is no second cache for old answers (``md5_cache``), no cache file that would
+have to be verified, and no upload is broken off. ``http_empty_blocks`` and ``zero_block_cache`` count the same thing,
+which is called one way before the original's 1.6 and the other way since.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from s3backer._fast import Slab
 from s3backer.cache import CacheCounts
 from s3backer.s3.prices import cost
 from s3backer.telemetry.requests import RequestCounters
 
+_Totals = dict[str, float]
 
-def render_stats(counters: RequestCounters, slab: Slab, counts: CacheCounts) -> str:
-    """Return the current numbers, in the original's order."""
-    requests = counters.snapshot()
-    lines: list[tuple[str, str]] = []
 
-    def add(name: str, value: int | str) -> None:
-        lines.append((name, str(value)))
+class Statistics:
+    """The numbers of one volume since it was opened, or since ``reset``. ``absent``: blocks known to have no object."""
 
-    add("http_normal_blocks_written", counts.stores - counts.zero_stores)
-    add("http_zero_blocks_written", counts.zero_stores)
-    for kind in ("get", "put", "delete"):
-        add(f"http_{kind}s", requests[kind].requests)
-    for kind in ("get", "put", "delete"):
-        count = requests[kind]
-        average = count.seconds / count.requests if count.requests else 0.0
-        add(f"http_avg_{kind}_time", f"{average:.3f} sec")
-    add("http_num_retries", counters.retries)
-    add("block_cache_current_size", f"{slab.used} blocks")
-    add("block_cache_dirty_ratio", f"{slab.unsaved / slab.slots:.8f}")
-    for way, hits, misses in (
-        ("read", slab.read_hits, slab.read_misses),
-        ("write", slab.write_hits, slab.write_misses),
-    ):
-        add(f"block_cache_{way}_hits", hits)
-        add(f"block_cache_{way}_misses", misses)
-        add(f"block_cache_{way}_hit_ratio", f"{hits / (hits + misses) if hits + misses else 0.0:.4f}")
-    add("http_heads", requests["head"].requests)
-    add("http_lists", requests["list"].requests)
-    add("http_bytes_sent", sum(count.bytes_sent for count in requests.values()))
-    add("http_bytes_received", sum(count.bytes_received for count in requests.values()))
-    add("request_cost_dollars", f"{cost(counters):.6f}")
-    add("unsaved_blocks", slab.unsaved)
-    add("zero_blocks_skipped", counts.zeros_skipped)
-    add("fetch_errors", counts.fetch_errors)
-    add("store_errors", counts.store_errors)
-    return "".join(f"{name:<28}{value}\n" for name, value in lines)
+    def __init__(
+        self, counters: RequestCounters, slab: Slab, counts: CacheCounts, absent: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._counters = counters
+        self._slab = slab
+        self._counts = counts
+        self._absent = absent
+        self._before: _Totals = {}
+
+    def reset(self) -> None:
+        """Count from zero again. Totals elsewhere, as in ``info``, stay."""
+        self._before = self._totals()
+
+    def text(self) -> str:
+        """Return the current numbers."""
+        before = self._before
+        now = {name: value - before.get(name, 0) for name, value in self._totals().items()}
+        slab = self._slab
+
+        def number(name: str) -> str:
+            return str(int(now[name]))
+
+        def ratio(part: str, *whole: str) -> str:
+            total = sum(now[name] for name in whole)
+            return f"{now[part] / total if total else 0.0:.4f}"
+
+        def average(kind: str) -> str:
+            return f"{now[f'{kind} seconds'] / now[kind] if now[kind] else 0.0:.3f} sec"
+
+        requests = sum(now[kind] for kind in ("get", "head", "put", "delete", "list"))
+        new = min(now["connections"], requests)
+        lines = (
+            ("http_normal_blocks_read", number("blocks read")),
+            ("http_normal_blocks_written", number("blocks written")),
+            ("http_zero_blocks_read", number("zero blocks read")),
+            ("http_zero_blocks_written", number("zero blocks written")),
+            ("http_empty_blocks_read", number("zeros read")),
+            ("http_empty_blocks_written", number("zeros skipped")),
+            ("http_gets", number("get")),
+            ("http_puts", number("put")),
+            ("http_deletes", number("delete")),
+            ("http_avg_get_time", average("get")),
+            ("http_avg_put_time", average("put")),
+            ("http_avg_delete_time", average("delete")),
+            ("http_unauthorized", number("unauthorized")),
+            ("http_forbidden", number("forbidden")),
+            ("http_stale", number("stale")),
+            ("http_redirect", number("redirect")),
+            ("http_verified", "0"),
+            ("http_mismatch", "0"),
+            ("http_5xx_error", number("5xx")),
+            ("http_4xx_error", number("other 4xx")),
+            ("http_3xx_error", number("other 3xx")),
+            ("http_other_error", number("other status")),
+            ("http_canceled_writes", "0"),
+            ("http_num_retries", number("retries")),
+            ("http_total_retry_delay", f"{now['retry seconds']:.3f} sec"),
+            ("curl_handle_reuse_ratio", f"{(requests - new) / requests if requests and new else 0.0:.4f}"),
+            ("curl_timeouts", number("timeout")),
+            ("curl_connect_failed", number("connect failed")),
+            ("curl_host_unknown", number("host unknown")),
+            ("curl_out_of_memory", "0"),
+            ("curl_other_error", number("other connection error")),
+            ("block_cache_current_size", f"{slab.used} blocks"),
+            ("block_cache_initial_size", "0 blocks"),
+            ("block_cache_dirty_ratio", f"{slab.unsaved / slab.slots:.8f}"),
+            ("block_cache_read_hits", number("read hits")),
+            ("block_cache_read_misses", number("read misses")),
+            ("block_cache_read_hit_ratio", ratio("read hits", "read hits", "read misses")),
+            ("block_cache_write_hits", number("write hits")),
+            ("block_cache_write_misses", number("write misses")),
+            ("block_cache_write_hit_ratio", ratio("write hits", "write hits", "write misses")),
+            ("block_cache_verified", "0"),
+            ("block_cache_mismatch", "0"),
+            ("zero_block_cache_size", f"{self._absent()} blocks"),
+            ("zero_block_cache_read_hits", number("zeros read")),
+            ("zero_block_cache_write_hits", number("zeros skipped")),
+            ("lower_zero_block_cache_size", "0 blocks"),
+            ("lower_zero_block_cache_read_hits", "0"),
+            ("lower_zero_block_cache_write_hits", "0"),
+            ("md5_cache_current_size", "0 blocks"),
+            ("md5_cache_data_hits", "0"),
+            ("md5_cache_full_delays", "0.000 sec"),
+            ("md5_cache_write_delays", "0.000 sec"),
+            ("out_of_memory_errors", number("out of memory")),
+            # ── ours ──
+            ("http_heads", number("head")),
+            ("http_lists", number("list")),
+            ("http_bytes_sent", number("bytes sent")),
+            ("http_bytes_received", number("bytes received")),
+            ("request_cost_dollars", f"{now['cost']:.6f}"),
+            ("unsaved_blocks", str(slab.unsaved)),
+            ("zero_blocks_skipped", number("zeros skipped")),
+            ("fetch_errors", number("fetch errors")),
+            ("store_errors", number("store errors")),
+        )
+        # A name that is longer than its column, as one of the original's is, still ends before its value.
+        return "".join(f"{name:<27} {value}\n" for name, value in lines)
+
+    def _totals(self) -> _Totals:
+        """Return everything that only ever grows."""
+        counters, counts, slab = self._counters, self._counts, self._slab
+        requests = counters.snapshot()
+        return {
+            **{kind: count.requests for kind, count in requests.items()},
+            **{f"{kind} seconds": count.seconds for kind, count in requests.items()},
+            "bytes sent": sum(count.bytes_sent for count in requests.values()),
+            "bytes received": sum(count.bytes_received for count in requests.values()),
+            "cost": cost(counters),
+            **counters.failures(),
+            "retries": counters.retries,
+            "retry seconds": counters.retry_seconds,
+            "connections": counters.connections,
+            "blocks read": counts.blocks_read,
+            "zero blocks read": counts.zero_blocks_read,
+            "blocks written": counts.blocks_written,
+            "zero blocks written": counts.zero_blocks_written,
+            "zeros read": counts.zeros_read,
+            "zeros skipped": counts.zeros_skipped,
+            "fetch errors": counts.fetch_errors,
+            "store errors": counts.store_errors,
+            "out of memory": counts.memory_errors,
+            "read hits": slab.read_hits,
+            "read misses": slab.read_misses,
+            "write hits": slab.write_hits,
+            "write misses": slab.write_misses,
+        }

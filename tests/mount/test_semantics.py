@@ -174,7 +174,6 @@ def test_nothing_can_be_made_moved_or_removed(disk: Mounted, tmp_path: Path) -> 
         lambda: os.rename(file, new),
         lambda: os.rename(directory / "stats", file),
         lambda: os.unlink(file),
-        lambda: os.unlink(directory / "stats"),
     ]
     for action in actions:
         refused(errno.EPERM, action)
@@ -205,6 +204,30 @@ def test_stats_are_text_of_the_size_that_is_shown(disk: Mounted) -> None:
     refused(errno.EACCES, lambda: os.open(disk.stats, os.O_WRONLY))
     refused(errno.EPERM, lambda: os.chmod(disk.stats, 0o600))
     refused(errno.EPERM, lambda: os.truncate(disk.stats, 0))
+
+
+def test_removing_the_stats_file_makes_it_count_from_zero(disk: Mounted, descriptor: int) -> None:
+    def counts() -> dict[str, str]:
+        return dict(line.split(maxsplit=1) for line in disk.stats.read_text().splitlines())
+
+    os.pwrite(descriptor, b"x" * BLOCK, BLOCK)
+    os.fsync(descriptor)
+    before = counts()
+    assert (before["http_puts"], before["http_normal_blocks_written"]) != ("0", "0")
+    with disk.stats.open() as kept:
+        os.unlink(disk.stats)
+        after = counts()
+        assert (after["http_puts"], after["http_normal_blocks_written"], after["block_cache_write_misses"]) == (
+            "0",
+        ) * 3
+        assert after["http_avg_put_time"] == "0.000 sec"
+        # What is, and not what was counted, stays; so does what was opened before.
+        assert after["block_cache_current_size"] == before["block_cache_current_size"] != "0 blocks"
+        assert kept.read() != disk.stats.read_text()
+    os.pwrite(descriptor, b"y" * BLOCK, BLOCK)
+    os.fsync(descriptor)
+    assert counts()["http_puts"] == "1"
+    assert sorted(os.listdir(disk.mountpoint)) == ["file", "stats"]
 
 
 def test_stats_are_fresh_at_each_open_and_steady_in_one(bench: Workbench) -> None:

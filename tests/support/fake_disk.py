@@ -74,6 +74,9 @@ class FakeDisk:
         self.calls += 1
         return "".join(f"line {n:<22}{self.calls}\n" for n in range(300))
 
+    def reset_stats(self) -> None:
+        self.calls = 0
+
     def close(self, progress: Callable[[int, int], None] | None = None) -> None:
         while (self._control / "stay-open").exists():
             if progress:
