@@ -237,6 +237,19 @@ NOT_YET = frozenset(
 )
 
 
+#: What fstab says to mount(8), systemd and others, in the same field as what it says to us.
+_FOR_OTHERS = re.compile(
+    r"(auto|noauto|user|nouser|users|owner|group|_netdev|nofail|defaults|relatime|norelatime|strictatime|nostrictatime"
+    r"|lazytime|nolazytime|diratime|nodiratime|silent|loud)|user=.*|comment=.*|[xX]-.*",
+    re.DOTALL,
+)
+
+
+def is_for_others(option: str) -> bool:
+    """Whether a mount option is addressed to somebody else, who may leave it in the list for us to ignore."""
+    return _FOR_OTHERS.fullmatch(option) is not None
+
+
 def pick(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the values that were given and are fields of a dataclass."""
     names = {field.name for field in fields(kind)}

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from s3backer import __version__
 from s3backer.errors import S3backerError
 
-COMMANDS = ("create", "mount", "unmount", "info", "resize", "erase", "unlock")
+COMMANDS = ("create", "mount", "unmount", "info", "resize", "erase", "unlock", "install-system")
 
 _HELP = """\
 Usage: s3backer COMMAND ...                              see 's3backer COMMAND --help'
@@ -35,6 +35,7 @@ Commands:
   resize URL SIZE          make it larger or smaller, mounted or not
   erase URL                destroy it
   unlock URL               remove the mark of a mount that has died
+  install-system           put mount helper, systemd unit, man pages and completions in place
 
 A URL is s3://BUCKET[/PREFIX] or file:///DIRECTORY. Credentials, region and endpoint come from the AWS environment
 variables and files, as for the AWS command line.
@@ -104,7 +105,7 @@ def _run(words: list[str]) -> int:
     if first in COMMANDS:
         from s3backer.cli.common import run_command
 
-        return run_command(importlib.import_module(f"s3backer.cli.{first}").command, words[1:])
+        return run_command(importlib.import_module(f"s3backer.cli.{first.replace('-', '_')}").command, words[1:])
     from s3backer.cli import original
 
     return original.run(words)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from s3backer.cli.common import options
-from s3backer.config import MOUNT, pick, store_options, volume_options
+from s3backer.config import MOUNT, is_for_others, pick, store_options, volume_options
 from s3backer.daemon import MountRequest, run_mount
 from s3backer.url import VolumeURL
 
@@ -44,6 +44,6 @@ def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse_
         mountpoint=mountpoint,
         store_options=store_options(values),
         volume_options=volume_options(values),
-        fuse_options=tuple(fuse_options),
+        fuse_options=tuple(option for option in fuse_options if not is_for_others(option)),
         **chosen,
     )

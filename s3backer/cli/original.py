@@ -53,7 +53,7 @@ def _run(words: list[str]) -> int:
             hint=_FORM,
         )
     url = _url(places[0], values)
-    _settle_credentials(values)
+    settle_credentials(values)
     if whole:
         with Target(str(url), values) as target:
             target.url = url
@@ -106,9 +106,8 @@ def _parse(words: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
             text = word[2:] or next(rest, "")
             if not text:
                 raise UsageError("-o needs options after it", hint="Write for example -o size=10g,blockSize=128k.")
-            # libfuse's rule: a backslash keeps a comma in a value.
-            for part in re.findall(r"(?:\\.|[^,\\])+", text):
-                _set(re.sub(r"\\(.)", r"\1", part), values, fuse_options)
+            for part in split_options(text):
+                _set(part, values, fuse_options)
         elif word.startswith("--"):
             _set(word[2:], values, None)
         elif word.startswith("-") and len(word) > 1:
@@ -116,6 +115,11 @@ def _parse(words: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
         else:
             places.append(word)
     return values, fuse_options, places
+
+
+def split_options(text: str) -> list[str]:
+    """Return the options of a list by libfuse's rule: a backslash keeps a comma in a value."""
+    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^,\\])+", text)]
 
 
 def _set(text: str, values: dict[str, Any], fuse_options: list[str] | None) -> None:
@@ -137,12 +141,13 @@ def _set(text: str, values: dict[str, Any], fuse_options: list[str] | None) -> N
         raise UsageError(f"{name} takes no value", hint=f"Write --{name}.")
     if option.convert is not None and not equals:
         raise UsageError(f"{name} needs a value", hint=f"Write --{name}={option.metavar}, with the equals sign.")
-    values[option.name] = _converted(option, value)
+    values[option.name] = converted(option, value)
     if option.flag == "region":
         values.setdefault("virtual_host", True)
 
 
-def _converted(option: Option, value: str) -> Any:
+def converted(option: Option, value: str) -> Any:
+    """Return what an option sets; UsageError names the option."""
     if option.convert is None:
         return option.value
     try:
@@ -168,7 +173,8 @@ def _url(place: str, values: dict[str, Any]) -> VolumeURL:
     return VolumeURL("s3", bucket=bucket, prefix=prefix)
 
 
-def _settle_credentials(values: dict[str, Any]) -> None:
+def settle_credentials(values: dict[str, Any]) -> None:
+    """Turn the original's options for credentials into fields of StoreOptions; UsageError if they contradict."""
     variable = values.pop("secret_variable", None)
     if variable is not None:
         if "secret_key" in values:
