@@ -16,6 +16,7 @@ import os
 import shlex
 import stat
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ def _unit_word(path: str) -> str:
 def install(root: str, *, command: bool = True, tell: Callable[[str], None]) -> None:
     """Write all files below ``root`` and ``tell`` what became of each; InstallError if one cannot be written."""
     wanted = [(_place(root, file.path), file) for file in files(sys.executable, command=command)]
-    # Someone else's first, so that nothing is half done.
     wanted = [(path, file) for path, file in wanted if not _is_environments_own(path)]
+    # All of them are looked at before the first is written, so that nothing is half done.
     for path, _ in wanted:
         if os.path.lexists(path) and not _is_ours(path):
             raise InstallError(
@@ -122,7 +123,7 @@ def _place(root: str, path: str) -> str:
 
 def _is_environments_own(path: str) -> bool:
     """Whether this is the command that came with the package itself, as after 'pip install' into the system."""
-    return path == os.path.join(os.path.realpath(os.path.dirname(sys.executable)), "s3backer")
+    return path == os.path.join(os.path.realpath(sysconfig.get_path("scripts")), "s3backer")
 
 
 def _is_ours(path: str) -> bool:
@@ -164,7 +165,7 @@ def _make_directories(directory: str) -> None:
         return
     _make_directories(os.path.dirname(directory))
     os.mkdir(directory)
-    os.chmod(directory, 0o755)
+    os.chmod(directory, 0o755)  # noqa: S103 - as every directory of the system is
 
 
 @contextlib.contextmanager

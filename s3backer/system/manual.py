@@ -78,7 +78,8 @@ def _command_page(name: str, command: click.Command) -> str:
     lines.append(f"\\fBs3backer {_escape(name)}\\fR {_escape(' '.join(command.collect_usage_pieces(context)))}")
     lines += [".SH DESCRIPTION", *_prose(_help(command)), ".SH OPTIONS"]
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
+        # Arguments are explained in the text; not every version of click has records for them.
+        record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
         if record is not None:
             lines += _entry(*record)
     lines += [".SH SEE ALSO", ".BR s3backer (1)"]

@@ -33,7 +33,7 @@ _SEND_SECONDS = 5.0
 
 
 class Service:
-    """This process as the service manager sees it. ``address`` is a path, ``@NAME``, or empty: there is none."""
+    """What the service manager sees of this process. ``address`` is a path, ``@NAME``, or empty: there is none."""
 
     def __init__(self, address: str = "", *, interval: float = _INTERVAL) -> None:
         self._address = address
