@@ -42,6 +42,11 @@ variables and files, as for the AWS command line.
 """
 
 
+def module_of(command: str) -> str:
+    """Return the name of a command's module."""
+    return f"{__name__}.{command.replace('-', '_')}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -105,7 +110,7 @@ def _run(words: list[str]) -> int:
     if first in COMMANDS:
         from s3backer.cli.common import run_command
 
-        return run_command(importlib.import_module(f"s3backer.cli.{first.replace('-', '_')}").command, words[1:])
+        return run_command(importlib.import_module(module_of(first)).command, words[1:])
     from s3backer.cli import original
 
     return original.run(words)

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import click
 
 from s3backer import __version__
-from s3backer.cli import COMMANDS
+from s3backer.cli import COMMANDS, module_of
 from s3backer.config import ORIGINAL
 from s3backer.system.texts import BASH, FILES, FISH, FSTAB, INTRODUCTION, UNIT_TEXT, ZSH
 
 
 def commands() -> dict[str, click.Command]:
     """Return every command by its name."""
-    return {name: importlib.import_module(f"s3backer.cli.{name.replace('-', '_')}").command for name in COMMANDS}
+    return {name: importlib.import_module(module_of(name)).command for name in COMMANDS}
 
 
 # ── man pages ────────────────────────────────────────────────────────────────────────────────────────────────────

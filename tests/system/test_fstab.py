@@ -187,11 +187,30 @@ def test_fake_and_sloppy(machine: Machine) -> None:
     assert done.returncode == 1, done.stderr
 
 
-def test_removing_gives_the_type_back_to_the_original(machine: Machine) -> None:
-    script = """
-test -x /sbin/mount.s3backer && test -x /sbin/mount.fuse.s3backer && test -x /usr/local/bin/s3backer
-$ours install-system --remove
-! ls /sbin/mount.s3backer /sbin/mount.fuse.s3backer /usr/local/bin/s3backer 2>/dev/null
+#: Whether Debian's package of the original is there.
+ORIGINAL = Path("/usr/bin/s3backer")
+#: Mounts by type, shows by whom, and unmounts.
+BY_TYPE = """
+mount -t fuse.s3backer -o test,size=1m,blockSize=4k "$1/bucket" "$1/mnt"
+seen "$1/mnt" | grep -q fuse
+test "$($ours info --json "file://$1/bucket" | grep -c '"mountpoint"')" = "$2" || echo "served by another than expected"
+umount "$1/mnt"
+# Whoever serves it: when the token is gone, so is all else.
+for attempt in $(seq 100); do test -e "$1/bucket/s3backer-mounted" || break; sleep 0.1; done
+"""
+
+
+@pytest.mark.skipif(not ORIGINAL.exists(), reason="the original is not installed")
+def test_the_type_is_ours_while_installed_and_the_originals_afterwards(machine: Machine) -> None:
+    paths = "/sbin/mount.s3backer /sbin/mount.fuse.s3backer /usr/local/bin/s3backer"
+    script = f"""
+ls {paths}
+set -- "$1" 1; {BY_TYPE}
+$ours install-system --remove >/dev/null
+! ls {paths} 2>/dev/null
+set -- "$1" 0; {BY_TYPE}
 """
     done = machine.run(script)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == paths.split()
+    machine.bench.wait_for_nothing()

@@ -14,10 +14,12 @@ import pytest
 
 from s3backer.cli import COMMANDS, main
 from s3backer.config import MOUNT, ORIGINAL
+from s3backer.system import manual
 from s3backer.system.install import COMMAND, MARKER
 from s3backer.system.install import files as all_files
 from tests.support.commands import tree
 from tests.support.mounts import ROOT
+from tests.support.tools import run
 
 UNIT = "usr/local/lib/systemd/system/s3backer@.service"
 BASH = "usr/local/share/bash-completion/completions/s3backer"
@@ -189,6 +191,18 @@ def test_man_pages_say_what_help_says(root: Path) -> None:
         assert f"--{name}" in texts["s3backer.1"] and option.help in texts["s3backer.1"]
     for name in COMMANDS:
         assert f"s3backer-{name}(1)" in texts["s3backer.1"]
+
+
+def test_nothing_in_a_text_is_taken_for_markup(tmp_path: Path) -> None:
+    if shutil.which("man") is None or shutil.which("groff") is None:
+        pytest.skip("there is no man to show pages with")
+    texts = (".SH no heading", "'no request", "a \\\\, kept", "--flag 'quoted' `too`")
+    page = tmp_path / "page.1"
+    lines = [line for text in texts for line in manual._prose(text)]
+    page.write_text("\n".join([*manual._title("page", 1, "what"), ".SH TEXT", *lines, ""]))
+    shown = run("man", "--warnings", "-E", "ascii", "-l", str(page))
+    for text in texts:
+        assert f"\n       {text}\n" in shown
 
 
 @pytest.mark.parametrize(
