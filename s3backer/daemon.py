@@ -29,7 +29,7 @@ from s3backer.background import launch
 from s3backer.control import ControlServer, Progress, control_path
 from s3backer.errors import MountError, S3backerError, UsageError
 from s3backer.logs import RateLimited, Redacting, configure_logging
-from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint
+from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint, wait_for_size
 from s3backer.opening import VolumeOptions
 from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
 from s3backer.s3.prices import PRICES_AS_OF, cost
@@ -37,6 +37,7 @@ from s3backer.signals import Signals
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
+from s3backer.system.notify import Service
 from s3backer.telemetry.mirror import StatsMirror
 from s3backer.url import VolumeURL, volume_id
 from s3backer.volume import Volume
@@ -54,8 +55,6 @@ _STALL_SECONDS = 10.0
 #: Seconds between two lines of progress where there is no terminal.
 _LINE_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
-#: Longest wait in seconds for the kernel to take note of a new size.
-_KERNEL_SECONDS = 5.0
 _SECTOR = 512
 _PATH_VARIABLES = (
     "AWS_CONFIG_FILE",
@@ -103,9 +102,13 @@ def run_mount(request: MountRequest) -> int:
     options = _check(request)
     if request.foreground:
         redacting = configure_logging(True, request.debug, request.quiet)
-        _Daemon(request, options, redacting).run(
-            lambda ident: log.info("%s is mounted on %s", request.url, request.mountpoint)
-        )
+        service = Service.from_environment()
+
+        def announce(_: str) -> None:
+            log.info("%s is mounted on %s", request.url, request.mountpoint)
+            service.ready(f"{request.url} is mounted on {request.mountpoint}")
+
+        _Daemon(request, options, redacting, service).run(announce)
         return 0
     return launch(lambda ready: _serve_in_background(request, options, ready), lambda: _verify(request, options))
 
@@ -195,8 +198,11 @@ def _check(request: MountRequest) -> set[str]:
 class _Daemon:
     """Opens, serves and closes one volume in this process."""
 
-    def __init__(self, request: MountRequest, options: set[str], redacting: Redacting) -> None:
+    def __init__(
+        self, request: MountRequest, options: set[str], redacting: Redacting, service: Service | None = None
+    ) -> None:
         self._request = request
+        self._service = service or Service()
         self._options = options
         self._redacting = redacting
         self._closing = _ClosingProgress(terminal=request.foreground and not request.quiet and sys.stderr.isatty())
@@ -238,12 +244,14 @@ class _Daemon:
                 self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
+            self._service.stopping(lambda: volume.unsaved)
             try:
                 with self._closing:
                     volume.close(self._closing)
             finally:
                 if control is not None:
                     control.stop()
+            self._service.close("everything is stored")
             log.info("%s is closed, everything is stored", volume.name)
 
     def _make_mount(self, volume: Volume) -> tuple[FuseMount, DiskOperations]:
@@ -320,6 +328,9 @@ class _Daemon:
             if first and self._mount is not None:
                 self._stopper = threading.Thread(target=self._mount.stop, name="s3backer-stop", daemon=True)
                 self._stopper.start()
+        if first and (volume := self._volume) is not None:
+            # Calls under way may have much to store before closing begins.
+            self._service.stopping(lambda: volume.unsaved)
         return first
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────────────────
@@ -355,7 +366,7 @@ class _Daemon:
             finally:
                 # Also one that failed may have left another size.
                 operations.resized()
-            _wait_for_size(file, volume.size)
+            wait_for_size(file, volume.size)
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
@@ -402,17 +413,6 @@ def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress
         progress({"unsaved_blocks": volume.unsaved})
     if failure:
         raise failure[0]
-
-
-def _wait_for_size(file: str, size: int) -> None:
-    """Look at the file until the kernel has the new size, which is soon: it is told by llfuse in a queue.
-
-    A loop device takes what the kernel has without looking, so a 'losetup -c' that comes too early finds the old one.
-    """
-    deadline = time.monotonic() + _KERNEL_SECONDS
-    with contextlib.suppress(OSError):
-        while os.stat(file).st_size != size and time.monotonic() < deadline:
-            time.sleep(0.01)
 
 
 class _ClosingProgress:

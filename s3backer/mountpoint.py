@@ -7,6 +7,7 @@ the process that serves a mount can use it without waiting for itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -14,6 +15,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ _UMOUNT_NOFOLLOW = 8
 #: What a file operation reports where the daemon of a FUSE mount is gone (or was cut off).
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 _FUSERMOUNT_SECONDS = 60
+#: Longest wait in seconds for the kernel to take note of a new size.
+_KERNEL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +200,14 @@ def loop_devices(file: str, sys_block: str = "/sys/block") -> Sequence[str]:
         if backing == file:
             devices.append(f"/dev/{entry.parts[-3]}")
     return sorted(devices)
+
+
+def wait_for_size(file: str, size: int) -> None:
+    """Look at the file until the kernel has the new size, which is soon: it is told by llfuse in a queue.
+
+    A loop device takes what the kernel has without looking, so a 'losetup -c' that comes too early finds the old one.
+    """
+    deadline = time.monotonic() + _KERNEL_SECONDS
+    with contextlib.suppress(OSError):
+        while os.stat(file).st_size != size and time.monotonic() < deadline:
+            time.sleep(0.01)

@@ -55,7 +55,7 @@ LINT = Part("lint", 1)
 PARTS = (
     Part("unit", 1, ("tests",)),
     Part("stores", 3, ("tests/stores", "tests/s3")),
-    Part("mount", 4, ("tests/mount", "tests/cli")),
+    Part("mount", 4, ("tests/mount", "tests/cli", "tests/system")),
     Part("filesystems", 5, ("tests/filesystems", "tests/interop")),
     Part("packaging", 4, ("tests/packaging",)),
 )

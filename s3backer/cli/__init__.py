@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from s3backer import __version__
 from s3backer.errors import S3backerError
 
-COMMANDS = ("create", "mount", "unmount", "info", "resize", "erase", "unlock", "import-cache")
+COMMANDS = ("create", "mount", "unmount", "info", "resize", "erase", "unlock", "import-cache", "install-system")
 
 _HELP = """\
 Usage: s3backer COMMAND ...                              see 's3backer COMMAND --help'
@@ -36,10 +36,16 @@ Commands:
   erase URL                destroy it
   unlock URL               remove the mark of a mount that has died
   import-cache FILE URL    bring home what a crashed mount of the original left in its cache file
+  install-system           put mount helper, systemd unit, man pages and completions in place
 
 A URL is s3://BUCKET[/PREFIX] or file:///DIRECTORY. Credentials, region and endpoint come from the AWS environment
 variables and files, as for the AWS command line.
 """
+
+
+def module_of(command: str) -> str:
+    """Return the name of a command's module."""
+    return f"{__name__}.{command.replace('-', '_')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +111,7 @@ def _run(words: list[str]) -> int:
     if first in COMMANDS:
         from s3backer.cli.common import run_command
 
-        return run_command(importlib.import_module(f"s3backer.cli.{first.replace('-', '_')}").command, words[1:])
+        return run_command(importlib.import_module(module_of(first)).command, words[1:])
     from s3backer.cli import original
 
     return original.run(words)

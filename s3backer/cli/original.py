@@ -57,7 +57,7 @@ def _run(words: list[str]) -> int:
         )
     _check_together(said)
     url = _url(said.places[0], values)
-    _settle_credentials(values)
+    settle_credentials(values)
     if whole:
         with Target(str(url), values) as target:
             target.url = url
@@ -129,7 +129,8 @@ def _url(place: str, values: dict[str, Any]) -> VolumeURL:
     return VolumeURL("s3", bucket=bucket, prefix=prefix)
 
 
-def _settle_credentials(values: dict[str, Any]) -> None:
+def settle_credentials(values: dict[str, Any]) -> None:
+    """Turn the original's options for credentials into fields of StoreOptions; UsageError if they contradict."""
     variable = values.pop("secret_variable", None)
     if variable is not None:
         try:
@@ -166,19 +167,24 @@ def _read_access_file(path: str, wanted: str | None) -> tuple[str, str] | None:
     return None
 
 
+def settle_values(values: dict[str, Any]) -> None:
+    """Turn what the original says with one option, and we with another, into ours."""
+    if "password_file" in values:
+        values["password"] = password_file(values.pop("password_file"))
+    chosen = values.get("compress")
+    if isinstance(chosen, int):
+        values["compress"], values["compress_level"] = "deflate", chosen
+
+
 def _settle_encoding(said: Words, url: VolumeURL) -> None:
     """Turn the original's words on compression and encryption into ours."""
     values = said.values
-    if "password_file" in values:
-        values["password"] = password_file(values.pop("password_file"))
+    settle_values(values)
     if url.scheme == "file" and "encrypt" in said.given:
         raise UsageError(
             "--encrypt does not go with --test, which stores plain blocks",
             hint="For an encrypted directory: s3backer create file:///DIR --encrypt ...",
         )
-    chosen = values.get("compress")
-    if isinstance(chosen, int):
-        values["compress"], values["compress_level"] = "deflate", chosen
     if url.scheme == "file":
         # Plain whatever was said: the original's test mode compresses nothing either.
         values["compress"] = "none"

@@ -11,9 +11,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from s3backer.config import Option
 from s3backer.errors import UsageError
 from s3backer.frontends.fuse_options import FuseWords, sort_out
 from s3backer.original_options import ORIGINAL, OriginalOption
@@ -65,7 +67,7 @@ def parse(arguments: list[str]) -> Words:
             text = word[2:] or (rest.popleft() if rest else "")
             if not text:
                 raise UsageError("-o needs options after it", hint="Write for example -o size=10g,blockSize=128k.")
-            parts = [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^,\\])+", text)]
+            parts = split_options(text)
             # In the order in which they stand, also those of a configuration file among them.
             for index, part in enumerate(parts):
                 name, _, value = part.partition("=")
@@ -90,6 +92,11 @@ def parse(arguments: list[str]) -> Words:
             said.places.append(word)
     said.fuse = sort_out(fuse_words, ORIGINAL)
     return said
+
+
+def split_options(text: str) -> list[str]:
+    """Return the options of a list by libfuse's rule: a backslash keeps a comma in a value."""
+    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^,\\])+", text)]
 
 
 def read_config_file(path: str) -> list[str]:
@@ -123,7 +130,7 @@ def _take(text: str, said: Words) -> None:
     elif not equals and option.bare is not None:
         converted = option.bare
     else:
-        converted = _converted(option, _needed(option, value) if not equals else value)
+        converted = converted(option, _needed(option, value) if not equals else value)
     said.given.add(name)
     if option.name:
         said.values[option.name] = converted
@@ -139,9 +146,11 @@ def _needed(option: OriginalOption, value: str) -> str:
     return value
 
 
-def _converted(option: OriginalOption, value: str) -> Any:
-    assert option.convert is not None
+def converted(option: Option | OriginalOption, value: str) -> Any:
+    """Return what a value of an option means; UsageError names the option."""
+    convert: Callable[[str], Any] | None = option.convert
+    assert convert is not None
     try:
-        return option.convert(value)
+        return convert(value)
     except UsageError as error:
         raise UsageError(f"{option.flag}: {error.message}", hint=error.hint) from None

@@ -81,10 +81,21 @@ _NO_EFFECT = frozenset(
         "noforget",
         "direct_io",
         "large_read",
+        "silent",
+        "loud",
     ]
 )
 _NO_EFFECT_VALUES = frozenset(
-    ["comment", "attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout", "intr_signal", "remember"]
+    [
+        "comment",
+        "user",
+        "attr_timeout",
+        "entry_timeout",
+        "negative_timeout",
+        "ac_attr_timeout",
+        "intr_signal",
+        "remember",
+    ]
 )
 
 
@@ -102,6 +113,12 @@ class FuseWords:
         return next((word == "ro" for word in reversed(self.options) if word in ("ro", "rw")), False)
 
 
+def has_no_effect(word: str) -> bool:
+    """Whether a word is addressed to somebody else, or changes nothing on a disk."""
+    name, equals, _ = word.partition("=")
+    return word in _NO_EFFECT or bool(equals and name in _NO_EFFECT_VALUES) or name.startswith(("x-", "X-"))
+
+
 def sort_out(words: Sequence[str], others: Iterable[str] = ()) -> FuseWords:
     """Return what the words mean; UsageError, with the nearest of them and of ``others``, for one that is unknown."""
     kept: list[str] = []
@@ -116,7 +133,7 @@ def sort_out(words: Sequence[str], others: Iterable[str] = ()) -> FuseWords:
             or (name in TEXTS and value)
         ):
             kept.append(word)
-        elif word in _NO_EFFECT or (equals and name in _NO_EFFECT_VALUES) or name.startswith(("x-", "X-")):
+        elif has_no_effect(word):
             continue
         else:
             known = sorted({*FLAGS, *NUMBERS, *TEXTS, *_OWNERS, *others})

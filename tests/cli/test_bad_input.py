@@ -142,6 +142,6 @@ def test_an_interrupted_command_says_so(run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_every_command_is_listed_and_has_a_module(run: Run) -> None:
     for name in cli.COMMANDS:
-        command = importlib.import_module(f"s3backer.cli.{name.replace('-', '_')}").command
+        command = importlib.import_module(cli.module_of(name)).command
         assert isinstance(command, click.Command) and command.name == name
         assert f"\n  {name} " in run("--help").out
