@@ -85,7 +85,7 @@ mount -T "$1/fstab" "$1/mnt"
 seen "$1/mnt"
 $ours info --json "file://$1/bucket" | tr -d '\\n'; echo
 mount -a -T "$1/fstab" && echo again: $(grep -c " $1/mnt " /proc/mounts)
-$ours unmount "$1/mnt"
+$ours unmount "file://$1/bucket"
 """
 WORDS = "_netdev,nofail,x-systemd.requires=network-online.target,x-systemd.automount,comment=x"
 
@@ -117,7 +117,7 @@ def test_the_type_fuse_finds_this_program_before_the_originals(machine: Machine)
 
 
 def test_read_only_takes_no_token(machine: Machine) -> None:
-    script = 'mount -T "$1/fstab" "$1/mnt"; ls "$1/bucket"; ! true 2>/dev/null >>"$1/mnt/file"; $ours unmount "$1/mnt"'
+    script = 'mount -T "$1/fstab" "$1/mnt"; ls "$1/bucket"; ! true 2>/dev/null >>"$1/mnt/file"; $ours unmount "file://$1/bucket"'
     line = f"file://{machine.bench.bucket} {machine.bench.mountpoint} s3backer ro"
     done = machine.run(script, line)
     assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_a_second_line_mounts_the_filesystem_on_the_disk(machine: Machine) -> No
     script = """
 mount -T "$1/fstab" "$1/mnt"
 mkfs.ext4 -q "$1/mnt/file"
-$ours unmount "$1/mnt"
+$ours unmount "file://$1/bucket"
 for round in first second; do
     mount -a -T "$1/fstab"
     seen "$1/files"
@@ -145,7 +145,7 @@ for round in first second; do
     echo $round >"$1/files/word"
     umount "$1/files"
     # The kernel lets go of the loop device a moment later.
-    for attempt in $(seq 100); do $ours unmount "$1/mnt" 2>/dev/null && break || sleep 0.1; done
+    for attempt in $(seq 100); do $ours unmount "file://$1/bucket" 2>/dev/null && break || sleep 0.1; done
 done
 """
     done = machine.run(script, *lines)
@@ -180,7 +180,7 @@ def test_fake_and_sloppy(machine: Machine) -> None:
     line = f"file://{machine.bench.bucket} {machine.bench.mountpoint} s3backer rw,nonsense=1"
     done = machine.run('mount -f -T "$1/fstab" "$1/mnt"; ! seen "$1/mnt"', line)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    done = machine.run('mount -s -T "$1/fstab" "$1/mnt"; seen "$1/mnt"; $ours unmount "$1/mnt"', line)
+    done = machine.run('mount -s -T "$1/fstab" "$1/mnt"; seen "$1/mnt"; $ours unmount "file://$1/bucket"', line)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fuse.s3backer")
     done = machine.run('mount -s -T "$1/fstab" "$1/mnt"', f"{line},encrypt")
