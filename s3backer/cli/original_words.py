@@ -126,14 +126,14 @@ def _take(text: str, said: Words) -> None:
     if option.convert is None and equals:
         raise UsageError(f"{name} takes no value", hint=f"Write --{name}.")
     if option.convert is None:
-        converted = option.value
+        result = option.value
     elif not equals and option.bare is not None:
-        converted = option.bare
+        result = option.bare
     else:
-        converted = converted(option, _needed(option, value) if not equals else value)
+        result = converted(option, _needed(option, value) if not equals else value)
     said.given.add(name)
     if option.name:
-        said.values[option.name] = converted
+        said.values[option.name] = result
     if name == "region":
         said.values.setdefault("virtual_host", True)
 

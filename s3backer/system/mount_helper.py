@@ -10,8 +10,7 @@
 Guarantees
   * The exit code is mount(8)'s: 0 mounted, 1 called wrongly, 32 not mounted.
   * Options that are for mount(8), systemd or the kernel are ignored. ``ro`` makes the volume read-only too.
-  * With ``-s`` options that nobody knows are ignored, but never those of the original that this version does not
-    have: some of them say what the objects hold.
+  * With ``-s`` options that nobody knows are ignored, but never those of the original that are not done here.
   * The mount table names SPEC as it was given, by which 'mount -a' sees that it is mounted already.
 """
 

@@ -161,7 +161,7 @@ done
     ("spec", "options", "code", "said"),
     [
         ("file:///nonexistent/volume", "rw", 32, "mount.s3backer: "),
-        ("file://{}", "rw,nonsense=1", 32, "nonsense"),
+        ("file://{}", "rw,nonsense=1", 1, "nonsense"),
         ("file://{}", "rw,memory=plenty", 1, "memory"),
         ("file://{}", "rw,encrypt", 1, "encrypt"),
         ("{}", "test,encrypt", 1, "encrypt"),

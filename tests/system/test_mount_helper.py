@@ -93,7 +93,7 @@ def test_the_name_in_the_mount_table_can_be_chosen(requests: list[MountRequest])
         ["s3://bucket", "/mnt", "-o", "size"],
         ["s3://bucket", "/mnt", "-o", "force=1"],
         ["s4://bucket", "/mnt"],
-        ["bucket", "/mnt", "-s", "-o", "compress"],
+        ["bucket", "/mnt", "-s", "-o", "sharedDiskMode"],
         ["bucket", "/mnt", "-o", "erase"],
         ["b", "/mnt"],
     ],
