@@ -60,8 +60,7 @@ def test_the_originals_names_come_first_and_in_its_order(store: MemoryStore) -> 
     assert len({line.split()[0] for line in lines}) == len(lines) > len(NAMES)
     for line in lines:
         name, value = line.split(maxsplit=1)
-        # One name is longer than the column.
-        assert line == f"{name:<28}{value}" or (len(name) >= 28 and line == f"{name} {value}")
+        assert line == f"{name:<28} {value}"
 
 
 def test_blocks_are_counted_by_what_was_done_with_them(store: MemoryStore) -> None:

@@ -1,4 +1,4 @@
-"""The text of the stats file: one ``NAME value`` a line, the name padded to 28 characters.
+"""The text of the stats file: one ``NAME value`` a line, the name padded to 28 characters, and a space.
 
 The original's names come first, all of them and in its order, so that its users' scripts go on; ours come after.
 What has no counterpart here is 0: there is no second cache for old answers (``md5_cache``), no cache file that would
@@ -117,8 +117,7 @@ class Statistics:
             ("fetch_errors", number("fetch errors")),
             ("store_errors", number("store errors")),
         )
-        # A name that is longer than its column, as one of the original's is, still ends before its value.
-        return "".join(f"{name:<27} {value}\n" for name, value in lines)
+        return "".join(f"{name:<28} {value}\n" for name, value in lines)
 
     def _totals(self) -> _Totals:
         """Return everything that only ever grows."""

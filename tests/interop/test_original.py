@@ -70,6 +70,25 @@ def test_a_directory_is_read_and_written_by_both_in_turns(hashed: bool, tmp_path
         assert volume.read(0, SIZE) == second
 
 
+def test_the_statistics_have_the_originals_names_in_its_order(seaweed: SeaweedServer, tmp_path: Path) -> None:
+    bucket = seaweed.make_bucket()
+    options = [f"--baseURL={seaweed.endpoint}/", f"--accessId={seaweed.access_key}"]
+    options += [f"--accessKey={seaweed.secret_key}", "--listBlocks", "--size=1m", bucket]
+    with original(tmp_path / "mnt", *options, "--md5CacheSize=256") as file:
+        text = (file.parent / "stats").read_text()
+    reach = {name: getattr(seaweed.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")}
+    with s3backer.open(f"s3://{bucket}", size=1 << 20, block_size=4096, **reach) as volume:
+        ours = dict(line.split(maxsplit=1) for line in volume.stats_text().splitlines())
+    theirs = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert [name for name in ours if name in theirs] == list(theirs)
+    assert len(theirs) > 35
+    for line in text.splitlines():
+        name, value = line.split(maxsplit=1)
+        assert line == f"{name:<28} {value}"
+        # The same unit behind the number.
+        assert ours[name].split()[1:] == value.split()[1:], name
+
+
 def test_a_bucket_is_read_and_written_by_both_in_turns(seaweed: SeaweedServer, tmp_path: Path) -> None:
     bucket = seaweed.make_bucket()
     store = S3Store(bucket, seaweed.options())
