@@ -71,18 +71,21 @@ def call(
     on_progress: Progress | None = None,
     *,
     path: Path | None = None,
+    silence: float | None = None,
 ) -> dict[str, object] | None:
     """Ask the daemon of a volume and return its result, or None where no daemon listens.
 
-    Raises S3backerError with the daemon's message, hint and exit code, or if it breaks off or falls silent.
+    ``silence``: how long it may say nothing, in seconds. Raises S3backerError with the daemon's message, hint and exit
+    code, or if it breaks off or falls silent.
     """
     where = path or control_path(volume_id)
+    silence = SILENCE if silence is None else silence
     connection = _connect(where)
     if connection is None:
         return None
     with connection:
         try:
-            connection.settimeout(SILENCE)
+            connection.settimeout(silence)
             connection.sendall(_encode({"version": VERSION, "command": command, **(arguments or {})}))
             for line in _lines(connection):
                 answer = _decode(line)
@@ -94,7 +97,7 @@ def call(
                 return _result(answer)
         except TimeoutError:
             raise S3backerError(
-                f"the daemon at {where} has said nothing for {SILENCE:.0f} s",
+                f"the daemon at {where} has said nothing for {silence:.0f} s",
                 hint="See its log; it may be stopped or stuck.",
             ) from None
         except OSError as error:
@@ -213,7 +216,14 @@ class ControlServer:
             if busy:
                 connection.close()
                 continue
-            thread.start()
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:
+                # The next one may find room again; without this loop nobody would.
+                log.warning("no thread for a control client: %s", error)
+                with self._lock:
+                    del self._clients[thread]
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -365,3 +365,30 @@ def test_where_the_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert control_path("ab") == Path("/run/user/1000/s3backer/ab.sock")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert control_path("ab") == Path("/tmp/s3backer-1000/ab.sock")
+
+
+def test_without_a_thread_for_a_client_the_next_one_is_served(
+    server: ControlServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failures = threading.Thread.start, [RuntimeError("can't start new thread"), MemoryError()]
+
+    def meager(thread: threading.Thread) -> None:
+        if thread.name.startswith("s3backer-control-") and failures:
+            raise failures.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", meager)
+    for _ in range(2):
+        with pytest.raises(S3backerError, match="did not answer"):
+            call("id", "echo", path=path)
+    assert call("id", "echo", path=path) is not None
+    assert not failures
+
+
+def test_a_caller_says_how_long_it_waits(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(S3backerError, match="said nothing for 0 s"):
+            call("id", "echo", path=path, silence=0.2)

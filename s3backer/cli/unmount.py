@@ -13,6 +13,9 @@ from s3backer.control import call, control_path
 from s3backer.errors import MountError, S3backerError
 from s3backer.mountpoint import FUSE_TYPE, find_mount, resolve_mountpoint, unmount
 
+#: Seconds for a daemon to say which mount it serves.
+_SILENCE = 2.0
+
 
 @click.command("unmount")
 @click.argument("where", metavar="MOUNTPOINT|URL")
@@ -41,7 +44,8 @@ def _daemon_of(path: str) -> str | None:
     """Return the id of the volume that a daemon of this user serves on this mount point."""
     for socket in sorted(control_path("").parent.glob("*.sock")):
         try:
-            facts = call(socket.stem, "info")
+            # One that is stopped must not keep the others from being found.
+            facts = call(socket.stem, "info", silence=_SILENCE)
         except S3backerError:
             continue
         if facts is not None and facts.get("mountpoint") == path:

@@ -74,7 +74,7 @@ def test_the_statistics_have_the_originals_names_in_its_order(seaweed: SeaweedSe
     bucket = seaweed.make_bucket()
     options = [f"--baseURL={seaweed.endpoint}/", f"--accessId={seaweed.access_key}"]
     options += [f"--accessKey={seaweed.secret_key}", "--listBlocks", "--size=1m", bucket]
-    with original(tmp_path / "mnt", *options, "--md5CacheSize=256") as file:
+    with program_mounted(ORIGINAL, tmp_path / "mnt", *options, "--md5CacheSize=256") as file:
         text = (file.parent / "stats").read_text()
     reach = {name: getattr(seaweed.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")}
     with s3backer.open(f"s3://{bucket}", size=1 << 20, block_size=4096, **reach) as volume:
