@@ -14,7 +14,8 @@ its lock around every call. Only the slab is shared with the hot path, and it lo
 
 Guarantees
   * A write is answered when the slab holds it; a flush is answered when every write answered before it is
-    in the bucket, and fails if storing one of those blocks fails. Failed blocks stay dirty and are tried again.
+    in the bucket, and fails if storing one of those blocks fails in an attempt that began after the flush was
+    asked; the failure of an earlier attempt says nothing about now. Failed blocks stay dirty and are tried again.
   * A block has at most one Fetch and one Store under way. A fetched body is used only if no Store of that
     block began meanwhile (it could be older than what was stored); otherwise it is fetched again.
   * Dirty data never leaves the slab except into the bucket. When too much is dirty, writers wait, readers do not.
@@ -86,6 +87,8 @@ class FlushRequest(Request):
     """Wait until everything written so far is in the bucket."""
 
     sequence: int = 0
+    #: Flushes asked up to this one.
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,17 @@ class Reply:
 Action = Fetch | Store | Reply
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A block on its way into the bucket: the newest write in it, and how many flushes had been asked before."""
+
+    sequence: int
+    flushes: int
+
+
 @dataclass(slots=True, eq=False)
 class _PendingFetch:
+    flushes: int
     readers: list[ReadRequest] = field(default_factory=list)
     writers: list[WriteRequest | TouchRequest] = field(default_factory=list)
     stale: bool = False
@@ -153,12 +165,13 @@ class BlockCache:
         self._block_size = slab.block_size
         self._actions: list[Action] = []
         self._fetches: dict[int, _PendingFetch] = {}
-        self._storing: dict[int, int] = {}
+        self._storing: dict[int, _Attempt] = {}
         self._storing_zeros: set[int] = set()
         self._retry_at: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
         self._flushes: list[FlushRequest] = []
         self._flush_sequence = 0
+        self._flush_count = 0
 
     # ── what the driver asks ─────────────────────────────────────────────────────────────────────────
 
@@ -211,7 +224,8 @@ class BlockCache:
 
     def flush(self, request: FlushRequest, now: float) -> None:
         """Start a flush; a Reply follows when all writes answered so far are in the bucket, or one failed."""
-        request.sequence = self._slab.sequence
+        self._flush_count += 1
+        request.sequence, request.number = self._slab.sequence, self._flush_count
         if not self._unsaved_up_to(request.sequence):
             self._reply(request, None)
             return
@@ -236,7 +250,7 @@ class BlockCache:
             for writer in fetch.writers:
                 self._reply(writer, error)
             if fetch.store_sequence:
-                self._store_failed(block, fetch.store_sequence, error, now)
+                self._store_failed(block, _Attempt(fetch.store_sequence, fetch.flushes), error, now)
         else:
             self.counts.blocks_read += body is not None
             self.counts.zero_blocks_read += body is None
@@ -251,11 +265,11 @@ class BlockCache:
     def stored(self, block: int, error: S3backerError | None, now: float) -> None:
         """A Store has ended."""
         self._slab.end_store(block, error is None)
-        sequence = self._storing.pop(block)
+        attempt = self._storing.pop(block)
         zeros = block in self._storing_zeros
         self._storing_zeros.discard(block)
         if error is not None:
-            self._store_failed(block, sequence, error, now)
+            self._store_failed(block, attempt, error, now)
         else:
             self.counts.blocks_written += not zeros
             self.counts.zero_blocks_written += zeros
@@ -306,7 +320,7 @@ class BlockCache:
     def _fetch(self, block: int, *, urgent: bool) -> _PendingFetch:
         fetch = self._fetches.get(block)
         if fetch is None:
-            fetch = self._fetches[block] = _PendingFetch()
+            fetch = self._fetches[block] = _PendingFetch(self._flush_count)
             self._actions.append(Fetch(block, urgent))
         return fetch
 
@@ -439,13 +453,13 @@ class BlockCache:
             # There is no memory for the copy: the same as a store that failed.
             self.counts.memory_errors += 1
             error = StoreError(f"no memory for a copy of block {block}", hint="Use a smaller --memory.")
-            self._store_failed(block, sequence, error, now)
+            self._store_failed(block, _Attempt(sequence, self._flush_count), error, now)
             return True
         if body is None and absent:
             self._slab.end_store(block, True)
             self.counts.zeros_skipped += 1
             return False
-        self._storing[block] = sequence
+        self._storing[block] = _Attempt(sequence, self._flush_count)
         if body is None:
             self._storing_zeros.add(block)
         if block in self._fetches:
@@ -453,11 +467,14 @@ class BlockCache:
         self._actions.append(Store(block, body))
         return True
 
-    def _store_failed(self, block: int, sequence: int, error: S3backerError, now: float) -> None:
-        """The block stays dirty; a flush that waits for it fails, a later one tries it again."""
+    def _store_failed(self, block: int, attempt: _Attempt, error: S3backerError, now: float) -> None:
+        """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""
         self.counts.store_errors += 1
-        self._retry_at[block] = now + self._policy.retry_delay
-        for flush in [f for f in self._flushes if f.sequence >= sequence]:
+        waiting = [f for f in self._flushes if f.sequence >= attempt.sequence]
+        failed = [f for f in waiting if f.number <= attempt.flushes]
+        if failed == waiting:
+            self._retry_at[block] = now + self._policy.retry_delay
+        for flush in failed:
             self._flushes.remove(flush)
             self._reply(flush, error)
         self._flush_sequence = max((f.sequence for f in self._flushes), default=0)
@@ -476,7 +493,7 @@ class BlockCache:
     def _unsaved_up_to(self, sequence: int) -> bool:
         """True if a write of this sequence or an earlier one is not in the bucket."""
         oldest = self._slab.oldest_dirty_sequence()
-        return 0 < oldest <= sequence or any(s <= sequence for s in self._storing.values())
+        return 0 < oldest <= sequence or any(a.sequence <= sequence for a in self._storing.values())
 
     def _reply(self, request: Request, error: S3backerError | None) -> None:
         self._actions.append(Reply(request, error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ from tests.support.servers import SeaweedServer, find_weed
 # In CI too each run tries new examples; a failure prints how to have the same one again.
 settings.register_profile("s3backer", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("s3backer")
+# A shell starts what runs in the background with these ignored, and every program started here would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

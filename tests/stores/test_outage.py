@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 from collections.abc import Iterator
@@ -49,13 +48,6 @@ def reopened(volume: Volume, seaweed: SeaweedServer) -> bytes:
         return again.read(0, SIZE)
 
 
-def flush_in_the_end(volume: Volume) -> None:
-    """Flush; a store that began during the outage may still fail one."""
-    with contextlib.suppress(StoreUnreachable):
-        volume.flush()
-    volume.flush()
-
-
 def test_writes_wait_in_memory_and_arrive_when_it_is_back(
     volume: Volume, network: Forwarder, seaweed: SeaweedServer
 ) -> None:
@@ -79,7 +71,7 @@ def test_writes_wait_in_memory_and_arrive_when_it_is_back(
     # What is in memory can be read; what is not is an error, and never zeros.
     assert volume.read(5 * BLOCK, 3 * BLOCK) == expected[5 * BLOCK : 8 * BLOCK]
     network.mend()
-    flush_in_the_end(volume)
+    volume.flush()
     assert volume.unsaved == 0
     volume.close()
     assert reopened(volume, seaweed) == expected
@@ -122,7 +114,7 @@ def test_writers_stop_when_memory_is_full_and_go_on_when_it_is_back(
     network.mend()
     writer.join(60)
     assert written.is_set()
-    flush_in_the_end(volume)
+    volume.flush()
     volume.close()
     assert reopened(volume, seaweed) == data
 

@@ -10,6 +10,7 @@ succeeded, the bucket alone must hold the client's region; at the end the bucket
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,6 +38,14 @@ BLOCK = 1024
 _T = TypeVar("_T")
 
 
+class Fault(StoreError):
+    """A failed request; ``began`` counts the steps of the world up to its start."""
+
+    def __init__(self, message: str, began: int) -> None:
+        super().__init__(message)
+        self.began = began
+
+
 class WorldStore:
     """A MemoryStore whose requests take time, fail before and after they took effect, and list in small pages."""
 
@@ -49,13 +58,14 @@ class WorldStore:
 
     def _around(self, effect: Callable[[], _T]) -> _T:
         world = self._world
+        began = next(world.steps)
         world.run_some()
         if world.fault():
-            raise StoreError("failed before it took effect")
+            raise Fault("failed before it took effect", began)
         result = effect()
         world.run_some()
         if world.fault():
-            raise StoreError("failed after it took effect")
+            raise Fault("failed after it took effect", began)
         return result
 
     def get(self, key: str) -> StoredObject:
@@ -116,7 +126,7 @@ class Client:
             else:
                 self._read_done(read, None)
         elif kind == "flush":
-            flush = FlushRequest(context=self._flush_done)
+            flush = FlushRequest(context=partial(self._flush_done, next(world.steps)))
             world.call(lambda: cache.flush(flush, now))
         elif kind == "touch":
             touch = TouchRequest(block=offset // BLOCK, context=self._touch_done)
@@ -151,8 +161,10 @@ class Client:
             assert request.buffer == expected, f"{self.world}: client {self.name} read wrong bytes at {request.offset}"
         self.world.finished(self)
 
-    def _flush_done(self, error: S3backerError | None) -> None:
-        if error is None:
+    def _flush_done(self, asked: int, error: S3backerError | None) -> None:
+        if error is not None:
+            assert isinstance(error, Fault) and error.began > asked, f"{self.world}: a flush failed of what was before"
+        else:
             stored = self.world.bucket_content()
             region = slice(self.start, self.stop)
             assert stored[region] == self.world.model[region], f"{self.world}: a flush lied to client {self.name}"
@@ -171,6 +183,7 @@ class World:
         self.now = 0.0
         self.model = bytearray(blocks * BLOCK)
         self.ready: list[Callable[[], None]] = []
+        self.steps = itertools.count()
         self._depth = 0
         self._operations = operations
         self._faults = self.random.choice((0.0, 0.02, 0.2))
