@@ -70,6 +70,9 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     as it was.
     """
     first = _block_zero(store, prefix, options)
+    if first is None:
+        # Said before anybody is asked for a size: the mark of an unfinished copy, which gets its block 0 last.
+        _refuse_unfinished(store, prefix, read_token(store, prefix))
     info = first.info if isinstance(first, StoredObject) else first
     metadata = parse_metadata(info) if info is not None and options.detect else None
     size, block_size = _geometry(volume_name(store, prefix), metadata, options)
@@ -108,6 +111,11 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
             remove_token(store, prefix, token)
         raise
     return layout, token
+
+
+def _refuse_unfinished(store: ObjectStore, prefix: str, token: MountToken | None) -> None:
+    if token is not None and token.copy is not None:
+        raise in_use(volume_name(store, prefix), token)
 
 
 def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> StoredObject | ObjectInfo | None:
@@ -180,6 +188,7 @@ def _geometry(url: str, metadata: Metadata | None, options: VolumeOptions) -> tu
 def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> MountToken | None:
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
+    _refuse_unfinished(store, prefix, found)
     if options.read_only:
         if found is not None:
             log.warning("%s is mounted %s: what is read here may be older or torn", url, found.describe())
