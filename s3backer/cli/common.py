@@ -95,11 +95,16 @@ def _see(command: click.Command) -> str:
 
 
 class Target:
-    """The volume that a command is about: its URL, its store, and the daemon that may serve it on this host."""
+    """The volume that a command is about: its URL, its store, and the daemon that may serve it on this host.
 
-    def __init__(self, url: str, values: dict[str, Any]) -> None:
+    ``beside``: another one that the same command is about; the log keeps the secrets of both.
+    """
+
+    def __init__(self, url: str, values: dict[str, Any], beside: Target | None = None) -> None:
         self.url = VolumeURL.parse(url)
-        redacting = configure_logging(True, bool(values.get("debug")), quiet=True)
+        kept = None if beside is None else beside._redacting
+        redacting = configure_logging(True, bool(values.get("debug")), quiet=True, redacting=kept)
+        self._redacting = redacting
         chosen = store_options({"patience": _PATIENCE, **values})
         redacting.register(chosen.secret_key)
         redacting.register(values.get("password"))

@@ -75,7 +75,7 @@ def command(url: str, new_url: str, **values: Any) -> None:
     Example: s3backer copy file:///srv/disk s3://my-bucket/disk --to-compress zstd
     """
     to_values = _for_the_copy(values)
-    with Target(url, values) as source, Target(new_url, to_values) as target:
+    with Target(url, values) as source, Target(new_url, to_values, source) as target:
         if source.id == target.id:
             raise UsageError(f"{source.url} would be copied onto itself", hint="Give another bucket or prefix.")
         if not values["force"]:
