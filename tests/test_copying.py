@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -168,9 +169,9 @@ def sample() -> bytearray:
     return data
 
 
-def copy(source: ObjectStore, target: ObjectStore, *, block_size: int = 2 * KIB, **options: object) -> CopyResult:
+def copy(source: ObjectStore, target: ObjectStore, *, block_size: int = 2 * KIB, **options: Any) -> CopyResult:
     """Copy with one thread, so that requests come in the same order each time."""
-    chosen = replace(ONE_THREAD, block_size=block_size, **options)  # type: ignore[arg-type]
+    chosen = replace(ONE_THREAD, block_size=block_size, **options)
     return copy_volume(source, "old/", target, "new/", source_options=reading(SECRET), options=chosen)
 
 
@@ -277,13 +278,13 @@ class FailingPut(FaultyStore):
         super().__init__(store)
         self._key = key
 
-    def put(self, key: str, body: object, **options: object) -> object:
+    def put(self, key: str, body: Any, **options: Any) -> Any:
         if key == self._key:
             raise StoreUnreachable("it is away")
         return super().put(key, body, **options)
 
 
-def interrupted(source: ObjectStore, target: MemoryStore, key: str = "new/00000003", **options: object) -> None:
+def interrupted(source: ObjectStore, target: MemoryStore, key: str = "new/00000003", **options: Any) -> None:
     """Leave an unfinished copy that lacks the last blocks."""
     with pytest.raises(StoreUnreachable):
         copy(source, FailingPut(target, key), **options)
@@ -308,7 +309,7 @@ def test_what_is_there_is_not_trusted() -> None:
         # The source has zeros there.
         layout.write(2, b"\2" * 2 * KIB)
         interrupted(source, target, resume=True)
-        assert layout.read(1) == data[2 * KIB : 4 * KIB]
+        assert layout.read(1) == bytes(data[2 * KIB : 4 * KIB])
     layout.codec = replace(codec, compression=None)
     layout.write(1, bytes(data[2 * KIB : 4 * KIB]))
     assert copy(source, target, resume=True).kept == 0
@@ -345,7 +346,7 @@ def test_a_source_that_changed_between_two_runs() -> None:
         ({"encoding": EncodingOptions(password="other")}, "has another password"),
     ],
 )
-def test_other_options_than_before(options: dict[str, object], words: str) -> None:
+def test_other_options_than_before(options: dict[str, Any], words: str) -> None:
     source, target = make_source(sample(), KIB, SECRET), MemoryStore("memory:target")
     interrupted(source, target)
     before = dict(target._objects)

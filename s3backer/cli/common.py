@@ -14,7 +14,7 @@ import click
 from s3backer.config import DEBUG, STORE, Option, store_options
 from s3backer.control import call
 from s3backer.errors import UsageError, VolumeInUse
-from s3backer.logs import configure_logging
+from s3backer.logs import Redacting, configure_logging
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.url import VolumeURL, volume_id
@@ -104,7 +104,7 @@ class Target:
         self.url = VolumeURL.parse(url)
         kept = None if beside is None else beside._redacting
         redacting = configure_logging(True, bool(values.get("debug")), quiet=True, redacting=kept)
-        self._redacting = redacting
+        self._redacting: Redacting = redacting
         chosen = store_options({"patience": _PATIENCE, **values})
         redacting.register(chosen.secret_key)
         redacting.register(values.get("password"))
