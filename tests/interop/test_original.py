@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 
 import s3backer
 from s3backer.admin import create_volume
-from s3backer.errors import VolumeInUse
+from s3backer.copying import CopyOptions, copy_volume
+from s3backer.errors import StoreUnreachable, VolumeInUse
 from s3backer.mountpoint import find_mount
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.s3 import S3Store
+from tests.support.faulty import FaultyStore
 from tests.support.mounts import needs_mounts, wait_until
 from tests.support.servers import SeaweedServer
 
@@ -150,4 +153,50 @@ def test_a_bucket_is_read_and_written_by_both_in_turns(seaweed: SeaweedServer, t
         assert volume.read(0, SIZE) == second
     expected = {f"a/b/{n:08x}" for n in range(SIZE // BLOCK) if any(second[n * BLOCK : (n + 1) * BLOCK])}
     assert {entry.key for entry in store.list("a/b/").entries} == expected | {"a/b/00000000"}
+    store.close()
+
+
+def test_an_unfinished_copy_is_refused_and_a_finished_one_is_read(seaweed: SeaweedServer, tmp_path: Path) -> None:
+    bucket = seaweed.make_bucket()
+    source = tmp_path / "source"
+    source.mkdir()
+    create_volume(DirectoryStore(source), "", size=SIZE, block_size=BLOCK)
+    content = pattern(5)
+    with s3backer.open(f"file://{source}") as volume:
+        volume.write(0, content)
+    options = [
+        f"--baseURL={seaweed.endpoint}/",
+        f"--accessId={seaweed.access_key}",
+        f"--accessKey={seaweed.secret_key}",
+        "--prefix=copy/",
+    ]
+    store = S3Store(bucket, seaweed.options())
+    copy_options = CopyOptions(block_size=2 * BLOCK)
+    with pytest.raises(StoreUnreachable):
+        copy_volume(
+            DirectoryStore(source),
+            "",
+            FaultyStore(store, fail_at=20),
+            "copy/",
+            options=replace(copy_options, threads=1),
+        )
+    before = {entry.key for entry in store.list("copy/").entries}
+    assert len(before) > 2
+    (tmp_path / "mnt").mkdir()
+    for more, words in (
+        ([], "auto-detect"),
+        ([f"--size={SIZE >> 20}m", f"--blockSize={2 * BLOCK >> 10}k"], "mounted"),
+    ):
+        refused = subprocess.run(
+            [ORIGINAL, *options, *more, bucket, str(tmp_path / "mnt")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert refused.returncode == 1 and words in refused.stderr, refused.stderr
+    assert {entry.key for entry in store.list("copy/").entries} == before
+    copy_volume(DirectoryStore(source), "", store, "copy/", options=replace(copy_options, resume=True))
+    with original(tmp_path / "mnt", *options, bucket) as file:
+        assert file.read_bytes() == content
     store.close()
