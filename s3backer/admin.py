@@ -51,9 +51,8 @@ def create_volume(
         f"there is a volume at {url} already",
         hint="Use another prefix, or 's3backer erase' to destroy what is there.",
     )
-    for entry, _ in _volume_objects(store, prefix):
-        if entry is not None:
-            raise exists
+    if next(volume_objects(store, prefix), None) is not None:
+        raise exists
     codec = choose_codec(encoding, None, bucket=store.bucket, prefix=prefix, block=f"block 0 of {url}")
     layout = ClassicLayout(store, prefix, block_size=block_size, size=size, codec=codec, hash_prefix=block_hash_prefix)
     try:
@@ -69,6 +68,9 @@ def inspect_volume(
     metadata = read_metadata(store, prefix, hash_prefix=block_hash_prefix)
     token = read_token(store, prefix)
     if metadata is None:
+        if token is not None and token.copy is not None:
+            unfinished = in_use(volume_name(store, prefix), token)
+            raise VolumeNotFound(unfinished.message, hint=unfinished.hint)
         raise VolumeNotFound(
             f"there is no volume at {volume_name(store, prefix)}",
             hint="Check the URL, or create one with 's3backer create'.",
@@ -76,7 +78,7 @@ def inspect_volume(
     objects = stored = None
     if count:
         objects = stored = 0
-        for entry, block in _volume_objects(store, prefix):
+        for entry, block in volume_objects(store, prefix):
             if block is not None:
                 objects, stored = objects + 1, stored + entry.size
     return VolumeFacts(metadata.size, metadata.block_size, metadata.content_encoding, token, objects, stored)
@@ -96,7 +98,7 @@ def erase_volume(
     erased = 0
     last: list[str] = []
     with ThreadPoolExecutor(_ERASE_THREADS, thread_name_prefix="s3backer-erase") as pool:
-        keys = (entry.key for entry, block in _volume_objects(store, prefix, last_keys=last) if block is not None)
+        keys = (entry.key for entry, block in volume_objects(store, prefix, last_keys=last) if block is not None)
         while batch := list(islice(keys, 256)):
             for _ in pool.map(store.delete, batch):
                 erased += 1
@@ -113,11 +115,16 @@ def erase_volume(
 
 
 def unlock_volume(store: ObjectStore, prefix: str) -> MountToken | None:
-    """Remove the mount token; return what it said, None if there was none."""
+    """Remove the mount token; return what it said, None if there was none.
+
+    Raises VolumeInUse for an unfinished copy: without its mark it could be taken for a volume.
+    """
     token = read_token(store, prefix)
+    if token is not None and token.copy is not None:
+        raise in_use(volume_name(store, prefix), token)
     if token is not None:
         store.delete(prefix + TOKEN_NAME)
-    elif read_metadata(store, prefix) is None and next(_volume_objects(store, prefix), None) is None:
+    elif read_metadata(store, prefix) is None and next(volume_objects(store, prefix), None) is None:
         raise VolumeNotFound(f"there is no volume at {volume_name(store, prefix)}", hint="Check the URL.")
     return token
 
@@ -133,7 +140,7 @@ def resize_volume(
     return old
 
 
-def _volume_objects(
+def volume_objects(
     store: ObjectStore, prefix: str, *, last_keys: list[str] | None = None
 ) -> Iterator[tuple[ListEntry, int | None]]:
     """List the volume's objects with their block numbers (None: the token), under either naming.

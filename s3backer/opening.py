@@ -87,6 +87,9 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
     Raises VolumeNotFound, UsageError, StoreError or CorruptObject.
     """
     first = _block_zero(store, prefix, options)
+    if first is None:
+        # Said before anybody is asked for a size: the mark of an unfinished copy, which gets its block 0 last.
+        _refuse_unfinished(store, prefix, read_token(store, prefix))
     info = first.info if isinstance(first, StoredObject) else first
     metadata = parse_metadata(info) if info is not None and options.detect else None
     stated = stated_block_size(info) if info is not None and options.detect else None
@@ -123,6 +126,11 @@ def refuse_if_changed(store: ObjectStore, prefix: str, options: VolumeOptions, m
     """Raise VolumeInUse if block 0 says something else than before the token was ours: somebody else had the volume."""
     if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
         raise VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
+
+
+def _refuse_unfinished(store: ObjectStore, prefix: str, token: MountToken | None) -> None:
+    if token is not None and token.copy is not None:
+        raise in_use(volume_name(store, prefix), token)
 
 
 def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> StoredObject | ObjectInfo | None:
@@ -200,6 +208,7 @@ def _geometry(
 def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> MountToken | None:
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
+    _refuse_unfinished(store, prefix, found)
     if options.read_only:
         if found is not None:
             log.warning("%s is mounted %s: what is read here may be older or torn", url, found.describe())

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from s3backer import __version__
 from s3backer.errors import S3backerError
 
-COMMANDS = ("create", "mount", "unmount", "info", "resize", "erase", "unlock", "import-cache", "install-system")
+COMMANDS = ("create", "mount", "unmount", "info", "resize", "copy", "erase", "unlock", "import-cache", "install-system")
 
 _HELP = """\
 Usage: s3backer COMMAND ...                              see 's3backer COMMAND --help'
@@ -33,6 +33,7 @@ Commands:
   unmount MOUNTPOINT|URL   write everything back and end the mount
   info URL                 what is known about a volume
   resize URL SIZE          make it larger or smaller, mounted or not
+  copy URL NEW-URL         copy it, also into another encryption, compression or block size
   erase URL                destroy it
   unlock URL               remove the mark of a mount that has died
   import-cache FILE URL    bring home what a crashed mount of the original left in its cache file

@@ -14,7 +14,7 @@ import click
 from s3backer.config import DEBUG, STORE, Option, store_options
 from s3backer.control import call
 from s3backer.errors import UsageError, VolumeInUse
-from s3backer.logs import configure_logging
+from s3backer.logs import Redacting, configure_logging
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.url import VolumeURL, volume_id
@@ -95,11 +95,16 @@ def _see(command: click.Command) -> str:
 
 
 class Target:
-    """The volume that a command is about: its URL, its store, and the daemon that may serve it on this host."""
+    """The volume that a command is about: its URL, its store, and the daemon that may serve it on this host.
 
-    def __init__(self, url: str, values: dict[str, Any]) -> None:
+    ``beside``: another one that the same command is about; the log keeps the secrets of both.
+    """
+
+    def __init__(self, url: str, values: dict[str, Any], beside: Target | None = None) -> None:
         self.url = VolumeURL.parse(url)
-        redacting = configure_logging(True, bool(values.get("debug")), quiet=True)
+        kept = None if beside is None else beside._redacting
+        redacting = configure_logging(True, bool(values.get("debug")), quiet=True, redacting=kept)
+        self._redacting: Redacting = redacting
         chosen = store_options({"patience": _PATIENCE, **values})
         redacting.register(chosen.secret_key)
         redacting.register(values.get("password"))

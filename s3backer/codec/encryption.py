@@ -99,6 +99,7 @@ class BlockCipher:
             )
         secret = password.encode("utf-8", "surrogateescape") if isinstance(password, str) else password
         self.kind = kind
+        self.key_length = length
         self._key = hashlib.pbkdf2_hmac("sha1", secret, salt.encode(), _ROUNDS, length)
         self._iv_key = hashlib.pbkdf2_hmac("sha1", self._key, self._key, _ROUNDS, length)
 

@@ -225,11 +225,14 @@ class ClassicLayout:
                 self._presence.set(block, present)
             return True
 
-    def create(self) -> None:
-        """Put block 0, all zeros, with the volume's metadata; PreconditionFailed if there is one."""
-        self._put(0, bytes(self.block_size), if_none_match=True)
+    def create(self, body: bytes | None = None, *, replace: str | None = None) -> None:
+        """Put block 0, zeros unless ``body`` says otherwise, with the volume's metadata.
 
-    def _put(self, block: int, body: bytes, *, if_none_match: bool = False) -> None:
+        PreconditionFailed if there is one, or another than the one whose ETag ``replace`` is.
+        """
+        self._put(0, bytes(self.block_size) if body is None else body, if_none_match=replace is None, if_match=replace)
+
+    def _put(self, block: int, body: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> None:
         encoded = self.codec.encode(block, body)
         volume = {META_BLOCK_SIZE: str(self.block_size), META_SIZE: str(self._size)} if block == 0 else {}
         self._store.put(
@@ -239,6 +242,7 @@ class ClassicLayout:
             content_encoding=encoded.content_encoding,
             metadata={**volume, **encoded.metadata},
             if_none_match=if_none_match,
+            if_match=if_match,
         )
 
     def known_absent(self, block: int) -> bool:

@@ -1,13 +1,14 @@
 r"""The mount token: the object by which a writer says that the volume is in use.
 
     key        PREFIX + "s3backer-mounted"
-    body       HOSTNAME "\n" YYYYMMDDTHHMMSSZ "\n" TOKEN "\n"      (UTC)
+    body       HOSTNAME "\n" YYYYMMDDTHHMMSSZ "\n" TOKEN "\n" [NOTE "\n"]      (UTC)
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
 
 The original reads and writes the same object, so each refuses a volume that the other has mounted.
 The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
-same second by the same host must not have the same one. Unlike the original we create it with
+same second by the same host must not have the same one. A fourth line is there while a copy is unfinished
+(layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the original we create it with
 ``If-None-Match: *``: of two mounts at once exactly one wins.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
+from s3backer.layouts.copy_note import CopyNote
 from s3backer.stores.base import ObjectStore
 
 TOKEN_NAME = "s3backer-mounted"
@@ -29,12 +31,13 @@ SHARED_TOKEN = 0x7FFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class MountToken:
-    """What the token object says. ``etag`` is that of the object read."""
+    """What the token object says. ``etag`` is that of the object read. ``copy``: it locks an unfinished copy."""
 
     value: int
     host: str
     time: str
     etag: str
+    copy: CopyNote | None = None
 
     def describe(self) -> str:
         """Return who mounted and when, for messages."""
@@ -53,13 +56,20 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
     except ValueError:
         value = 0
     host, time, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
-    return MountToken(value or 1, _printable(host), _printable(time), found.info.etag)
+    note = CopyNote.parse(b"".join(found.body.split(b"\n", 4)[3:4]))
+    return MountToken(value or 1, _printable(host), _printable(time), found.info.etag, note)
 
 
 def write_token(
-    store: ObjectStore, prefix: str, url: str, *, replace: MountToken | None, random_source: random.Random
+    store: ObjectStore,
+    prefix: str,
+    url: str,
+    *,
+    replace: MountToken | None,
+    random_source: random.Random,
+    copy: CopyNote | None = None,
 ) -> MountToken:
-    """Put a new token in place of ``replace`` (or of none) and return it.
+    """Put a new token in place of ``replace`` (or of none) and return it; with ``copy`` it locks an unfinished copy.
 
     Raises VolumeInUse if somebody else put one in between.
     """
@@ -69,7 +79,7 @@ def write_token(
     try:
         etag = store.put(
             prefix + TOKEN_NAME,
-            f"{host}\n{time}\n{value:08x}\n".encode(),
+            (f"{host}\n{time}\n{value:08x}\n" + (f"{copy.text()}\n" if copy else "")).encode(),
             content_type="text/plain",
             metadata={TOKEN_METADATA: f"{value:08x}"},
             if_match=replace.etag if replace else None,
@@ -79,11 +89,13 @@ def write_token(
         found = read_token(store, prefix)
         raise in_use(url, found) from None
     except StoreError:
-        # It may have taken effect although its answer was lost.
-        with contextlib.suppress(StoreError):
-            remove_token(store, prefix, MountToken(value, host, time, ""))
+        # It may have taken effect although its answer was lost. An unfinished copy must not lose its mark, though:
+        # the new one serves as well as the old one.
+        if replace is None or replace.copy is None:
+            with contextlib.suppress(StoreError):
+                remove_token(store, prefix, MountToken(value, host, time, ""))
         raise
-    return MountToken(value, host, time, etag)
+    return MountToken(value, host, time, etag, copy)
 
 
 def claim_token(
@@ -126,6 +138,12 @@ def in_use(url: str, token: MountToken | None) -> VolumeInUse:
     """Return the error for a volume that carries somebody's token."""
     if token is None:
         return VolumeInUse(f"{url} was mounted by somebody else just now", hint="Try again.")
+    if token.copy is not None:
+        return VolumeInUse(
+            f"{url} is an unfinished copy of {token.copy.source}, begun {token.describe()}",
+            hint="Once that run has ended, finish it with the same 's3backer copy' and --resume, or give it up with "
+            "'s3backer erase --force'.",
+        )
     if token.value == SHARED_TOKEN:
         return VolumeInUse(
             f"{url} is mounted in the original's shared disk mode ({token.describe()})",

@@ -51,11 +51,12 @@ def commands(url: str, mountpoint: Path) -> list[tuple[str, ...]]:
         ("resize", url, "16MiB"),
         ("erase", url, "--yes"),
         ("unlock", url),
+        ("copy", url, f"{url}-new"),
         ("mount", url, str(mountpoint), "--foreground"),
     ]
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize(
     "mistake", ["no such bucket", "wrong secret", "unknown key", "refused", "clock off", "no keys"]
 )

@@ -131,7 +131,9 @@ def test_unlock_says_whose_token_it_was(run: Run, volume: Path) -> None:
     assert run("resize", url, "16MiB").code == 0
 
 
-@pytest.mark.parametrize("command", ["create", "mount", "unmount", "info", "resize", "erase", "unlock", "import-cache"])
+@pytest.mark.parametrize(
+    "command", ["create", "mount", "unmount", "info", "resize", "copy", "erase", "unlock", "import-cache"]
+)
 def test_every_command_explains_itself(run: Run, command: str) -> None:
     answer = run(command, "--help")
     assert answer.code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 import s3backer
 from s3backer.admin import create_volume
-from s3backer.errors import VolumeInUse
+from s3backer.copying import CopyOptions, copy_volume
+from s3backer.errors import StoreUnreachable, VolumeInUse
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.s3 import S3Store
+from tests.support.faulty import FaultyStore
 from tests.support.mounts import needs_mounts
 from tests.support.original import ORIGINAL, needs_original, program_mounted, program_refused, reach
 from tests.support.servers import SeaweedServer
@@ -119,4 +122,37 @@ def test_a_bucket_is_read_and_written_by_both_in_turns(seaweed: SeaweedServer, t
         assert volume.read(0, SIZE) == second
     expected = {f"a/b/{n:08x}" for n in range(SIZE // BLOCK) if any(second[n * BLOCK : (n + 1) * BLOCK])}
     assert {entry.key for entry in store.list("a/b/").entries} == expected | {"a/b/00000000"}
+    store.close()
+
+
+def test_an_unfinished_copy_is_refused_and_a_finished_one_is_read(seaweed: SeaweedServer, tmp_path: Path) -> None:
+    bucket = seaweed.make_bucket()
+    source = tmp_path / "source"
+    source.mkdir()
+    create_volume(DirectoryStore(source), "", size=SIZE, block_size=BLOCK)
+    content = pattern(5)
+    with s3backer.open(f"file://{source}") as volume:
+        volume.write(0, content)
+    options = [*reach(seaweed), "--prefix=copy/"]
+    store = S3Store(bucket, seaweed.options())
+    copy_options = CopyOptions(block_size=2 * BLOCK)
+    with pytest.raises(StoreUnreachable):
+        copy_volume(
+            DirectoryStore(source),
+            "",
+            FaultyStore(store, fail_at=20),
+            "copy/",
+            options=replace(copy_options, threads=1),
+        )
+    before = {entry.key for entry in store.list("copy/").entries}
+    assert len(before) > 2
+    for more, words in (
+        ([], "auto-detect"),
+        ([f"--size={SIZE >> 20}m", f"--blockSize={2 * BLOCK >> 10}k"], "mounted"),
+    ):
+        assert words in program_refused(ORIGINAL, tmp_path / "mnt", *options, *more, bucket)
+    assert {entry.key for entry in store.list("copy/").entries} == before
+    copy_volume(DirectoryStore(source), "", store, "copy/", options=replace(copy_options, resume=True))
+    with program_mounted(ORIGINAL, tmp_path / "mnt", *options, bucket) as file:
+        assert file.read_bytes() == content
     store.close()
