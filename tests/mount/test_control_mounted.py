@@ -12,7 +12,7 @@ import pytest
 
 from s3backer.control import call
 from s3backer.errors import S3backerError
-from tests.support.mounts import PATIENCE, is_alive, loop_device, needs_mounts
+from tests.support.mounts import is_alive, loop_device, needs_mounts
 from tests.support.tools import run
 from tests.support.workbench import BLOCK, SIZE, Workbench, write_unflushed
 
@@ -241,6 +241,6 @@ def test_the_socket_of_a_killed_daemon_is_in_nobodys_way(volume: Workbench) -> N
         assert volume.socket.exists()
         assert call(volume.ident, "info") is None
         assert not volume.socket.exists()
-        run("umount", str(mount.mountpoint), timeout=PATIENCE)
+        mount.umount()
     with volume.mounted(volume={"force": True}) as mount:
         assert ask(volume, "info")["pid"] == mount.pid

@@ -17,7 +17,16 @@ import pytest
 
 from s3backer.errors import MountError
 from s3backer.mountpoint import check_fuse
-from tests.support.mounts import PATIENCE, ROOT, environment, is_alive, needs_mounts, start_runner, wait_until
+from tests.support.mounts import (
+    PATIENCE,
+    ROOT,
+    environment,
+    is_alive,
+    needs_mounts,
+    start_runner,
+    umount,
+    wait_until,
+)
 from tests.support.workbench import SIZE, Workbench
 
 pytestmark = needs_mounts
@@ -122,7 +131,7 @@ def test_paths_do_not_depend_on_the_callers_directory(volume: Workbench) -> None
         assert volume.mounts() == [str(volume.mountpoint)]
         assert (volume.mountpoint / "file").stat().st_size == SIZE
     finally:
-        subprocess.run(["umount", volume.mountpoint], check=True, timeout=PATIENCE)
+        umount(volume.mountpoint)
         process.communicate()
     wait_until(lambda: not volume.token.exists(), "the token is removed")
 
@@ -179,7 +188,7 @@ def test_a_mount_that_is_undone_while_it_starts(volume: Workbench) -> None:
     process = start_runner(volume.what(), volume.directory)
     try:
         volume.wait_reached("hold-verify")
-        subprocess.run(["umount", volume.mountpoint], check=True, timeout=PATIENCE)
+        umount(volume.mountpoint)
         volume.release("hold-verify")
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 7

@@ -22,7 +22,7 @@ from s3backer.layouts.token import write_token
 from s3backer.mountpoint import find_mount
 from s3backer.signals import IGNORED_SIGNALS, STOP_SIGNALS
 from s3backer.stores.s3 import S3Store
-from tests.support.mounts import PATIENCE, ROOT, environment, needs_mounts, wait_until
+from tests.support.mounts import PATIENCE, ROOT, environment, needs_mounts, umount, wait_until
 from tests.support.servers import SeaweedServer
 from tests.support.workbench import BLOCK, Workbench, write_unflushed
 
@@ -74,7 +74,7 @@ class Running:
 
     def unmount(self) -> int:
         """Unmount; return the exit code."""
-        subprocess.run(["umount", str(self.mountpoint)], check=True, timeout=PATIENCE)
+        umount(self.mountpoint)
         return self.process.wait(PATIENCE)
 
     def end(self) -> None:

@@ -54,6 +54,19 @@ def wait_until(condition: Any, what: str) -> Any:
         time.sleep(0.02)
 
 
+def umount(mountpoint: str | Path, *options: str) -> None:
+    """Unmount with umount(8). Whoever looks into a mount keeps it busy for that moment, so it is tried again."""
+
+    def unmounted() -> bool:
+        done = subprocess.run(
+            ["umount", *options, str(mountpoint)], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == 0 or "busy" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    wait_until(unmounted, f"{mountpoint} is not busy")
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process (that may be nobody's child here) still runs."""
     # Not by its state in /proc: the first thread of a process can be a zombie while others still hold its files.
@@ -92,7 +105,7 @@ class Mounted:
 
     def umount(self, *options: str) -> None:
         """Unmount with umount(8)."""
-        subprocess.run(["umount", *options, str(self.mountpoint)], check=True, timeout=PATIENCE)
+        umount(self.mountpoint, *options)
 
     def wait(self) -> None:
         """Wait until the daemon has ended."""
@@ -230,7 +243,7 @@ def filesystem(device: str, mountpoint: Path, *options: str) -> Iterator[Path]:
     try:
         yield mountpoint
     finally:
-        subprocess.run(["umount", str(mountpoint)], check=True, timeout=PATIENCE)
+        umount(mountpoint)
 
 
 def mounts_below(directory: Path) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3backer.mountpoint import find_mount
-from tests.support.mounts import PATIENCE, ROOT, environment, wait_until
+from tests.support.mounts import PATIENCE, ROOT, environment, umount, wait_until
 from tests.support.servers import SeaweedServer
 
 ORIGINAL: Sequence[str | Path] = [Path("/usr/bin/s3backer")]
@@ -55,7 +55,7 @@ def program_mounted(program: Sequence[str | Path], mountpoint: Path, *words: str
         wait_until(lambda: find_mount(str(mountpoint)) or process.poll() is not None, f"{program[0]} mounts")
         assert process.poll() is None, process.communicate()[1]
         yield mountpoint / "file"
-        subprocess.run(["umount", str(mountpoint)], check=True, timeout=PATIENCE)
+        umount(mountpoint)
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
     finally:
