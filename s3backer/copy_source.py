@@ -6,9 +6,9 @@ import hashlib
 import logging
 from collections.abc import Iterator
 
-from s3backer.codec.block import parse_encoding
+from s3backer.codec.block import BadBlock, parse_encoding
 from s3backer.codec.choice import NONE
-from s3backer.errors import ObjectNotFound, S3backerError, VolumeInUse
+from s3backer.errors import CorruptObject, ObjectNotFound, S3backerError, VolumeInUse
 from s3backer.layouts.block_set import BlockSet
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import read_token
@@ -42,9 +42,12 @@ class Source:
         for block in self.present:
             try:
                 info = self.store.head(self.layout.key(block))
+                return parse_encoding(info.content_encoding or self.layout.codec.assumed).compression or NONE
             except ObjectNotFound:
                 break
-            return parse_encoding(info.content_encoding or self.layout.codec.assumed).compression or NONE
+            except BadBlock as error:
+                what = f"object {self.layout.key(block)!r} in {self.store.name}"
+                raise CorruptObject(f"{what}: {error}", hint=error.hint) from None
         return NONE if self.layout.codec.compression is None else self.layout.codec.compression.name
 
     def read(self, start: int, length: int) -> bytes | bytearray | None:
