@@ -98,7 +98,10 @@ def parse(arguments: list[str]) -> Words:
 def split_options(text: str) -> list[str]:
     """Return the options of a list by libfuse's rule: a backslash keeps a comma, or begins a byte of 3 octal digits."""
     parts = re.findall(rb"(?:\\.|[^,])+", os.fsencode(text), re.DOTALL)
-    return [os.fsdecode(re.sub(rb"\\([0-3][0-7]{2}|.)", _unescaped, part, flags=re.DOTALL)) for part in parts]
+    found = [os.fsdecode(re.sub(rb"\\([0-3][0-7]{2}|.)", _unescaped, part, flags=re.DOTALL)) for part in parts]
+    if any("\0" in part for part in found):
+        raise UsageError(r"behind -o stands \000, which no option may hold", hint="Leave it out.")
+    return found
 
 
 def _unescaped(escape: re.Match[bytes]) -> bytes:
@@ -118,6 +121,8 @@ def read_config_file(path: str) -> list[str]:
     for number, line in enumerate(lines, 1):
         if len(line) >= _LONGEST_LINE:
             raise UsageError(f"{path}: line {number} is too long", hint=f"A line has less than {_LONGEST_LINE} bytes.")
+        if "\0" in line:
+            raise UsageError(f"{path}: line {number} has a NUL in it", hint="Name a file of text, one argument a line.")
     stripped = [line.strip(" \t\n\v\f\r") for line in lines]
     return [line for line in stripped if line and not line.startswith("#")]
 

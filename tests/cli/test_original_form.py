@@ -117,6 +117,15 @@ def test_what_a_backslash_does_behind_o(
         assert requests.pop().file_name == value
 
 
+def test_a_nul_is_refused(run: Run, requests: list[MountRequest], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"--passwordFile=a\0b\n")
+    for words in (f"--configFile={file}",), ("-o", r"configFile=a\000b"), ("-o", r"passwordFile=\000,encrypt"):
+        answer = run(*words, "bucket", "/mnt")
+        assert answer.code == 1 and ("NUL" in answer.sentence() or r"\000" in answer.sentence())
+    assert not requests
+
+
 def test_a_region_puts_the_bucket_into_the_host_name(run: Run, requests: list[MountRequest]) -> None:
     for words in (["--region=eu-west-1"], ["--region=eu-west-1", "--no-vhost"], ["--no-vhost", "--region=eu-west-1"]):
         assert run(*words, "bucket", "/mnt").code == 0
