@@ -118,6 +118,8 @@ def read_config_file(path: str) -> list[str]:
         raise UsageError(
             f"configuration file {path} cannot be read: {error.strerror}", hint="Check its name."
         ) from None
+    except ValueError:
+        raise UsageError(f"{path!r} is no name of a file", hint="Check it.") from None
     for number, line in enumerate(lines, 1):
         if len(line) >= _LONGEST_LINE:
             raise UsageError(f"{path}: line {number} is too long", hint=f"A line has less than {_LONGEST_LINE} bytes.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s3backer import __version__
@@ -430,6 +430,7 @@ def test_options_of_mount_and_systemd_are_put_up_with(run: Run, requests: list[M
     assert requests[1].volume_options.read_only
 
 
+@example(["-F", "\0"])
 @given(
     words=st.lists(
         st.one_of(
