@@ -104,15 +104,21 @@ class Source:
         """Return a digest of the listing; with ``present`` put its blocks there."""
         digest = hashlib.sha256()
         prefix = self.layout.prefix
+        beyond, last = 0, ""
         for entry in _entries(self.store, prefix):
             block = parse_block_name(entry.key[len(prefix) :], hash_prefix=self.layout.hash_prefix)
-            if block is None or block >= self.layout.block_count:
+            if block is None:
+                continue
+            if block >= self.layout.block_count:
+                beyond, last = beyond + 1, entry.key
                 continue
             if present is not None:
                 present.add(block)
             # A directory's entries are of another class: their ETags are not known before they are asked for.
             etag = entry.etag if type(entry) is ListEntry else ""
             digest.update(f"{entry.key}\0{entry.size}\0{etag}\n".encode("utf-8", "surrogateescape"))
+        if present is not None and beyond:
+            log.warning("%s: %d blocks beyond its end, such as object %r, are not copied", self.name, beyond, last)
         return digest.digest()
 
 

@@ -499,6 +499,27 @@ def test_fewer_threads_than_wanted(monkeypatch: pytest.MonkeyPatch, allowed: int
         require_unfinished(target)
 
 
+@pytest.mark.parametrize("hashed", [False, True])
+def test_keys_of_the_other_naming_are_no_empty_volume(hashed: bool) -> None:
+    """Sizes said by hand make a volume of anything, and with the wrong naming one of zeros."""
+    source, target = make_source(sample(), KIB, hash_prefix=hashed), MemoryStore("memory:target")
+    options = VolumeOptions(size=8 * KIB, block_size=KIB, block_hash_prefix=not hashed)
+    with pytest.raises(UsageError, match="begin with a hash" if hashed else "do not begin with a hash") as caught:
+        copy_volume(source, "old/", target, "new/", source_options=options)
+    assert "--block-hash-prefix" in caught.value.hint
+    assert not keys(target)
+
+
+def test_blocks_beyond_the_end_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """They are what the original leaves when a volume shrinks, or the size was said too small."""
+    source, target = make_source(sample(), KIB), MemoryStore("memory:target")
+    source.delete("old/00000000")
+    options = VolumeOptions(size=4 * KIB, block_size=KIB)
+    copy_volume(source, "old/", target, "new/", source_options=options)
+    assert "1 blocks beyond its end, such as object 'old/00000007', are not copied" in caplog.text
+    require_copy(target, bytes(KIB) + sample()[KIB : 4 * KIB], KIB, PLAIN)
+
+
 def test_an_unfinished_copy_is_no_source() -> None:
     source = make_source(sample(), KIB, SECRET)
     note = CopyNote("somewhere", 1, 1, False, "", 0, "")

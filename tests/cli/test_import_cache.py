@@ -192,6 +192,10 @@ def test_keys_that_begin_with_a_hash(run: Run, tmp_path: Path, cache: Path) -> N
     volume.mkdir()
     create_volume(DirectoryStore(volume), "", size=8 << 20, block_size=BLOCK, block_hash_prefix=True)
     mark(volume, TOKEN)
+    seen = tree(volume)
+    answer = run("import-cache", str(cache), f"file://{volume}", "--size", "8MiB")
+    assert answer.code == 2 and "begin with a hash" in answer.sentence() and "--block-hash-prefix" in answer.hint()
+    assert tree(volume) == seen
     assert run("import-cache", str(cache), f"file://{volume}", "--block-hash-prefix").code == 0
     assert content(volume, block_hash_prefix=True) == expected(bytes(8 << 20))
 
