@@ -31,7 +31,7 @@ from s3backer import _fast
 from s3backer.cache_file import CacheFile
 from s3backer.errors import CorruptObject, S3backerError, UsageError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, Metadata
-from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, read_token, remove_token
+from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, in_use, read_token, remove_token
 from s3backer.opening import VolumeOptions, find_layout, refuse_if_changed, volume_name
 from s3backer.stores.base import ObjectStore
 
@@ -150,6 +150,7 @@ class CacheImport:
             known.prefix,
             block_size=known.block_size,
             size=known.size,
+            codec=known.codec,
             hash_prefix=known.hash_prefix,
             exclusive=False,
         )
@@ -175,8 +176,8 @@ class CacheImport:
 def plan_import(file: CacheFile, store: ObjectStore, prefix: str, options: VolumeOptions) -> CacheImport:
     """See that the file's dirty blocks belong into this volume. Changes nothing.
 
-    ``options.force`` must be off. Raises UsageError where block size or block numbers do not fit, VolumeNotFound,
-    StoreError or CorruptObject.
+    ``options.force`` must be off. Raises UsageError where block size or block numbers do not fit, VolumeInUse
+    for an unfinished copy, VolumeNotFound, StoreError or CorruptObject.
     """
     # No cache is made here, so that no memory has to suffice for one.
     options = dataclasses.replace(options, memory=max(options.memory, 64 * file.header.block_size))
@@ -195,7 +196,10 @@ def plan_import(file: CacheFile, store: ObjectStore, prefix: str, options: Volum
             hint="It belongs to another volume, or that mount had made the volume larger. If so: 's3backer resize' to "
             f"its size (at least {need}) with --force, then import with --force.",
         )
-    return CacheImport(file, store, layout, options, metadata, read_token(store, prefix))
+    found = read_token(store, prefix)
+    if found is not None and found.copy is not None:
+        raise in_use(url, found)
+    return CacheImport(file, store, layout, options, metadata, found)
 
 
 def _results(futures: Iterable[Future[None]]) -> int:

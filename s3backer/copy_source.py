@@ -6,9 +6,9 @@ import hashlib
 import logging
 from collections.abc import Iterator
 
-from s3backer.codec.block import parse_encoding
+from s3backer.codec.block import BadBlock, parse_encoding
 from s3backer.codec.choice import NONE
-from s3backer.errors import ObjectNotFound, S3backerError, VolumeInUse
+from s3backer.errors import CorruptObject, ObjectNotFound, S3backerError, VolumeInUse
 from s3backer.layouts.block_set import BlockSet
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import read_token
@@ -42,9 +42,12 @@ class Source:
         for block in self.present:
             try:
                 info = self.store.head(self.layout.key(block))
+                return parse_encoding(info.content_encoding or self.layout.codec.assumed).compression or NONE
             except ObjectNotFound:
                 break
-            return parse_encoding(info.content_encoding or self.layout.codec.assumed).compression or NONE
+            except BadBlock as error:
+                what = f"object {self.layout.key(block)!r} in {self.store.name}"
+                raise CorruptObject(f"{what}: {error}", hint=error.hint) from None
         return NONE if self.layout.codec.compression is None else self.layout.codec.compression.name
 
     def read(self, start: int, length: int) -> bytes | bytearray | None:
@@ -101,15 +104,21 @@ class Source:
         """Return a digest of the listing; with ``present`` put its blocks there."""
         digest = hashlib.sha256()
         prefix = self.layout.prefix
+        beyond, last = 0, ""
         for entry in _entries(self.store, prefix):
             block = parse_block_name(entry.key[len(prefix) :], hash_prefix=self.layout.hash_prefix)
-            if block is None or block >= self.layout.block_count:
+            if block is None:
+                continue
+            if block >= self.layout.block_count:
+                beyond, last = beyond + 1, entry.key
                 continue
             if present is not None:
                 present.add(block)
             # A directory's entries are of another class: their ETags are not known before they are asked for.
             etag = entry.etag if type(entry) is ListEntry else ""
             digest.update(f"{entry.key}\0{entry.size}\0{etag}\n".encode("utf-8", "surrogateescape"))
+        if present is not None and beyond:
+            log.warning("%s: %d blocks beyond its end, such as object %r, are not copied", self.name, beyond, last)
         return digest.digest()
 
 

@@ -32,7 +32,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 from s3backer import _fast
@@ -44,6 +44,7 @@ from s3backer.errors import (
     CorruptObject,
     ObjectNotFound,
     PreconditionFailed,
+    S3backerError,
     StoreError,
     UsageError,
     VolumeExists,
@@ -112,7 +113,8 @@ def copy_volume(
     VolumeInUse, VolumeExists, UsageError, WrongPassword, StoreError or CorruptObject. The source is never written.
     """
     options = options or CopyOptions()
-    source_options = replace(source_options or VolumeOptions(), read_only=True)
+    # No cache is made, so that no memory has to suffice for one; so few blocks stand for as little as works.
+    source_options = replace(source_options or VolumeOptions(), read_only=True, cache_blocks=1)
     if place(source, source_prefix) == place(target, target_prefix):
         raise UsageError(
             f"{volume_name(source, source_prefix)} would be copied onto itself", hint="Give another bucket or prefix."
@@ -287,9 +289,9 @@ class _Copy:
         total, waiting = len(units), iter(units)
         threads = max(1, min(self._options.threads, self._options.memory // (_COPIES * self._unit)))
         with ThreadPoolExecutor(threads, thread_name_prefix="s3backer-copy") as pool:
-            workers = [pool.submit(self._work, waiting) for _ in range(threads)]
-            looked = time.monotonic()
             try:
+                workers = self._start(pool, threads, waiting)
+                looked = time.monotonic()
                 while wait(workers, _LOOK).not_done:
                     progress(self._done, total)
                     if time.monotonic() - looked > _TOKEN_SECONDS:
@@ -300,6 +302,20 @@ class _Copy:
         if self._error is not None:
             raise self._error
         progress(self._done, total)
+
+    def _start(self, pool: ThreadPoolExecutor, threads: int, waiting: Iterator[int]) -> list[Future[None]]:
+        """Start so many threads, or as many as the system allows."""
+        workers: list[Future[None]] = []
+        try:
+            for _ in range(threads):
+                workers.append(pool.submit(self._work, waiting))
+        except RuntimeError as error:
+            if not workers:
+                raise S3backerError(
+                    f"no thread can be started: {error}",
+                    hint="Raise the limit of processes (ulimit -u), then run the same with --resume.",
+                ) from None
+        return workers
 
     def _work(self, waiting: Iterator[int]) -> None:
         while not self._stop.is_set():

@@ -110,6 +110,8 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         if found is not None:
             block, first = found, store.get(layout.key(found))
             info = first.info
+        else:
+            _refuse_other_naming(store, layout)
     layout.codec = choose_codec(
         options.encoding,
         None if info is None else info.content_encoding,
@@ -131,6 +133,20 @@ def refuse_if_changed(store: ObjectStore, prefix: str, options: VolumeOptions, m
 def _refuse_unfinished(store: ObjectStore, prefix: str, token: MountToken | None) -> None:
     if token is not None and token.copy is not None:
         raise in_use(volume_name(store, prefix), token)
+
+
+def _refuse_other_naming(store: ObjectStore, layout: ClassicLayout) -> None:
+    """Raise UsageError where the blocks have keys of the other naming: what is there would be taken for zeros."""
+    hashed = not layout.hash_prefix
+    other = ClassicLayout(
+        store, layout.prefix, block_size=layout.block_size, size=layout.size, hash_prefix=hashed, exclusive=False
+    )
+    if first_object(store, other, 0) is not None:
+        raise UsageError(
+            f"the keys of the blocks at {volume_name(store, layout.prefix)} {'begin' if hashed else 'do not begin'} "
+            "with a hash",
+            hint=f"{'Give' if hashed else 'Leave out'} --block-hash-prefix.",
+        )
 
 
 def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> StoredObject | ObjectInfo | None:

@@ -455,6 +455,71 @@ def test_a_mounted_source_is_refused_unless_forced() -> None:
     require_copy(target, sample(), 2 * KIB, SECRET)
 
 
+def test_blocks_too_large_for_a_cache_are_copied() -> None:
+    """A copy has none, and no option for its size."""
+    source, target = MemoryStore("memory:source"), MemoryStore("memory:target")
+    create_volume(source, "old/", size=64 << 20, block_size=64 << 20)
+    copy_volume(source, "old/", target, "new/", options=CopyOptions(block_size=32 << 20, threads=1))
+    assert inspect_volume(target, "new/").block_size == 32 << 20
+
+
+def test_the_encoding_of_the_first_block_is_foreign() -> None:
+    """Without block 0 the first block in the order of numbers is another than in the order of hashed keys."""
+    source, target = MemoryStore("memory:source"), MemoryStore("memory:target")
+    source.put("old/" + block_name(1, hash_prefix=True), bytes(KIB), content_encoding="gzip")
+    for block in range(2, 8):
+        source.put("old/" + block_name(block, hash_prefix=True), b"x" * KIB)
+    options = VolumeOptions(size=8 * KIB, block_size=KIB, block_hash_prefix=True)
+    with pytest.raises(CorruptObject, match=r"00000001.*gzip"):
+        copy_volume(source, "old/", target, "new/", source_options=options)
+    assert not keys(target)
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_fewer_threads_than_wanted(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """Those that there are do the work; without any it is said at once."""
+    start, started = threading.Thread.start, 0
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal started
+        if started == allowed:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    source, target = make_source(sample(), KIB, SECRET), MemoryStore("memory:target")
+    if allowed:
+        copy(source, target, threads=8)
+        require_copy(target, sample(), 2 * KIB, SECRET)
+    else:
+        with pytest.raises(S3backerError, match="no thread can be started"):
+            copy(source, target, threads=8)
+        monkeypatch.undo()
+        require_unfinished(target)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_keys_of_the_other_naming_are_no_empty_volume(hashed: bool) -> None:
+    """Sizes said by hand make a volume of anything, and with the wrong naming one of zeros."""
+    source, target = make_source(sample(), KIB, hash_prefix=hashed), MemoryStore("memory:target")
+    options = VolumeOptions(size=8 * KIB, block_size=KIB, block_hash_prefix=not hashed)
+    with pytest.raises(UsageError, match="begin with a hash" if hashed else "do not begin with a hash") as caught:
+        copy_volume(source, "old/", target, "new/", source_options=options)
+    assert "--block-hash-prefix" in caught.value.hint
+    assert not keys(target)
+
+
+def test_blocks_beyond_the_end_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """They are what the original leaves when a volume shrinks, or the size was said too small."""
+    source, target = make_source(sample(), KIB), MemoryStore("memory:target")
+    source.delete("old/00000000")
+    options = VolumeOptions(size=4 * KIB, block_size=KIB)
+    copy_volume(source, "old/", target, "new/", source_options=options)
+    assert "1 blocks beyond its end, such as object 'old/00000007', are not copied" in caplog.text
+    require_copy(target, bytes(KIB) + sample()[KIB : 4 * KIB], KIB, PLAIN)
+
+
 def test_an_unfinished_copy_is_no_source() -> None:
     source = make_source(sample(), KIB, SECRET)
     note = CopyNote("somewhere", 1, 1, False, "", 0, "")

@@ -11,6 +11,7 @@ from s3backer.admin import erase_volume, inspect_volume
 from s3backer.cli.common import Target, options, progress
 from s3backer.config import Option
 from s3backer.errors import UsageError, VolumeNotFound
+from s3backer.layouts.token import read_token
 
 _YES = Option("--yes", "yes", "Do not ask.")
 _FORCE = Option("--force", "force", "Erase it although it is marked as mounted.")
@@ -30,9 +31,11 @@ def erase(target: Target, *, yes: bool, force: bool) -> None:
     target.refuse_if_served(f"Unmount it first: s3backer unmount {target.url}")
     if not yes:
         _confirm(target)
+    # An unfinished copy may be nothing but its mark.
+    marked = read_token(target.store, target.url.prefix) is not None
     with progress("erasing blocks") as show:
         erased = erase_volume(target.store, target.url.prefix, force=force, progress=lambda done: show(done, None))
-    if not erased:
+    if not erased and not marked:
         raise VolumeNotFound(f"there is no volume at {target.url}", hint="Check the URL; nothing was erased.")
     print(f"erased {target.url}: {erased} blocks")
 

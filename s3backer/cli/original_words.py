@@ -2,13 +2,14 @@ r"""The words of the original's form: options anywhere on the line or in configu
 
     --NAME   --NAME=VALUE   -o NAME[=VALUE],…   -oNAME…   -F FILE   -f -d -s      everything else is a place
 
-``\,`` keeps a comma in a value of ``-o``. A configuration file holds one argument a line; its lines stand where the
-option that names it stood.
+``\,`` keeps a comma in a value of ``-o``, ``\054`` is one. A configuration file holds one argument a line; its lines
+stand where the option that names it stood.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import deque
 from collections.abc import Callable
@@ -95,23 +96,36 @@ def parse(arguments: list[str]) -> Words:
 
 
 def split_options(text: str) -> list[str]:
-    """Return the options of a list by libfuse's rule: a backslash keeps a comma in a value."""
-    return [re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:\\.|[^,\\])+", text)]
+    """Return the options of a list by libfuse's rule: a backslash keeps a comma, or begins a byte of 3 octal digits."""
+    parts = re.findall(rb"(?:\\.|[^,])+", os.fsencode(text), re.DOTALL)
+    found = [os.fsdecode(re.sub(rb"\\([0-3][0-7]{2}|.)", _unescaped, part, flags=re.DOTALL)) for part in parts]
+    if any("\0" in part for part in found):
+        raise UsageError(r"behind -o stands \000, which no option may hold", hint="Leave it out.")
+    return found
+
+
+def _unescaped(escape: re.Match[bytes]) -> bytes:
+    return bytes([int(escape[1], 8)]) if len(escape[1]) == 3 else escape[1]
 
 
 def read_config_file(path: str) -> list[str]:
     """Return the arguments in a configuration file: its lines, without blank ones and comments."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read(_LONGEST_LINE * 10_000).splitlines()
+        # Lines and white space as C has them: a password may hold what Unicode counts as either.
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            lines = file.read(_LONGEST_LINE * 10_000).split("\n")
     except OSError as error:
         raise UsageError(
             f"configuration file {path} cannot be read: {error.strerror}", hint="Check its name."
         ) from None
+    except ValueError:
+        raise UsageError(f"{path!r} is no name of a file", hint="Check it.") from None
     for number, line in enumerate(lines, 1):
         if len(line) >= _LONGEST_LINE:
             raise UsageError(f"{path}: line {number} is too long", hint=f"A line has less than {_LONGEST_LINE} bytes.")
-    stripped = [line.strip() for line in lines]
+        if "\0" in line:
+            raise UsageError(f"{path}: line {number} has a NUL in it", hint="Name a file of text, one argument a line.")
+    stripped = [line.strip(" \t\n\v\f\r") for line in lines]
     return [line for line in stripped if line and not line.startswith("#")]
 
 

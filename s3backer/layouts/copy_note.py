@@ -52,7 +52,7 @@ class CopyNote:
         try:
             found = json.loads(line[:MAX_NOTE])["copy"]
             values = {field.name: found[field.name] for field in fields(cls)}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
         kinds = (str, int, int, bool, str, int, str)
         if not all(type(value) is kind for value, kind in zip(values.values(), kinds, strict=True)):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import s3backer
+from s3backer.layouts.copy_note import CopyNote
 from s3backer.layouts.token import TOKEN_NAME, write_token
 from s3backer.stores.directory import DirectoryStore
 from tests.support.commands import Run, tree
@@ -98,6 +99,16 @@ def test_erase_refuses_a_mounted_volume_unless_forced(run: Run, volume: Path) ->
     assert tree(volume) == before
     assert run("erase", f"file://{volume}", "--yes", "--force").code == 0
     assert not (volume / TOKEN_NAME).exists()
+
+
+def test_an_unfinished_copy_without_any_block_is_given_up(run: Run, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    note = CopyNote("somewhere", MIB, MIB, False, "", 0, "")
+    write_token(DirectoryStore(tmp_path), "", "", replace=None, random_source=random.Random(1), copy=note)
+    answer = run("erase", url, "--yes", "--force")
+    assert (answer.code, answer.out) == (0, f"erased {url}: 0 blocks\n")
+    assert not (tmp_path / TOKEN_NAME).exists()
+    assert run("erase", url, "--yes", "--force").code == 5
 
 
 @pytest.mark.parametrize(("typed", "code"), [("yes", 0), ("no", 2), ("", 2), ("y", 2)])

@@ -16,9 +16,11 @@ import pytest
 import s3backer
 from s3backer import cache_import
 from s3backer.admin import create_volume, inspect_volume
+from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import ObjectNotFound, StoreUnreachable
 from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, ClassicLayout
-from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token
+from s3backer.layouts.copy_note import CopyNote
+from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token, write_token
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 from tests.support.cache_files import Slot, put_cache_file
@@ -190,6 +192,10 @@ def test_keys_that_begin_with_a_hash(run: Run, tmp_path: Path, cache: Path) -> N
     volume.mkdir()
     create_volume(DirectoryStore(volume), "", size=8 << 20, block_size=BLOCK, block_hash_prefix=True)
     mark(volume, TOKEN)
+    seen = tree(volume)
+    answer = run("import-cache", str(cache), f"file://{volume}", "--size", "8MiB")
+    assert answer.code == 2 and "begin with a hash" in answer.sentence() and "--block-hash-prefix" in answer.hint()
+    assert tree(volume) == seen
     assert run("import-cache", str(cache), f"file://{volume}", "--block-hash-prefix").code == 0
     assert content(volume, block_hash_prefix=True) == expected(bytes(8 << 20))
 
@@ -205,6 +211,34 @@ def test_an_encrypted_volume_gets_no_plain_blocks(run: Run, volume: Path, cache:
     seen = tree(volume)
     assert run("import-cache", str(cache), f"file://{volume}", *more).code == 8
     assert tree(volume) == seen
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_into_an_encrypted_volume(run: Run, tmp_path: Path, cache: Path, compress: str) -> None:
+    volume, secret = tmp_path / "encrypted", tmp_path / "secret"
+    volume.mkdir()
+    secret.write_text("swordfish\n")
+    encoding = EncodingOptions(compress=compress, encrypt="AES-128-CBC", password="swordfish")
+    create_volume(DirectoryStore(volume), "", size=8 << 20, block_size=BLOCK, encoding=encoding)
+    mark(volume, TOKEN)
+    words = ("import-cache", str(cache), f"file://{volume}", "--password-file", str(secret))
+    answer = run(*words)
+    assert (answer.code, answer.err) == (0, "") and "all were read back and compared" in answer.out
+    assert content(volume, password="swordfish") == expected(bytes(8 << 20))
+    again = run(*words)
+    assert (again.code, again.err) == (0, "") and "already" in again.out
+
+
+def test_an_unfinished_copy_is_refused_even_by_force(run: Run, volume: Path, cache: Path) -> None:
+    """Even one that has block 0: a second run may be writing what has changed in its source."""
+    store = DirectoryStore(volume)
+    note = CopyNote("somewhere", 8 << 20, BLOCK, False, "", 0, "")
+    write_token(store, "", "", replace=None, random_source=random.Random(1), copy=note)
+    seen = tree(volume)
+    for more in ([], ["--force"]):
+        answer = run("import-cache", str(cache), f"file://{volume}", *more)
+        assert answer.code == 6 and "unfinished copy of somewhere" in answer.sentence()
+        assert tree(volume) == seen
 
 
 def test_a_volume_that_is_mounted_here_is_refused(

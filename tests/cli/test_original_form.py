@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s3backer import __version__
@@ -82,6 +82,48 @@ def test_the_last_of_several_wins(run: Run, requests: list[MountRequest]) -> Non
 def test_a_backslash_keeps_a_comma(run: Run, requests: list[MountRequest]) -> None:
     assert run("bucket", "/mnt", "-o", r"filename=a\,b,ro").code == 0
     assert (requests[0].file_name, requests[0].fuse_options) == ("a,b", ("ro",))
+
+
+def test_what_ends_a_line_of_a_configuration_file(run: Run, requests: list[MountRequest], tmp_path: Path) -> None:
+    """Neither Unicode's ends of lines nor its blanks: they may belong to a password."""
+    file = tmp_path / "file"
+    for value in ("a\u2028b", "a\x0cb", "a\x85", "a\xa0"):
+        file.write_bytes(f"\t bucket \r\n--filename={value} \n".encode())
+        assert run(f"--configFile={file}", "/mnt").code == 0
+        assert requests.pop().file_name == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        # Observed with the original, whose errors show the value that it was given.
+        (r"a\061\060x", "a10x"),
+        (r"a\0611", "a11"),
+        (r"a\054b", "a,b"),
+        (r"a\\054b", r"a\054b"),
+        (r"a\400", "a400"),
+        (r"a\303\274", "aü"),
+        ("a\\", "a\\"),
+    ],
+)
+def test_what_a_backslash_does_behind_o(
+    run: Run, requests: list[MountRequest], tmp_path: Path, text: str, value: str
+) -> None:
+    """A password that is read otherwise than the original reads it is another password."""
+    empty = tmp_path / "empty"
+    empty.touch()
+    for words in (f"filename={text}", f"configFile={empty},filename={text}"):
+        assert run("-o", words, "bucket", "/mnt").code == 0
+        assert requests.pop().file_name == value
+
+
+def test_a_nul_is_refused(run: Run, requests: list[MountRequest], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"--passwordFile=a\0b\n")
+    for words in (f"--configFile={file}",), ("-o", r"configFile=a\000b"), ("-o", r"passwordFile=\000,encrypt"):
+        answer = run(*words, "bucket", "/mnt")
+        assert answer.code == 1 and ("NUL" in answer.sentence() or r"\000" in answer.sentence())
+    assert not requests
 
 
 def test_a_region_puts_the_bucket_into_the_host_name(run: Run, requests: list[MountRequest]) -> None:
@@ -388,6 +430,7 @@ def test_options_of_mount_and_systemd_are_put_up_with(run: Run, requests: list[M
     assert requests[1].volume_options.read_only
 
 
+@example(["-F", "\0"])
 @given(
     words=st.lists(
         st.one_of(

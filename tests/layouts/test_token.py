@@ -61,6 +61,14 @@ def test_tokens_of_others(metadata: dict[str, str], value: int) -> None:
     assert "20261122T185245Z" in token.describe()
 
 
+@pytest.mark.parametrize("line", [b"[" * (1 << 17), b'{"copy":' * 50_000, b'{"copy": []}', b'{"copy": {"source": 1}}'])
+def test_a_fourth_line_that_is_no_note(line: bytes) -> None:
+    store = MemoryStore()
+    store.put("s3backer-mounted", b"vm\n20261122T185245Z\n1\n" + line, metadata={"s3backer-mount-token": "1"})
+    token = read_token(store, "")
+    assert token is not None and token.copy is None
+
+
 def test_the_message_says_who_when_and_what_to_do() -> None:
     error = in_use("s3://b", MountToken(0x1234, "host", "20261122T185245Z", "e"))
     assert "host" in str(error)
