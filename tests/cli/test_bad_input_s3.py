@@ -16,24 +16,24 @@ from s3backer.layouts.token import write_token
 from s3backer.stores.s3 import S3Store
 from tests.support.commands import Run
 from tests.support.mounts import mounts_below, needs_mounts
-from tests.support.servers import SeaweedServer, free_ports
+from tests.support.servers import S3Server, free_ports
 
 SIZE, BLOCK = 8 << 20, 64 << 10
 
 
 @pytest.fixture
-def bucket(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a bucket, reachable by the environment of this test."""
-    for name, value in seaweed.environment().items():
+    for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    return seaweed.make_bucket()
+    return s3_server.make_bucket()
 
 
 @pytest.fixture
-def store(seaweed: SeaweedServer, bucket: str) -> Iterator[S3Store]:
-    opened = S3Store(bucket, seaweed.options())
+def store(s3_server: S3Server, bucket: str) -> Iterator[S3Store]:
+    opened = S3Store(bucket, s3_server.options())
     create_volume(opened, "disk/", size=SIZE, block_size=BLOCK)
     yield opened
     opened.close()
@@ -146,7 +146,7 @@ def test_a_volume_that_is_mounted_elsewhere_is_left_alone(
 
 @pytest.mark.parametrize("length", [0, BLOCK - 1, BLOCK + 1])
 def test_an_object_of_the_wrong_length_is_an_error_and_never_zeros(
-    length: int, seaweed: SeaweedServer, store: S3Store, bucket: str
+    length: int, s3_server: S3Server, store: S3Store, bucket: str
 ) -> None:
     store.put("disk/00000003", b"x" * length, content_type="application/x-s3backer-block")
     before = snapshot(store)

@@ -16,7 +16,7 @@ from tests.support.encodings import DEFLATED, PLAIN, PLAIN_OBJECTS, SIZE, raw_de
 from tests.support.encryption_twin import EncryptionTwin
 from tests.support.mounts import needs_mounts
 from tests.support.original import ORIGINAL, needs_original, program_mounted, reach
-from tests.support.servers import SeaweedServer
+from tests.support.servers import S3Server
 
 pytestmark = [needs_mounts, needs_original]
 
@@ -25,7 +25,7 @@ Object = tuple[str, bytes, Mapping[str, str]]
 
 
 def accepted_by_both(
-    server: SeaweedServer, directory: Path, make: Callable[[EncryptionTwin], Sequence[Object]], password: str | None
+    server: S3Server, directory: Path, make: Callable[[EncryptionTwin], Sequence[Object]], password: str | None
 ) -> tuple[Sequence[Object], set[int], set[int]]:
     """Put objects as the blocks from 1 on; return them and those that the original and ours accept."""
     bucket = server.make_bucket()
@@ -86,8 +86,8 @@ def accepted_by_both(
     return objects, theirs, ours
 
 
-def test_plain_volumes(seaweed: SeaweedServer, tmp_path: Path) -> None:
-    """Without white space at the ends, which no header keeps."""
+def test_plain_volumes(seaweed: S3Server, tmp_path: Path) -> None:
+    """Without white space at the ends, which no header keeps; MinIO takes aws-chunked for its own and drops it."""
     rows = [row for row in PLAIN_OBJECTS if row[0] == row[0].strip()]
     objects, theirs, ours = accepted_by_both(seaweed, tmp_path, lambda _: [(e, b, {}) for e, b, _ in rows], None)
     assert ours == {number for number, (_, _, accepted) in enumerate(rows) if accepted}
@@ -98,7 +98,7 @@ def test_plain_volumes(seaweed: SeaweedServer, tmp_path: Path) -> None:
     }
 
 
-def test_encrypted_volumes(seaweed: SeaweedServer, tmp_path: Path) -> None:
+def test_encrypted_volumes(s3_server: S3Server, tmp_path: Path) -> None:
     wanted: list[bool] = []
 
     def make(twin: EncryptionTwin) -> list[Object]:
@@ -132,6 +132,6 @@ def test_encrypted_volumes(seaweed: SeaweedServer, tmp_path: Path) -> None:
         add(False, "deflate, encrypt-AES-128-CBC", DEFLATED, '"{:.39}"')
         return found
 
-    _, theirs, ours = accepted_by_both(seaweed, tmp_path, make, PASSWORD)
+    _, theirs, ours = accepted_by_both(s3_server, tmp_path, make, PASSWORD)
     assert ours == {number for number, accepted in enumerate(wanted) if accepted}
     assert theirs == ours

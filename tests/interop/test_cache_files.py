@@ -23,7 +23,7 @@ from s3backer.stores.s3 import S3Store
 from tests.interop.test_original import BLOCK, SIZE, pattern, pytestmark, write_file
 from tests.support.mounts import ROOT, wait_until
 from tests.support.original import ORIGINAL, program_mounted
-from tests.support.servers import SeaweedServer
+from tests.support.servers import S3Server
 
 __all__ = ["pytestmark"]
 
@@ -35,29 +35,29 @@ BLOCKS = SIZE // BLOCK // 2
 class Crash:
     """A volume, and the cache file with which a mount of it was killed."""
 
-    def __init__(self, seaweed: SeaweedServer, directory: Path) -> None:
-        self.bucket = seaweed.make_bucket()
+    def __init__(self, s3_server: S3Server, directory: Path) -> None:
+        self.bucket = s3_server.make_bucket()
         self.url = f"s3://{self.bucket}/a/b"
-        self.store = S3Store(self.bucket, seaweed.options())
+        self.store = S3Store(self.bucket, s3_server.options())
         self.cache = directory / "cache"
         self.mountpoint = directory / "mnt"
         self.options = [
-            f"--baseURL={seaweed.endpoint}/",
-            f"--accessId={seaweed.access_key}",
-            f"--accessKey={seaweed.secret_key}",
+            f"--baseURL={s3_server.endpoint}/",
+            f"--accessId={s3_server.access_key}",
+            f"--accessKey={s3_server.secret_key}",
             "--prefix=a/b/",
             self.bucket,
         ]
         self.caching = [f"--blockCacheFile={self.cache}", "--blockCacheWriteDelay=3600000", "--blockCacheSize=1000"]
         self.reach: dict[str, Any] = {
-            name: getattr(seaweed.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")
+            name: getattr(s3_server.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")
         }
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "AWS_ACCESS_KEY_ID": seaweed.access_key,
-            "AWS_SECRET_ACCESS_KEY": seaweed.secret_key,
-            "AWS_ENDPOINT_URL": seaweed.endpoint,
+            "AWS_ACCESS_KEY_ID": s3_server.access_key,
+            "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+            "AWS_ENDPOINT_URL": s3_server.endpoint,
             "AWS_REGION": "us-east-1",
         }
 
@@ -108,8 +108,8 @@ class Crash:
 
 
 @pytest.fixture
-def crash(seaweed: SeaweedServer, tmp_path: Path) -> Iterator[Crash]:
-    made = Crash(seaweed, tmp_path)
+def crash(s3_server: S3Server, tmp_path: Path) -> Iterator[Crash]:
+    made = Crash(s3_server, tmp_path)
     create_volume(made.store, "a/b/", size=SIZE, block_size=BLOCK)
     yield made
     made.store.close()

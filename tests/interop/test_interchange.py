@@ -31,7 +31,7 @@ from tests.support.original import (
     reach,
     run_program,
 )
-from tests.support.servers import SeaweedServer
+from tests.support.servers import S3Server
 
 pytestmark = [needs_mounts, needs_original]
 
@@ -147,7 +147,7 @@ def assert_same(found: bytes, expected: bytes) -> None:
 class Place:
     """One volume in a bucket of its own, and both ways to it."""
 
-    def __init__(self, server: SeaweedServer, case: Case, directory: Path) -> None:
+    def __init__(self, server: S3Server, case: Case, directory: Path) -> None:
         self.server, self.case = server, case
         self.bucket = server.make_bucket()
         self.store = S3Store(self.bucket, server.options())
@@ -205,9 +205,9 @@ class Place:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, seaweed: SeaweedServer, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, s3_server: S3Server, tmp_path: Path) -> Iterator[Place]:
     """Return an empty bucket for the case that is the test's parameter; plain where there is none."""
-    found = Place(seaweed, getattr(request, "param", Case()), tmp_path)
+    found = Place(s3_server, getattr(request, "param", Case()), tmp_path)
     yield found
     found.store.close()
 
@@ -378,9 +378,9 @@ def test_a_wrong_password_changes_nothing(place: Place, block_0: bool) -> None:
 
 
 @pytest.mark.parametrize("case", ["plain", "AES-128-CBC"])
-def test_zstd_is_ours_alone(case: str, seaweed: SeaweedServer, tmp_path: Path) -> None:
+def test_zstd_is_ours_alone(case: str, s3_server: S3Server, tmp_path: Path) -> None:
     """A limit of 1.5.4: it refuses such blocks, and reads the others."""
-    place = Place(seaweed, CASES[case], tmp_path)
+    place = Place(s3_server, CASES[case], tmp_path)
     writes = scribble(6)
     content = applied(bytes(SIZE), writes)
     place.create()

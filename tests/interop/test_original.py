@@ -19,7 +19,7 @@ from s3backer.stores.s3 import S3Store
 from tests.support.faulty import FaultyStore
 from tests.support.mounts import needs_mounts
 from tests.support.original import ORIGINAL, needs_original, program_mounted, program_refused, reach
-from tests.support.servers import SeaweedServer
+from tests.support.servers import S3Server
 
 SIZE, BLOCK = 4 << 20, 64 << 10
 
@@ -73,13 +73,15 @@ def test_a_directory_is_read_and_written_by_both_in_turns(hashed: bool, tmp_path
         assert volume.read(0, SIZE) == second
 
 
-def test_the_statistics_have_the_originals_names_in_its_order(seaweed: SeaweedServer, tmp_path: Path) -> None:
-    bucket = seaweed.make_bucket()
-    options = [f"--baseURL={seaweed.endpoint}/", f"--accessId={seaweed.access_key}"]
-    options += [f"--accessKey={seaweed.secret_key}", "--listBlocks", "--size=1m", bucket]
+def test_the_statistics_have_the_originals_names_in_its_order(s3_server: S3Server, tmp_path: Path) -> None:
+    bucket = s3_server.make_bucket()
+    options = [f"--baseURL={s3_server.endpoint}/", f"--accessId={s3_server.access_key}"]
+    options += [f"--accessKey={s3_server.secret_key}", "--listBlocks", "--size=1m", bucket]
     with program_mounted(ORIGINAL, tmp_path / "mnt", *options, "--md5CacheSize=256") as file:
         text = (file.parent / "stats").read_text()
-    reach = {name: getattr(seaweed.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")}
+    reach = {
+        name: getattr(s3_server.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")
+    }
     with s3backer.open(f"s3://{bucket}", size=1 << 20, block_size=4096, **reach) as volume:
         ours = dict(line.split(maxsplit=1) for line in volume.stats_text().splitlines())
     theirs = dict(line.split(maxsplit=1) for line in text.splitlines())
@@ -92,16 +94,16 @@ def test_the_statistics_have_the_originals_names_in_its_order(seaweed: SeaweedSe
         assert ours[name].split()[1:] == value.split()[1:], name
 
 
-def test_a_bucket_is_read_and_written_by_both_in_turns(seaweed: SeaweedServer, tmp_path: Path) -> None:
-    bucket = seaweed.make_bucket()
-    store = S3Store(bucket, seaweed.options())
+def test_a_bucket_is_read_and_written_by_both_in_turns(s3_server: S3Server, tmp_path: Path) -> None:
+    bucket = s3_server.make_bucket()
+    store = S3Store(bucket, s3_server.options())
     create_volume(store, "a/b/", size=SIZE, block_size=BLOCK)
     access: dict[str, Any] = {
-        name: getattr(seaweed.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")
+        name: getattr(s3_server.options(), name) for name in ("endpoint_url", "region", "access_key", "secret_key")
     }
     url = f"s3://{bucket}/a/b"
     options = [
-        *reach(seaweed),
+        *reach(s3_server),
         # Debian's version knows no BUCKET/PREFIX.
         "--prefix=a/b/",
         bucket,
@@ -125,16 +127,16 @@ def test_a_bucket_is_read_and_written_by_both_in_turns(seaweed: SeaweedServer, t
     store.close()
 
 
-def test_an_unfinished_copy_is_refused_and_a_finished_one_is_read(seaweed: SeaweedServer, tmp_path: Path) -> None:
-    bucket = seaweed.make_bucket()
+def test_an_unfinished_copy_is_refused_and_a_finished_one_is_read(s3_server: S3Server, tmp_path: Path) -> None:
+    bucket = s3_server.make_bucket()
     source = tmp_path / "source"
     source.mkdir()
     create_volume(DirectoryStore(source), "", size=SIZE, block_size=BLOCK)
     content = pattern(5)
     with s3backer.open(f"file://{source}") as volume:
         volume.write(0, content)
-    options = [*reach(seaweed), "--prefix=copy/"]
-    store = S3Store(bucket, seaweed.options())
+    options = [*reach(s3_server), "--prefix=copy/"]
+    store = S3Store(bucket, s3_server.options())
     copy_options = CopyOptions(block_size=2 * BLOCK)
     with pytest.raises(StoreUnreachable):
         copy_volume(

@@ -14,7 +14,7 @@ from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
 from s3backer.stores.s3 import S3Store
 
-KINDS = ("memory", "directory", "s3")
+KINDS = ("memory", "directory", "seaweed", "minio")
 ODD_KEYS = (
     "a b",
     "a+b",
@@ -49,7 +49,7 @@ def fresh(request, tmp_path) -> Iterator[Callable[[], ObjectStore]]:
             path.mkdir()
             store = DirectoryStore(path)
         else:
-            server = request.getfixturevalue("seaweed")
+            server = request.getfixturevalue(request.param)
             store = S3Store(server.make_bucket(), server.options())
         made.append(store)
         return store
@@ -69,7 +69,7 @@ def missing(request, tmp_path) -> ObjectStore:
     """Return a store on a bucket that does not exist. Memory always does."""
     if request.param == "directory":
         return DirectoryStore(tmp_path / "nowhere")
-    server = request.getfixturevalue("seaweed")
+    server = request.getfixturevalue(request.param)
     store = S3Store("no-such-bucket", server.options())
     request.addfinalizer(store.close)
     return store

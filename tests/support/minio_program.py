@@ -1,0 +1,90 @@
+"""The MinIO program for tests and measurements: one version, built from its module with Go, kept for the next time.
+
+    python -m tests.support.minio_program        builds it unless it is there; prints where it is, or why not
+
+It lies in the user's cache directory, so that a new checkout finds it. Nothing of the build goes anywhere else but
+into Go's own caches.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
+_MODULE = "github.com/minio/minio"
+_OLDEST_GO = (1, 24)
+
+
+class CannotBuild(Exception):
+    """There is no program; the message says what is missing."""
+
+
+def minio_path() -> Path:
+    """Return where the program is, or would be."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "s3backer-tests" / f"minio-{VERSION}"
+
+
+def find_minio() -> str | None:
+    """Return the path of the program, None if it was not built."""
+    path = minio_path()
+    return str(path) if os.access(path, os.X_OK) else None
+
+
+def _find_go() -> str:
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if go is None:
+        raise CannotBuild("Go is missing: MinIO is built with Go 1.24 or newer")
+    said = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
+    found = re.match(r"go(\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < _OLDEST_GO:
+        raise CannotBuild(
+            f"Go is missing: MinIO is built with Go 1.24 or newer, and {go} is {said.strip() or 'broken'}"
+        )
+    return go
+
+
+def why_missing() -> str:
+    """Return why the program is not there, for tests that are skipped."""
+    try:
+        _find_go()
+    except CannotBuild as error:
+        return str(error)
+    return "MinIO was not built: run 'tools/bootstrap test'"
+
+
+def build() -> Path:
+    """Build the program unless it is there; return its path. Raises CannotBuild."""
+    path = minio_path()
+    if find_minio():
+        return path
+    go = _find_go()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        environment = {**os.environ, "GOBIN": directory, "CGO_ENABLED": "0"}
+        command = [go, "install", "-trimpath", "-ldflags=-s -w", f"{_MODULE}@{VERSION}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotBuild(f"go could not build {_MODULE}@{VERSION}:\n{done.stderr[-2000:]}")
+        os.replace(Path(directory, "minio"), path)
+    return path
+
+
+def main() -> int:
+    """Build it; return the exit code."""
+    try:
+        print(build())
+    except CannotBuild as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
