@@ -13,7 +13,7 @@ from itertools import islice
 
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
-from s3backer.geometry import check_geometry
+from s3backer.geometry import check_geometry, smallest_budget
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token
 from s3backer.opening import VolumeOptions, volume_name
@@ -134,6 +134,10 @@ def resize_volume(
 ) -> int:
     """Resize a volume that is not mounted; return its old size in bytes."""
     options = dataclasses.replace(options or VolumeOptions(), list_blocks=discard)
+    said = read_metadata(store, prefix, hash_prefix=options.block_hash_prefix)
+    if said is not None:
+        # Nobody has chosen a memory for this, and next to nothing of it is used.
+        options = dataclasses.replace(options, memory=max(options.memory, smallest_budget(said.block_size)))
     with Volume.open(store, prefix, options) as volume:
         old = volume.size
         volume.resize(size, discard=discard)

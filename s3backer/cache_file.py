@@ -198,17 +198,31 @@ class CacheFile:
         """Yield (slot, block, ETag, flags) of every slot that is not free."""
         header = self.header
         form = header.entry
-        for first in range(0, header.slots, _ENTRIES):
+        first = 0
+        while (first := self._skip_hole(first)) < header.slots:
             count = min(_ENTRIES, header.slots - first)
             piece = self._read_at(header.directory_offset + first * form.size, count * form.size)
             if len(piece) != count * form.size:
                 raise self._corrupt("has become shorter while it was read")
-            # Whole pages of free slots, of which a sparse file can have billions.
-            if piece.count(0) == len(piece):
-                continue
-            for slot, (block, etag, *flags) in enumerate(form.iter_unpack(piece), first):
-                if block or flags[:1] > [0] or etag != _NO_ETAG:
-                    yield slot, block, etag, flags[0] if flags else 0
+            if piece.count(0) != len(piece):
+                for slot, (block, etag, *flags) in enumerate(form.iter_unpack(piece), first):
+                    if block or flags[:1] > [0] or etag != _NO_ETAG:
+                        yield slot, block, etag, flags[0] if flags else 0
+            first += count
+
+    def _skip_hole(self, slot: int) -> int:
+        """Return the first slot from ``slot`` that does not lie in a hole, where all are free."""
+        start, size = self.header.directory_offset, self.header.entry.size
+        try:
+            data = os.lseek(self._descriptor, start + slot * size, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                # This filesystem does not tell.
+                return slot
+            if os.fstat(self._descriptor).st_size < self._status.st_size:
+                raise self._corrupt("has become shorter while it was read") from None
+            return self.header.slots
+        return max(slot, (data - start) // size)
 
     def _read_directory(self) -> dict[int, int]:
         """Return the slot of every dirty block."""

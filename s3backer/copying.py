@@ -362,7 +362,7 @@ class _Copy:
     def _holds(self, block: int, data: bytes) -> bool:
         """Return whether the block's object, read from the store, is what would be written."""
         try:
-            found = self._store.get(self._layout.key(block))
+            found = self._layout.fetch(block)
             if found.info.content_encoding != self._layout.codec.content_encoding:
                 return False
             if block == 0:

@@ -108,7 +108,7 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         # Whatever else is there tells as well how blocks are stored.
         found = first_object(store, layout, 0)
         if found is not None:
-            block, first = found, store.get(layout.key(found))
+            block, first = found, layout.fetch(found)
             info = first.info
         else:
             _refuse_other_naming(store, layout)

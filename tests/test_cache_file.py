@@ -166,16 +166,20 @@ def test_any_bits_are_read_or_refused(tmp_path: Path, bits: list[int], cut: int)
     read_or_refuse(tmp_path / "cache", bytes(content[:cut]))
 
 
-def test_a_huge_sparse_directory_needs_little_memory(tmp_path: Path) -> None:
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("used", [0, 1, 2**31 + 77, 2**32 - 2])
+def test_a_huge_sparse_directory_needs_little_memory_and_time(tmp_path: Path, used: int) -> None:
     path = tmp_path / "cache"
-    slots = 2_000_000
+    slots = 2**32 - 1
     with open(path, "wb") as file:
         file.write(u32(0xE496F17B, 64, 4, 4, BLOCK, 4096, 1, slots, 0, 0, 0, 0, 0, 0, 0, 0))
-        file.truncate(64 + slots * 24)
+        file.truncate((64 + slots * 24 + 4095) // 4096 * 4096 + (used + 1) * BLOCK)
+        file.seek(64 + used * 24)
+        file.write(u32(7) + bytes(16) + u32(1))
     tracemalloc.start()
     try:
         with CacheFile(str(path)) as cache:
-            assert cache.dirty_blocks == []
+            assert cache.dirty_blocks == [7]
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()

@@ -54,9 +54,9 @@ class BrokenStore(MemoryStore):
             raise StoreError("the store is away")
         super().delete(key)
 
-    def get(self, key: str) -> StoredObject:
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         self.gate.wait()
-        return super().get(key)
+        return super().get(key, at_most=at_most)
 
 
 @pytest.fixture

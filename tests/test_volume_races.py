@@ -31,9 +31,9 @@ class SlowStore(MemoryStore):
     bad = "nothing"
     before_token: Any = None
 
-    def get(self, key: str) -> StoredObject:
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         time.sleep(self.delay)
-        return super().get(key)
+        return super().get(key, at_most=at_most)
 
     def put(self, key: str, body: Buffer, **options: Any) -> str:
         if key.endswith("mounted") and self.before_token:

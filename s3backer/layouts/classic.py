@@ -30,6 +30,7 @@ BLOCK_CONTENT_TYPE = "application/x-s3backer-block"
 META_BLOCK_SIZE = "s3backer-blocksize"
 META_SIZE = "s3backer-filesize"
 MAX_BLOCKS = 2**32 - 1
+_LONGEST_OVERHEAD = 1 << 16
 _KEY = re.compile(r"(?:([0-9a-f]{8})-)?([0-9a-f]{8})")
 
 
@@ -156,7 +157,7 @@ class ClassicLayout:
         key = self.key(block)
         this = self._begin_read(block)
         try:
-            found = self._store.get(key)
+            found = self.fetch(block)
         except ObjectNotFound:
             if self._end_read(block, this, present=False) and this.expected:
                 raise StoreError(
@@ -169,6 +170,11 @@ class ClassicLayout:
             raise
         self._end_read(block, this, present=True)
         return self.decode(block, found)
+
+    def fetch(self, block: int) -> StoredObject:
+        """Return a block's object as it is stored. Raises ObjectNotFound, StoreError or CorruptObject."""
+        # Neither compressing nor encrypting makes a block this much longer.
+        return self._store.get(self.key(block), at_most=2 * self.block_size + _LONGEST_OVERHEAD)
 
     def decode(self, block: int, found: StoredObject) -> bytes:
         """Return a block's bytes from its object; CorruptObject, naming it, if it cannot be what was written."""

@@ -27,6 +27,8 @@ from s3backer.stores.base import ObjectStore
 TOKEN_NAME = "s3backer-mounted"
 TOKEN_METADATA = "s3backer-mount-token"
 SHARED_TOKEN = 0x7FFFFFFF
+#: Bytes of which no token has so many.
+_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class MountToken:
 def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
     """Return the token in the bucket, or None where the volume is not mounted."""
     try:
-        found = store.get(prefix + TOKEN_NAME)
+        found = store.get(prefix + TOKEN_NAME, at_most=_LARGEST)
     except ObjectNotFound:
         return None
     try:

@@ -38,6 +38,8 @@ from s3backer.stores.base import Buffer
 _CONNECT_SECONDS = 10.0
 #: How often a sender that waits for a connection looks whether the pool was closed.
 _LOOK_SECONDS = 1
+#: Bytes read at once of an answer that does not say how long it is.
+_PIECE = 1 << 16
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -152,8 +154,10 @@ class Transport:
         else:
             self._pool = _HTTPPool(host, port, **more)
 
-    def send(self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> Answer:
-        """Send a request and return the answer."""
+    def send(
+        self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None, *, at_most: int | None = None
+    ) -> Answer:
+        """Send a request and return the answer. Raises LongAnswer for more than ``at_most`` bytes, and Failure."""
         answer = None
         while answer is None:
             try:
@@ -166,9 +170,10 @@ class Transport:
                     redirect=False,
                     timeout=self._timeout,
                     pool_timeout=_LOOK_SECONDS,
-                    preload_content=True,
+                    preload_content=False,
                     decode_content=False,
                 )
+                received = _read(answer, at_most)
             except EmptyPoolError:
                 # All connections are in use. Once the pool is closed they do not come back to it.
                 continue
@@ -178,7 +183,7 @@ class Transport:
         if method != "HEAD" and lengths == (None, None) and answer.status not in (204, 304):
             # It ended with the connection, so that nobody can tell whether it is whole.
             raise self._broken("the answer does not say how long it is")
-        return Answer(answer.status, answer.headers, answer.data)
+        return Answer(answer.status, answer.headers, received)
 
     def close(self) -> None:
         """Close the connections that are not in use; those in use close when their request ends."""
@@ -245,6 +250,36 @@ class Transport:
         return Failure(
             messages.unreachable(self._place, problem, hint), retried=retried, **{"unsettled": False, **more}
         )
+
+
+class LongAnswer(Exception):
+    """An answer has more than ``at_most`` bytes."""
+
+    def __init__(self, at_most: int) -> None:
+        super().__init__(at_most)
+        self.at_most = at_most
+
+
+def _read(answer: urllib3.BaseHTTPResponse, at_most: int | None) -> bytes:
+    """Return the body of an answer and give its connection back. Only of a success too much can come."""
+    try:
+        if at_most is None or answer.status >= 300:
+            return answer.data
+        said = answer.headers.get("Content-Length", "")
+        if said.isdecimal() and int(said) <= at_most:
+            return answer.data
+        body = bytearray()
+        if not said:
+            for piece in answer.stream(_PIECE):
+                body += piece
+                if len(body) > at_most:
+                    break
+            else:
+                return bytes(body)
+        answer.close()
+        raise LongAnswer(at_most)
+    finally:
+        answer.release_conn()
 
 
 def tls_context(*, verify: bool, ca_bundle: str | None, spare_bundle: str) -> ssl.SSLContext:

@@ -70,8 +70,11 @@ class ObjectStore(Protocol):
     #: Counts of requests and bytes by kind.
     counters: RequestCounters
 
-    def get(self, key: str) -> StoredObject:
-        """Return the object; ``ObjectNotFound`` if absent."""
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
+        """Return the object; ``ObjectNotFound`` if absent, ``CorruptObject`` if it has more than ``at_most`` bytes.
+
+        Of one that is larger no more than that is read.
+        """
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ``ObjectNotFound`` if absent."""

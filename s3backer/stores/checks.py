@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from s3backer.errors import UsageError
+from s3backer.errors import CorruptObject, UsageError
 
 MAX_KEY_BYTES = 1024
 MAX_LIST = 1000
@@ -38,6 +38,14 @@ def check_listing(prefix: str, start_after: str, limit: int) -> None:
         raise UsageError(f"a listing page has 1 to {MAX_LIST} entries, not {limit}")
     for text in filter(None, (prefix, start_after)):
         check_key(text)
+
+
+def too_large(store: str, key: str, at_most: int) -> CorruptObject:
+    """Return the error for an object of which more came than it can rightly have."""
+    return CorruptObject(
+        f"object {key!r} in {store} has more than {at_most} bytes, too many for what it should be",
+        hint="Another program put it there. Move it away; if a block was there before, restore that one.",
+    )
 
 
 def checked_metadata(content_type: str, content_encoding: str, metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -12,7 +12,8 @@ Guarantees
     point leaves the old or the new object, with the metadata that belongs to it.
   * Changes of one key by several threads and processes happen one after the other; conditions are exact
     between them. ``if_none_match`` is a hard link: exact even against programs that ignore the locks.
-  * No symbolic link below DIR is ever followed.
+  * No symbolic link below DIR is ever followed, no pipe or device opened. Listings name them, reading one is an
+    error: what cannot be read is never taken for absent.
   * DIR missing, moved away, or another filesystem in its place (an unmounted disk) is BucketNotFound, never
     an empty store.
 
@@ -44,7 +45,7 @@ from s3backer.errors import (
 )
 from s3backer.stores import sidecar
 from s3backer.stores.base import Buffer, ListEntry, ListPage, ObjectInfo, StoredObject
-from s3backer.stores.checks import check_key, check_listing, checked_metadata
+from s3backer.stores.checks import check_key, check_listing, checked_metadata, too_large
 from s3backer.stores.files import OPEN, create_temporary, exists, open_directory, read_file, walk
 from s3backer.stores.sidecar import Entry
 from s3backer.telemetry.requests import RequestCounters
@@ -125,11 +126,11 @@ class DirectoryStore:
 
     # ── calls ────────────────────────────────────────────────────────────────────────────────────────
 
-    def get(self, key: str) -> StoredObject:
-        """Return the object; ObjectNotFound if absent."""
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
+        """Return the object; ObjectNotFound if absent, CorruptObject if it is larger than ``at_most`` bytes."""
         names = self._names(key)
         with self._call("get", key) as call:
-            body, entry = self._read(call, key, names)
+            body, entry = self._read(call, key, names, at_most)
             call.received = len(body)
             return StoredObject(_info(key, body, entry), body)
 
@@ -219,25 +220,29 @@ class DirectoryStore:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _read(self, call: _Call, key: str, names: tuple[str, ...]) -> tuple[bytes, Entry]:
-        body = self._body(call, key, names)
+    def _read(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None = None) -> tuple[bytes, Entry]:
+        body = self._body(call, key, names, at_most)
         etag = _etag(body)
         entries = self._sidecar(call, key)
         if entries and all(entry.etag != etag for entry in entries):
             # Replaced twice meanwhile, or rewritten by a foreign program; under the lock only that.
             with suppress(FileNotFoundError, PermissionError):
                 self._lock_key(call, key, create=False)
-            body = self._body(call, key, names)
+            body = self._body(call, key, names, at_most)
             etag = _etag(body)
             entries = self._sidecar(call, key)
         return body, sidecar.describe(entries, etag)
 
-    def _body(self, call: _Call, key: str, names: tuple[str, ...]) -> bytes:
+    def _body(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None) -> bytes:
         try:
-            return read_file(call.directory(names[:-1]), names[-1])
+            return read_file(call.directory(names[:-1]), names[-1], at_most=at_most)
         except (FileNotFoundError, NotADirectoryError):
             self._check_still_there(call)
             raise ObjectNotFound(key) from None
+        except OSError as error:
+            if at_most is not None and error.errno == errno.EFBIG:
+                raise too_large(self.name, key, at_most) from None
+            raise
 
     def _etag_now(self, key: str) -> str:
         with self._call("head", key) as call:

@@ -79,6 +79,7 @@ def walk(
 ) -> Generator[tuple[str, int], None, None]:
     """Yield (key, size) of the files below a directory in key order, at least the first ``enough``.
 
+    Also of links, pipes and devices: they cannot be read, and what stands in a listing is not taken for absent.
     ``base`` is the directory's own key with a slash (empty for the root). Entries called ``skip`` do not exist.
     """
     # A directory stands where its first key would: its name with the slash.
@@ -89,10 +90,10 @@ def walk(
             path = base + os.fsencode(entry.name)
             if entry.name == skip:
                 continue
-            if entry.is_file(follow_symlinks=False):
+            if not entry.is_dir(follow_symlinks=False):
                 if path.startswith(prefix) and path > after:
                     files[path] = entry
-            elif entry.is_dir(follow_symlinks=False):
+            else:
                 path += b"/"
                 wanted = path.startswith(prefix) or prefix.startswith(path)
                 if wanted and (path > after or after.startswith(path)):

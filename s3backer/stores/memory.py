@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from s3backer.errors import ObjectNotFound, PreconditionFailed
 from s3backer.stores.base import Buffer, ListEntry, ListPage, ObjectInfo, StoredObject
-from s3backer.stores.checks import check_key, check_listing, checked_metadata
+from s3backer.stores.checks import check_key, check_listing, checked_metadata, too_large
 from s3backer.telemetry.requests import RequestCounters
 
 _T = TypeVar("_T")
@@ -30,10 +30,17 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._objects: dict[str, StoredObject] = {}
 
-    def get(self, key: str) -> StoredObject:
-        """Return the object; ObjectNotFound if absent."""
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
+        """Return the object; ObjectNotFound if absent, CorruptObject if it is larger than ``at_most`` bytes."""
         check_key(key)
-        return self._counted("get", lambda: self._find(key), received=lambda found: len(found.body))
+
+        def find() -> StoredObject:
+            found = self._find(key)
+            if at_most is not None and found.info.size > at_most:
+                raise too_large(self.name, key, at_most)
+            return found
+
+        return self._counted("get", find, received=lambda found: len(found.body))
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ObjectNotFound if absent."""

@@ -40,9 +40,9 @@ from s3backer.s3.responses import (
 )
 from s3backer.s3.retries import Failure, RetryPolicy, is_retried, parse_retry_after
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Signer, encode_path, encode_query, payload_hash
-from s3backer.s3.transport import Transport, closed, tls_context
+from s3backer.s3.transport import LongAnswer, Transport, closed, tls_context
 from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
-from s3backer.stores.checks import check_key, check_listing, checked_metadata
+from s3backer.stores.checks import check_key, check_listing, checked_metadata, too_large
 from s3backer.stores.options import StoreOptions
 from s3backer.telemetry.requests import RequestCounters, failure_of_status
 
@@ -67,6 +67,7 @@ class _Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Buffer | None = None
     conditional: bool = False
+    at_most: int | None = None
 
 
 class S3Store:
@@ -132,11 +133,14 @@ class S3Store:
 
     # ── calls ────────────────────────────────────────────────────────────────────────────────────────
 
-    def get(self, key: str) -> StoredObject:
-        """Return the object; ObjectNotFound if absent, CorruptObject if its body is not that of its ETag."""
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
+        """Return the object; ObjectNotFound if absent.
+
+        CorruptObject if its body is not that of its ETag, or if it is larger than ``at_most`` bytes.
+        """
         check_key(key)
         for last in (False, True):
-            answer = self._perform(_Request("get", "GET", key))
+            answer = self._perform(_Request("get", "GET", key, at_most=at_most))
             info = object_info(key, answer, len(answer.body))
             self._require_etag(info.etag, key)
             if self._fits(answer):
@@ -301,11 +305,14 @@ class S3Store:
         started = time.perf_counter()
         answer: Answer | None = None
         try:
-            answer = self._transport.send(request.method, f"{path}?{query}" if query else path, headers, request.body)
+            target = f"{path}?{query}" if query else path
+            answer = self._transport.send(request.method, target, headers, request.body, at_most=request.at_most)
             self.counters.add_failure(failure_of_status(answer.status))
         except Failure as failure:
             self.counters.add_failure(failure.counted_as)
             raise
+        except LongAnswer as long:
+            raise too_large(self.name, request.resource, long.at_most) from None
         finally:
             self.counters.add(
                 request.kind,

@@ -69,6 +69,14 @@ def test_resize_unmounted(run: Run, volume: Path) -> None:
     assert not (volume / TOKEN_NAME).exists()
 
 
+def test_resize_needs_no_memory_for_large_blocks(run: Run, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/v"
+    assert run("create", url, "--size", "1GiB", "--block-size", "64MiB").code == 0
+    for size in ("2GiB", "512MiB"):
+        assert run("resize", url, size).code == 0
+        assert json.loads(run("info", url, "--json").out)["size"] == int(size[:-3]) * (1024 if "G" in size else 1) * MIB
+
+
 def test_shrinking_refuses_while_there_is_data(run: Run, volume: Path) -> None:
     url = f"file://{volume}"
     with s3backer.open(url, memory=8 * MIB, threads=2) as opened:

@@ -227,3 +227,15 @@ def test_a_layout_beside_a_writer_trusts_nothing() -> None:
     assert layout.read(5) is None
     assert not layout.known_absent(5)
     assert layout.next_possibly_present(5, 9) == 5
+
+
+def test_of_what_cannot_be_a_block_not_everything_is_read() -> None:
+    store = MemoryStore()
+    layout = layout_of(store)
+    layout.create()
+    store.put(layout.key(3), bytes(BLOCK + 1))
+    store.put(layout.key(4), bytes(1 << 20))
+    for block, reason in ((3, "513 bytes, a block of this volume has 512"), (4, "more than 66560 bytes")):
+        with pytest.raises(CorruptObject, match=reason):
+            layout.read(block)
+    assert store.counters.snapshot()["get"].bytes_received < 1024

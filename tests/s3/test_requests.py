@@ -147,7 +147,7 @@ def test_the_bucket_is_in_the_host_or_in_the_path(monkeypatch, bucket, url, virt
         def __init__(self, place, **options):
             self.host = options["host"]
 
-        def send(self, method, target, headers, body):
+        def send(self, method, target, headers, body, *, at_most):
             sent.append((self.host, headers["Host"], target))
             return Answer(200, {"ETag": A_ETAG}, b"a")
 

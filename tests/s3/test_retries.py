@@ -382,3 +382,34 @@ def test_a_server_whose_etags_are_something_else():
         put(store)
         assert store.get("key").body == b"b"
         assert len(server.requests) == 2
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nETag: " + A_ETAG.encode() + b"\r\n\r\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "long",
+    [
+        Step(reply(200, "a" * 11, ETag=A_ETAG)),
+        # Only its beginning ever comes: whoever waited for the rest would wait for the time-out.
+        Step(reply(200, "a" * 11, length=10**12, ETag=A_ETAG)),
+        Step(CHUNKED + b"b\r\n" + b"a" * 11 + b"\r\n"),
+    ],
+    ids=["by one byte", "by its length", "in pieces"],
+)
+def test_of_an_object_that_is_too_large_no_more_is_read(long):
+    with talk(*[long] * 20, OK, connections=1, timeout=50.0) as (store, _):
+        for _ in range(20):
+            with pytest.raises(CorruptObject, match="'key' in s3://bucket has more than 10 bytes"):
+                store.get("key", at_most=10)
+        # It is asked for once, and the one connection is free again.
+        assert store.get("key", at_most=10).body == b"a"
+        assert store.pauses == []
+
+
+def test_a_long_page_instead_of_an_answer_is_no_large_object():
+    with talk(Step(reply(503, "busy" * 1000)), OK) as (store, _):
+        assert store.get("key", at_most=10).body == b"a"
+    with talk(Step(CHUNKED + b"1\r\na\r\n0\r\n\r\n")) as (store, _):
+        assert store.get("key", at_most=1).body == b"a"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from s3backer.errors import BucketNotFound, ObjectNotFound, PreconditionFailed, UsageError
+from s3backer.errors import BucketNotFound, CorruptObject, ObjectNotFound, PreconditionFailed, UsageError
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
@@ -100,6 +100,21 @@ def test_a_view_of_larger_items_is_put_as_bytes(store):
     store.put("key", memoryview(bytes(range(32))).cast("I"))
     assert store.get("key").body == bytes(range(32))
     assert store.counters.snapshot()["put"].bytes_sent == 32
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 1 << 20])
+def test_no_more_than_wanted_is_read(store, size):
+    store.put("key", b"x" * size)
+    assert store.get("key", at_most=size).body == b"x" * size
+    if size:
+        before = store.counters.snapshot()["get"].bytes_received
+        for _ in range(20):
+            with pytest.raises(CorruptObject, match=f"'key' in .* has more than {size - 1} bytes"):
+                store.get("key", at_most=size - 1)
+        assert store.counters.snapshot()["get"].bytes_received == before
+    with pytest.raises(ObjectNotFound):
+        store.get("absent", at_most=size)
+    assert store.get("key").info.size == size
 
 
 def test_a_large_body(store):

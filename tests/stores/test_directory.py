@@ -7,10 +7,14 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import s3backer
+from s3backer.admin import create_volume
+from s3backer.copying import copy_volume
 from s3backer.errors import (
     AccessDenied,
     BucketNotFound,
@@ -21,6 +25,7 @@ from s3backer.errors import (
     UsageError,
 )
 from s3backer.stores.directory import DirectoryStore
+from s3backer.stores.memory import MemoryStore
 
 BLOCK = "application/x-s3backer-block"
 #: Everything by which a put or delete changes the disk, or makes a change last.
@@ -407,7 +412,8 @@ def test_symbolic_links_are_not_followed(tmp_path, bucket, store):
         store.put("directory/new", b"x")
     with pytest.raises(StoreError):
         store.delete("directory/file")
-    assert store.list("").entries == ()
+    # Listed: what cannot be read must not be taken for absent. What is behind a link is nobody's.
+    assert [entry.key for entry in store.list("").entries] == ["directory", "link"]
     store.put("link", b"ours", content_type=BLOCK)
     assert (secret / "file").read_bytes() == b"secret"
     assert store.get("link").body == b"ours"
@@ -428,7 +434,7 @@ def test_a_pipe_is_no_object_and_nobody_waits_for_it(bucket, store):
     os.mkfifo(bucket / "pipe")
     with pytest.raises(StoreError):
         store.get("pipe")
-    assert store.list("").entries == ()
+    assert [entry.key for entry in store.list("").entries] == ["pipe"]
 
 
 def test_names_that_are_no_text_are_no_objects(bucket, store):
@@ -479,3 +485,23 @@ def test_a_file_is_no_bucket(tmp_path, call):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BucketNotFound, match="no directory"):
         call(DirectoryStore(tmp_path / "file"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to(path.with_name("elsewhere")), os.mkfifo])
+def test_a_block_that_is_no_file_is_never_zeros(bucket, store, make):
+    create_volume(store, "", size=1 << 20, block_size=4096)
+    with s3backer.open(f"file://{bucket}", memory=1 << 20) as volume:
+        volume.write(3 * 4096, b"data")
+    (bucket / "00000003").rename(bucket / "elsewhere")
+    make(bucket / "00000003")
+    with s3backer.open(f"file://{bucket}", memory=1 << 20) as volume:
+        while not volume.facts()["surveyed"]:
+            time.sleep(0.01)
+        with pytest.raises(StoreError, match="00000003"):
+            volume.read(3 * 4096, 4)
+        assert volume.read(4 * 4096, 4) == bytes(4)
+    target = MemoryStore()
+    with pytest.raises(StoreError, match="00000003"):
+        copy_volume(DirectoryStore(bucket), "", target, "")
+    assert "00000000" not in [entry.key for entry in target.list("").entries]

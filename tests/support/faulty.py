@@ -55,8 +55,8 @@ class FaultyStore:
                 # In place of the answer, also of one that says no.
                 raise StoreUnreachable("the answer of this request was chosen to be lost", hint="Try again.")
 
-    def get(self, key: str) -> StoredObject:
-        found: StoredObject = self._call("get", key)
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
+        found: StoredObject = self._call("get", key, at_most=at_most)
         return self._alter(found) if self._alter else found
 
     def head(self, key: str) -> Any:

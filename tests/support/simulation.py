@@ -68,8 +68,8 @@ class WorldStore:
             raise Fault("failed after it took effect", began)
         return result
 
-    def get(self, key: str) -> StoredObject:
-        return self._around(lambda: self.inner.get(key))
+    def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
+        return self._around(lambda: self.inner.get(key, at_most=at_most))
 
     def head(self, key: str) -> ObjectInfo:
         return self._around(lambda: self.inner.head(key))
