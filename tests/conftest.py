@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.support.minio_program import find_minio, why_missing
+from tests.support.minio_program import NOT_BUILT, find_minio
 from tests.support.servers import MinioServer, S3Server, SeaweedServer, find_weed
 
 # In CI too each run tries new examples; a failure prints how to have the same one again.
@@ -33,7 +33,7 @@ def seaweed() -> Iterator[SeaweedServer]:
 def minio() -> Iterator[MinioServer]:
     """Return a running MinIO, one for the whole session. Each test makes buckets of its own."""
     if find_minio() is None:
-        pytest.skip(why_missing())
+        pytest.skip(NOT_BUILT)
     with MinioServer() as server:
         yield server
 

