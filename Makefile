@@ -25,7 +25,7 @@ soak:
 	@$(PYTHON) tools/run_tests.py --soak $(ARGS)
 
 perf:
-	@tools/bootstrap demo
+	@tools/bootstrap test
 	@$(PYTHON) -m pytest perf --timeout=0 $(ARGS)
 
 build:
