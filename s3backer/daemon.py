@@ -14,6 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -55,6 +56,8 @@ _STALL_SECONDS = 10.0
 #: Seconds between two lines of progress where there is no terminal.
 _LINE_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
+#: Longest wait in seconds for the kernel to report that a file was closed.
+_RELEASE_SECONDS = 0.5
 _SECTOR = 512
 _PATH_VARIABLES = (
     "AWS_CONFIG_FILE",
@@ -370,17 +373,14 @@ class _Daemon:
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            if _stays_open(operations):
+                # Storing may take long, and would be for nothing.
+                raise _in_the_way(mount.mountpoint, file, os.strerror(errno.EBUSY))
             _reporting(volume, volume.flush, progress)
             try:
                 mount.unmount()
             except OSError as error:
-                devices = loop_devices(file)
-                raise MountError(
-                    f"{mount.mountpoint} cannot be unmounted: {error.strerror}",
-                    hint=f"Unmount what is on it, then: losetup -d {' '.join(devices)}"
-                    if devices
-                    else f"See who uses it: fuser -vm {mount.mountpoint}",
-                ) from None
+                raise _in_the_way(mount.mountpoint, file, error.strerror) from None
             self._request_stop()
             return {"pid": os.getpid(), "mountpoint": mount.mountpoint}
 
@@ -394,6 +394,24 @@ class _Daemon:
             log.warning("no control socket: %s", error)
             return None
         return server
+
+
+def _stays_open(operations: DiskOperations) -> bool:
+    """Whether somebody has a file open, who has not just closed it: the kernel reports that a little later."""
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while operations.open_files and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return operations.open_files > 0
+
+
+def _in_the_way(mountpoint: str, file: str, reason: str | None) -> MountError:
+    devices = loop_devices(file)
+    return MountError(
+        f"{mountpoint} cannot be unmounted: {reason}",
+        hint=f"Unmount what is on it, then: losetup -d {' '.join(devices)}"
+        if devices
+        else f"See who uses it, and close that: fuser -vm {mountpoint}",
+    )
 
 
 def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress) -> None:

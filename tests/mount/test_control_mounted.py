@@ -198,6 +198,16 @@ def test_unmount_names_who_has_to_go_first(volume: Workbench, tmp_path: Path) ->
     volume.wait_for_nothing()
 
 
+def test_unmount_of_what_is_in_use_says_so_before_it_stores(bench: Workbench) -> None:
+    with bench.mounted(fake=True) as mount:
+        with mount.file.open("rb"), bench.turned("fail-flush"):
+            error = refused(bench, "unmount")
+            assert error.exit_code == 7 and "busy" in error.message
+            assert f"fuser -vm {mount.mountpoint}" in error.hint
+        ask(bench, "unmount")
+        mount.wait()
+
+
 def test_unmount_goes_on_when_the_one_who_asked_is_gone(bench: Workbench) -> None:
     with bench.mounted(fake=True) as mount:
         (bench.knobs / "hold-flush").touch()
