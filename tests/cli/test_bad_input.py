@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import click
 import pytest
 
 from s3backer import cli
-from s3backer.errors import StoreError
+from s3backer.errors import StoreError, out_of_memory
+from s3backer.layouts.token import TOKEN_NAME
 from s3backer.stores.directory import DirectoryStore
 from tests.support.commands import Run, tree
+from tests.support.mounts import needs_mounts
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,31 @@ def test_a_defect_asks_to_be_reported(run: Run, monkeypatch: pytest.MonkeyPatch,
     assert answer.code == 1
     assert answer.sentence() == "unexpected ZeroDivisionError: a defect"
     assert "report" in answer.hint()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("resize", "file://{}/volume", "16m"),
+        pytest.param(("mount", "file://{}/volume", "{}/empty"), marks=needs_mounts),
+        pytest.param(("mount", "file://{}/volume", "{}/empty", "--foreground"), marks=needs_mounts),
+    ],
+)
+def test_too_little_memory_is_no_defect(run_apart: Run, volume: Path, words: tuple[str, ...]) -> None:
+    here = volume.parent
+    (here / "empty").mkdir()
+    limited = ("sh", "-c", 'ulimit -v 150000; exec "$@"', "sh")
+    answer = run_apart(*(word.replace("{}", str(here)) for word in words), wrapper=limited)
+    assert (answer.code, answer.sentence()) == (1, "there is not enough memory")
+    assert "--memory" in answer.hint() and "ulimit -v" in answer.hint()
+    assert not (volume / TOKEN_NAME).exists()
+
+
+def test_what_python_says_when_memory_is_at_an_end() -> None:
+    for error in (MemoryError(), OSError(errno.ENOMEM, "x"), RuntimeError("can't start new thread")):
+        assert out_of_memory(error) is not None
+    for other in (RuntimeError("a defect"), OSError(errno.EIO, "x")):
+        assert out_of_memory(other) is None
 
 
 def test_an_interrupted_command_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, volume: Path) -> None:
