@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -9,7 +10,7 @@ import click
 from s3backer.admin import inspect_volume, resize_volume
 from s3backer.cli.common import Target, options, unsaved_progress, with_password
 from s3backer.config import ENCODING, FORCE_OPEN, HASH, Option, positive_size, volume_options
-from s3backer.geometry import check_geometry
+from s3backer.geometry import check_geometry, smallest_budget
 from s3backer.units import format_size
 
 _DISCARD = Option("--discard", "discard", "When shrinking, destroy what lies beyond the new end.")
@@ -33,9 +34,9 @@ def command(url: str, size: str, **values: Any) -> None:
             # Seen before the volume is opened, so that the bucket stays untouched.
             facts = inspect_volume(target.store, target.url.prefix, block_hash_prefix=bool(values["block_hash_prefix"]))
             check_geometry(wanted, facts.block_size)
-            old: object = resize_volume(
-                target.store, target.url.prefix, wanted, discard=discard, options=volume_options(with_password(values))
-            )
+            opening = volume_options(with_password(values))
+            opening = replace(opening, memory=max(opening.memory, smallest_budget(facts.block_size)))
+            old: object = resize_volume(target.store, target.url.prefix, wanted, discard=discard, options=opening)
         else:
             old = answer.get("old_size")
     print(f"{target.url}: {format_size(wanted)}" + (f", before {format_size(old)}" if isinstance(old, int) else ""))
