@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from s3backer.background import launch
-from s3backer.control import ControlServer, Progress, control_path
-from s3backer.errors import MountError, S3backerError, UsageError
+from s3backer.control import ControlServer, Progress, call, control_path
+from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.logs import RateLimited, Redacting, configure_logging
 from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint, wait_for_size
 from s3backer.opening import VolumeOptions
@@ -56,6 +56,8 @@ _STALL_SECONDS = 10.0
 #: Seconds between two lines of progress where there is no terminal.
 _LINE_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
+#: Longest wait in seconds for another daemon to say where it has mounted the same volume.
+_ANSWER_SECONDS = 2.0
 #: Longest wait in seconds for the kernel to report that a file was closed.
 _RELEASE_SECONDS = 0.5
 _SECTOR = 512
@@ -234,8 +236,10 @@ class _Daemon:
         ident = volume_id(request.url, str(getattr(store, "endpoint", "")))
         try:
             volume = Volume.open(store, request.url.prefix, request.volume_options)
-        except BaseException:
+        except BaseException as error:
             store.close()
+            if isinstance(error, VolumeInUse):
+                raise _with_place(error, ident) from None
             raise
         self._volume = volume
         control: ControlServer | None = None
@@ -394,6 +398,16 @@ class _Daemon:
             log.warning("no control socket: %s", error)
             return None
         return server
+
+
+def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:
+    """Return the error, saying where the volume is mounted if a daemon of this host serves it and answers at once."""
+    with contextlib.suppress(S3backerError):
+        if (facts := call(ident, "info", silence=_ANSWER_SECONDS)) is not None:
+            place = facts.get("mountpoint")
+            message = f"{error.message}, here on {place} by process {facts.get('pid')}"
+            return VolumeInUse(message, hint=f"Unmount it first: s3backer unmount {place}")
+    return error
 
 
 def _stays_open(operations: DiskOperations) -> bool:
