@@ -228,6 +228,7 @@ class Volume:
             "read_only": self.read_only,
             "opened": self._opened,
             "unsaved_blocks": self.unsaved,
+            "write_back_error": None if self._driver.failure is None else str(self._driver.failure),
             "present_blocks": self._layout.presence.count_present(),
             "surveyed": self._survey is not None and not self._survey.is_alive(),
             "memory": self._memory,

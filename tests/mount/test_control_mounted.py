@@ -52,6 +52,19 @@ def test_info(volume: Workbench) -> None:
     assert call(volume.ident, "info") is None
 
 
+def test_info_tells_that_write_back_fails_as_long_as_it_does(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        write_unflushed(mount.file, 0, DATA)
+        assert ask(volume, "info")["write_back_error"] is None
+        with volume.turned("outage"):
+            refused(volume, "flush")
+            facts = ask(volume, "info")
+            assert (facts["write_back_error"], facts["unsaved_blocks"]) == ("the store is away", 2)
+        ask(volume, "flush")
+        facts = ask(volume, "info")
+        assert (facts["write_back_error"], facts["unsaved_blocks"]) == (None, 0)
+
+
 def test_flush(volume: Workbench) -> None:
     with volume.mounted() as mount:
         write_unflushed(mount.file, 0, DATA)
