@@ -7,6 +7,7 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     S3backerError            1   anything that has no code of its own
     ├── UsageError           2   a bad option, value or URL
     ├── StoreError           3   the store failed after all retries
+    │   ├── StoreFull        3   no room: disk full, quota
     │   ├── StoreUnreachable 3   connection refused, unknown host, TLS failure, time-out
     │   ├── AccessDenied     4   wrong key, no permission, clock off
     │   ├── BucketNotFound   5   the bucket (or the directory) does not exist
@@ -54,6 +55,14 @@ class StoreError(S3backerError):
     """The store answered with an error, or not at all, and retrying did not help."""
 
     exit_code = 3
+
+
+class StoreFull(StoreError):
+    """The store has no room for more. ``hint`` says where some can be made."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        waits = "What a mount has not stored yet waits in its memory: nothing is lost while its process lives."
+        super().__init__(message, hint=f"{hint} {waits}")
 
 
 class StoreUnreachable(StoreError):
