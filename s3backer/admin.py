@@ -13,7 +13,7 @@ from itertools import islice
 
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
-from s3backer.geometry import check_geometry, smallest_budget
+from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token
 from s3backer.opening import VolumeOptions, volume_name
@@ -43,8 +43,11 @@ def create_volume(
     block_size: int,
     block_hash_prefix: bool = False,
     encoding: EncodingOptions = AS_THE_VOLUME,
-) -> None:
-    """Create an empty volume. Raises VolumeExists where any block or token of one is there already."""
+) -> int:
+    """Create an empty volume and return the least memory, in bytes, that it can be mounted with.
+
+    Raises VolumeExists where any block or token of one is there already.
+    """
     check_geometry(size, block_size)
     url = volume_name(store, prefix)
     exists = VolumeExists(
@@ -59,6 +62,7 @@ def create_volume(
         layout.create()
     except PreconditionFailed:
         raise exists from None
+    return least_memory(block_size, codec.copies)
 
 
 def inspect_volume(

@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from s3backer.errors import MountError, S3backerError
+from s3backer.errors import MountError, S3backerError, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], connection: sock
         os.dup2(null, 1)
         code = _serve(serve, connection, null)
     except BaseException as error:
-        _tell(connection, _defect(error))
+        _tell(connection, _failure(out_of_memory(error) or _defect(error)))
     finally:
         logging.shutdown()
         os._exit(code)
@@ -128,7 +128,7 @@ def _serve(serve: Callable[[Callable[[], None]], None], connection: socket.socke
     except S3backerError as error:
         if verified:
             log.error("%s", error)
-        _tell(connection, {"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+        _tell(connection, _failure(error))
         return error.exit_code
     except Exception as error:
         if verified:
@@ -137,8 +137,12 @@ def _serve(serve: Callable[[Callable[[], None]], None], connection: socket.socke
     return 0
 
 
-def _defect(error: BaseException) -> dict[str, object]:
-    return {"error": f"the daemon failed with {error!r}", "hint": "This is a defect; please report it."}
+def _defect(error: BaseException) -> S3backerError:
+    return S3backerError(f"the daemon failed with {error!r}", hint="This is a defect; please report it.")
+
+
+def _failure(error: S3backerError) -> dict[str, object]:
+    return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def _tell(connection: socket.socket, message: Mapping[str, object]) -> None:

@@ -21,7 +21,6 @@ gets a random one, and a repeat needs force again.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -34,6 +33,7 @@ from s3backer.layouts.classic import ClassicLayout, Metadata
 from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, in_use, read_token, remove_token
 from s3backer.opening import VolumeOptions, find_layout, refuse_if_changed, volume_name
 from s3backer.stores.base import ObjectStore
+from s3backer.units import exact_size
 
 #: Called with (text, blocks done, blocks in all).
 Progress = Callable[[str, int, int], None]
@@ -179,13 +179,12 @@ def plan_import(file: CacheFile, store: ObjectStore, prefix: str, options: Volum
     ``options.force`` must be off. Raises UsageError where block size or block numbers do not fit, VolumeInUse
     for an unfinished copy, VolumeNotFound, StoreError or CorruptObject.
     """
-    # No cache is made here, so that no memory has to suffice for one.
-    options = dataclasses.replace(options, memory=max(options.memory, 64 * file.header.block_size))
     layout, metadata = find_layout(store, prefix, options)
     url = volume_name(store, prefix)
     if layout.block_size != file.header.block_size:
         raise UsageError(
-            f"{file.path} has blocks of {file.header.block_size} bytes, {url} has blocks of {layout.block_size}",
+            f"{file.path} has blocks of {exact_size(file.header.block_size)}, "
+            f"{url} has blocks of {exact_size(layout.block_size)}",
             hint="It belongs to another volume, or a wrong block size was given.",
         )
     beyond = [block for block in file.dirty_blocks if block >= layout.block_count]

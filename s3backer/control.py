@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from s3backer.errors import S3backerError, UsageError
+from s3backer.errors import S3backerError, UsageError, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +268,8 @@ class ControlServer:
         except OSError as error:
             return _failure(error.strerror or str(error), "", 1)
         except Exception as error:
+            if (known := out_of_memory(error)) is not None:
+                return _failure(known.message, known.hint, known.exit_code)
             log.error("a control request failed unexpectedly: %r", error)
             log.debug("where it happened", exc_info=error)
             return _failure(f"unexpected {type(error).__name__} in the daemon", "See its log; this is a defect.", 1)

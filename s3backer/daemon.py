@@ -14,6 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -26,8 +27,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from s3backer.background import launch
-from s3backer.control import ControlServer, Progress, control_path
-from s3backer.errors import MountError, S3backerError, UsageError
+from s3backer.control import ControlServer, Progress, call, control_path
+from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.logs import RateLimited, Redacting, configure_logging
 from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint, wait_for_size
 from s3backer.opening import VolumeOptions
@@ -55,6 +56,10 @@ _STALL_SECONDS = 10.0
 #: Seconds between two lines of progress where there is no terminal.
 _LINE_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
+#: Longest wait in seconds for another daemon to say where it has mounted the same volume.
+_ANSWER_SECONDS = 2.0
+#: Longest wait in seconds for the kernel to report that a file was closed.
+_RELEASE_SECONDS = 0.5
 _SECTOR = 512
 _PATH_VARIABLES = (
     "AWS_CONFIG_FILE",
@@ -231,8 +236,10 @@ class _Daemon:
         ident = volume_id(request.url, str(getattr(store, "endpoint", "")))
         try:
             volume = Volume.open(store, request.url.prefix, request.volume_options)
-        except BaseException:
+        except BaseException as error:
             store.close()
+            if isinstance(error, VolumeInUse):
+                raise _with_place(error, ident) from None
             raise
         self._volume = volume
         control: ControlServer | None = None
@@ -370,17 +377,14 @@ class _Daemon:
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            if _stays_open(operations):
+                # Storing may take long, and would be for nothing.
+                raise _in_the_way(mount.mountpoint, file, os.strerror(errno.EBUSY))
             _reporting(volume, volume.flush, progress)
             try:
                 mount.unmount()
             except OSError as error:
-                devices = loop_devices(file)
-                raise MountError(
-                    f"{mount.mountpoint} cannot be unmounted: {error.strerror}",
-                    hint=f"Unmount what is on it, then: losetup -d {' '.join(devices)}"
-                    if devices
-                    else f"See who uses it: fuser -vm {mount.mountpoint}",
-                ) from None
+                raise _in_the_way(mount.mountpoint, file, error.strerror) from None
             self._request_stop()
             return {"pid": os.getpid(), "mountpoint": mount.mountpoint}
 
@@ -394,6 +398,34 @@ class _Daemon:
             log.warning("no control socket: %s", error)
             return None
         return server
+
+
+def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:
+    """Return the error, saying where the volume is mounted if a daemon of this host serves it and answers at once."""
+    with contextlib.suppress(S3backerError):
+        if (facts := call(ident, "info", silence=_ANSWER_SECONDS)) is not None:
+            place = facts.get("mountpoint")
+            message = f"{error.message}, here on {place} by process {facts.get('pid')}"
+            return VolumeInUse(message, hint=f"Unmount it first: s3backer unmount {place}")
+    return error
+
+
+def _stays_open(operations: DiskOperations) -> bool:
+    """Whether somebody has a file open, who has not just closed it: the kernel reports that a little later."""
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while operations.open_files and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return operations.open_files > 0
+
+
+def _in_the_way(mountpoint: str, file: str, reason: str | None) -> MountError:
+    devices = loop_devices(file)
+    return MountError(
+        f"{mountpoint} cannot be unmounted: {reason}",
+        hint=f"Unmount what is on it, then: losetup -d {' '.join(devices)}"
+        if devices
+        else f"See who uses it, and close that: fuser -vm {mountpoint}",
+    )
 
 
 def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress) -> None:

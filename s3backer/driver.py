@@ -86,7 +86,8 @@ class Driver:
         self._store_jobs: deque[Fetch | Store] = deque()
         self._stopping = False
         self._wake = threading.Event()
-        self._failing = False
+        #: Why the last attempt to store a block failed; None while write-back works.
+        self.failure: S3backerError | None = None
         self._threads = [
             threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
             for n in range(threads)
@@ -259,13 +260,12 @@ class Driver:
 
     def _report(self, error: S3backerError | None) -> None:
         """Log when write-back begins to fail and when it works again, not every failure."""
-        if error is not None and not self._failing:
-            self._failing = True
+        before, self.failure = self.failure, error
+        if error is not None and before is None:
             log.error(
                 "write-back is failing, %d blocks are waiting and will be tried again: %s", self._slab.unsaved, error
             )
-        elif error is None and self._failing:
-            self._failing = False
+        elif error is None and before is not None:
             log.warning("write-back works again, %d blocks are waiting", self._slab.unsaved)
 
     def _keep_time(self) -> None:

@@ -7,6 +7,7 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     S3backerError            1   anything that has no code of its own
     ├── UsageError           2   a bad option, value or URL
     ├── StoreError           3   the store failed after all retries
+    │   ├── StoreFull        3   no room: disk full, quota
     │   ├── StoreUnreachable 3   connection refused, unknown host, TLS failure, time-out
     │   ├── AccessDenied     4   wrong key, no permission, clock off
     │   ├── BucketNotFound   5   the bucket (or the directory) does not exist
@@ -17,7 +18,8 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     ├── VolumeExists         6   there is one already
     ├── VolumeInUse          6   it is mounted, here or elsewhere
     ├── MountError           7   mount point, /dev/fuse or fusermount
-    └── CorruptObject        8   an object cannot be what was written
+    ├── CorruptObject        8   an object cannot be what was written
+    └── OutOfMemory          1   the system gives no more memory, or no further thread
 
 ``errno`` is what a file operation reports when it meets the error.
 """
@@ -53,6 +55,14 @@ class StoreError(S3backerError):
     """The store answered with an error, or not at all, and retrying did not help."""
 
     exit_code = 3
+
+
+class StoreFull(StoreError):
+    """The store has no room for more. ``hint`` says where some can be made."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        waits = "What a mount has not stored yet waits in its memory: nothing is lost while its process lives."
+        super().__init__(message, hint=f"{hint} {waits}")
 
 
 class StoreUnreachable(StoreError):
@@ -132,3 +142,23 @@ class ReadOnlyVolume(S3backerError):
     """The volume was opened read-only."""
 
     errno = errno.EROFS
+
+
+class OutOfMemory(S3backerError):
+    """The system gives this process no more memory, or no further thread."""
+
+    errno = errno.ENOMEM
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """Return what to tell where an error of Python's means that memory is at an end, None for every other error."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return OutOfMemory(
+            "there is not enough memory", hint="Give a mount a smaller --memory, or raise the limit (ulimit -v)."
+        )
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return OutOfMemory(
+            "there is not enough memory for another thread",
+            hint="Give a mount a smaller --memory and fewer --threads, or raise the limits (ulimit -v, ulimit -u).",
+        )
+    return None

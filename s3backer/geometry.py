@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from s3backer import _fast
 from s3backer.errors import UsageError
 from s3backer.layouts.classic import MAX_BLOCKS
+from s3backer.units import exact_size
 
 MIB = 1 << 20
 #: Memory for the presence map, as a share of the budget: 16 MiB know 8 TiB of 128 KiB blocks, dense or not.
@@ -21,21 +22,23 @@ def check_geometry(size: int, block_size: int) -> None:
     """Raise UsageError unless a volume can have this size and block size (bytes)."""
     if block_size < 512 or block_size & (block_size - 1):
         raise UsageError(
-            f"block size {block_size} is not a power of two of at least 512 bytes",
+            f"block size {exact_size(block_size)} is not a power of two of at least 512 bytes",
             hint="Use for example 128KiB.",
         )
     if size <= 0:
         raise UsageError(f"size {size} is not a size for a volume", hint="Give a size such as 10GiB.")
     if size % block_size:
         raise UsageError(
-            f"size {size} is not a multiple of the block size {block_size}",
-            hint=f"Sizes that fit are {size - size % block_size} and {size + block_size - size % block_size}."
+            f"size {exact_size(size)} is not a multiple of the block size {exact_size(block_size)}",
+            hint=f"Sizes that fit are {exact_size(size - size % block_size)} and "
+            f"{exact_size(size + block_size - size % block_size)}."
             if size > block_size
-            else f"The smallest is {block_size}.",
+            else f"The smallest is {exact_size(block_size)}.",
         )
     if size // block_size > MAX_BLOCKS:
         raise UsageError(
-            f"size {size} needs {size // block_size} blocks of {block_size} bytes, at most {MAX_BLOCKS} are possible",
+            f"size {exact_size(size)} needs {size // block_size} blocks of {exact_size(block_size)}, "
+            f"at most {MAX_BLOCKS} are possible",
             hint="Use a larger block size.",
         )
 
@@ -53,14 +56,27 @@ def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2) 
     """Divide the budget: blocks under way (``copies`` a thread), the presence map, and slots for the rest."""
     # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
     threads = max(1, min(threads, memory // 4 // (copies * block_size)))
-    presence = memory // _PRESENCE_SHARE
+    presence = presence_budget(memory)
     slots = (memory - copies * threads * block_size - presence) // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
         raise UsageError(
-            f"a memory budget of {memory} bytes is too small for blocks of {block_size} bytes",
-            hint=f"Use --memory {-(-smallest_budget(block_size) // MIB)}MiB or more.",
+            f"a memory budget of {exact_size(memory)} is too small for blocks of {exact_size(block_size)}",
+            hint=f"Use --memory {exact_size(least_memory(block_size, copies))} or more.",
         )
     return MemoryPlan(slots, threads, presence)
+
+
+def presence_budget(memory: int) -> int:
+    """Return the bytes of a budget that are for the presence map."""
+    return memory // _PRESENCE_SHARE
+
+
+def least_memory(block_size: int, copies: int) -> int:
+    """Return the smallest budget for blocks of that size, rounded up to whole MiB, or KiB where it is below one."""
+    blocks = copies * block_size + _MIN_SLOTS * _fast.slot_bytes(block_size)
+    least = -(-blocks * _PRESENCE_SHARE // (_PRESENCE_SHARE - 1))
+    unit = MIB if least >= MIB else 1024
+    return -(-least // unit) * unit
 
 
 def smallest_budget(block_size: int) -> int:

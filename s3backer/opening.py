@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
-from s3backer.geometry import MIB, check_geometry, plan_memory, smallest_budget
+from s3backer.geometry import MIB, check_geometry, plan_memory, presence_budget, smallest_budget
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -27,6 +27,7 @@ from s3backer.layouts.classic import (
 )
 from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
 from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
+from s3backer.units import exact_size
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     as it was.
     """
     layout, metadata = find_layout(store, prefix, options)
+    # Seen before the bucket is written to.
+    plan_memory(options.budget(layout.block_size), layout.block_size, options.threads, copies=layout.codec.copies)
     token = _take_token(store, prefix, options)
     try:
         refuse_if_changed(store, prefix, options, metadata)
@@ -101,7 +104,7 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         size=size,
         hash_prefix=options.block_hash_prefix,
         exclusive=not options.read_only,
-        presence_budget=plan_memory(options.budget(block_size), block_size, options.threads).presence,
+        presence_budget=presence_budget(options.budget(block_size)),
     )
     block = 0
     if info is None:
@@ -201,7 +204,7 @@ def _geometry(
     ):
         if asked is not None and found is not None and asked != found and not options.force:
             raise UsageError(
-                f"{url} has a {what} of {found} bytes, not {asked}",
+                f"{url} has a {what} of {exact_size(found)}, not {exact_size(asked)}",
                 hint=f"Leave the {what} out."
                 + (" To change it, use 's3backer resize'." if what == "size" else " It cannot be changed."),
             )
@@ -210,7 +213,8 @@ def _geometry(
     if size is None or block_size is None:
         if found_block_size is not None:
             raise VolumeNotFound(
-                f"the size of the volume at {url} is not stored with it, only its blocks' {found_block_size} bytes",
+                f"the size of the volume at {url} is not stored with it, only that of its blocks, "
+                f"{exact_size(found_block_size)}",
                 hint="Give the size; it is stored with the next write to the first block.",
             )
         raise VolumeNotFound(

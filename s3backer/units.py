@@ -32,6 +32,15 @@ def parse_size(text: str) -> int:
     return scaled // tenths
 
 
+def exact_size(size: int) -> str:
+    """Return a size as an option takes it, in the largest unit in which it is whole: 128KiB, 1500MiB, 1000000."""
+    power = 0
+    while size and size % 1024 == 0 and power < len(_SUFFIXES):
+        size //= 1024
+        power += 1
+    return f"{size}{_SUFFIXES[power - 1].upper()}iB" if power else str(size)
+
+
 def format_size(size: int) -> str:
     """Return a size for people to read; ``parse_size`` of it is the same where it is exact, else it says "about"."""
     value, power = float(size), 0

@@ -39,6 +39,7 @@ from s3backer.layouts.token import MountToken, remove_token
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.stats import Statistics
+from s3backer.units import exact_size
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +228,7 @@ class Volume:
             "read_only": self.read_only,
             "opened": self._opened,
             "unsaved_blocks": self.unsaved,
+            "write_back_error": None if self._driver.failure is None else str(self._driver.failure),
             "present_blocks": self._layout.presence.count_present(),
             "surveyed": self._survey is not None and not self._survey.is_alive(),
             "memory": self._memory,
@@ -271,7 +273,7 @@ class Volume:
                 occupied = first_object(self._store, self._layout, size // self.block_size)
                 if occupied is not None:
                     raise UsageError(
-                        f"data lies beyond the new end of {size} bytes (block {occupied} and perhaps more)",
+                        f"data lies beyond the new end of {exact_size(size)} (block {occupied} and perhaps more)",
                         hint="Shrink the filesystem first, then use --discard to give up what lies beyond.",
                     )
             self._slab.drop_from(size // self.block_size)

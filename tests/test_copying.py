@@ -338,7 +338,7 @@ def test_a_source_that_changed_between_two_runs() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"block_size": 4 * KIB}, "has blocks of 2048 bytes, not 4096"),
+        ({"block_size": 4 * KIB}, "has blocks of 2KiB, not 4KiB"),
         ({"block_hash_prefix": True}, "has hashed keys: False, not True"),
         ({"encoding": EncodingOptions(compress="deflate")}, "stores blocks as 'zstd, encrypt-AES-256-CBC', not 'def"),
         ({"plain": True}, "stores blocks as 'zstd, encrypt-AES-256-CBC', not 'zstd'"),
@@ -361,7 +361,7 @@ def test_another_source_than_before() -> None:
     other = make_source(sample(), KIB, SECRET, name="memory:other")
     with pytest.raises(UsageError, match="is of memory:source/old, not of memory:other/old"):
         copy(other, target, resume=True)
-    with pytest.raises(UsageError, match="has a size of 8192 bytes, not 16384"):
+    with pytest.raises(UsageError, match="has a size of 8KiB, not 16KiB"):
         copy(make_source(sample() * 2, KIB, SECRET), target, resume=True)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3backer.errors import UsageError
-from s3backer.units import format_size, parse_size
+from s3backer.units import exact_size, format_size, parse_size
 
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 units = st.sampled_from(list(POWERS)).flatmap(
@@ -81,6 +81,16 @@ def test_what_is_shown_is_the_size_or_says_about(size: int) -> None:
         assert abs(float(number) * 1024 ** POWERS[unit[0].lower()] - size) <= 0.06 * 1024 ** POWERS[unit[0].lower()]
     else:
         assert parse_size(shown.replace(" bytes", "").replace(" ", "")) == size
+
+
+@given(st.one_of(st.integers(0, 1 << 62), st.builds(int.__lshift__, st.integers(0, 5000), st.integers(0, 50))))
+def test_an_exact_size_is_what_an_option_takes(size: int) -> None:
+    assert parse_size(exact_size(size)) == size
+
+
+def test_how_exact_sizes_look() -> None:
+    sizes = (0, 1000000, 128 << 10, 1500 << 20, 1 << 30, 1 << 60)
+    assert [exact_size(size) for size in sizes] == ["0", "1000000", "128KiB", "1500MiB", "1GiB", "1EiB"]
 
 
 def test_how_sizes_look() -> None:

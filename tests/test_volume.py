@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3backer.admin import create_volume, erase_volume, inspect_volume, resize_volume, unlock_volume
+from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions
 from s3backer.errors import (
     CorruptObject,
     ReadOnlyVolume,
@@ -22,11 +23,12 @@ from s3backer.errors import (
     VolumeInUse,
     VolumeNotFound,
 )
-from s3backer.geometry import MIB, check_geometry, plan_memory
+from s3backer.geometry import MIB, check_geometry, least_memory, plan_memory
 from s3backer.layouts.classic import BLOCK_CONTENT_TYPE
 from s3backer.opening import VolumeOptions
 from s3backer.stores.base import Buffer, StoredObject
 from s3backer.stores.memory import MemoryStore
+from s3backer.units import exact_size, parse_size
 from s3backer.volume import Volume
 
 BLOCK = 4096
@@ -422,7 +424,7 @@ def test_erase(store: BrokenStore) -> None:
     [
         (0, 4096, "size 0"),
         (-4096, 4096, "size -4096"),
-        (5000, 4096, r"5000 is not a multiple.*4096"),
+        (5000, 4096, r"5000 is not a multiple.*4KiB"),
         (2**32 * 4096, 4096, "4294967296 blocks.*4294967295"),
         (4096, 4095, "power of two"),
         (4096, 256, "at least 512"),
@@ -458,6 +460,33 @@ def test_the_plan_stays_within_the_budget(mebibytes: int, block_size: int, threa
     assert plan.slots >= 4
     assert 1 <= plan.threads <= threads
     assert plan.slots * block_size + 2 * plan.threads * block_size + plan.presence <= memory
+
+
+@given(st.sampled_from([2**n for n in range(9, 31)]), st.integers(2, 4), st.integers(1, 64))
+def test_the_least_memory_is_enough_and_less_is_not(block_size: int, copies: int, threads: int) -> None:
+    least = least_memory(block_size, copies)
+    assert plan_memory(least, block_size, threads, copies=copies).slots >= 4
+    with pytest.raises(UsageError) as caught:
+        plan_memory(least - (MIB if least > MIB else 1024), block_size, threads, copies=copies)
+    assert exact_size(least) in caught.value.hint
+
+
+@pytest.mark.parametrize("encoding", [AS_THE_VOLUME, EncodingOptions("deflate", encrypt="AES-256-CBC", password="x")])
+def test_the_memory_that_an_error_names_is_enough(encoding: EncodingOptions) -> None:
+    store = MemoryStore()
+    block_size = 1 << 20
+    create_volume(store, "", size=16 * MIB, block_size=block_size, encoding=encoding)
+    before = keys(store)
+    with pytest.raises(UsageError, match="of 5MiB is too small for blocks of 1MiB") as caught:
+        Volume.open(store, "", VolumeOptions(memory=5 * MIB, encoding=encoding))
+    assert keys(store) == before
+    named = parse_size(caught.value.hint.split()[2])
+    with pytest.raises(UsageError):
+        Volume.open(store, "", VolumeOptions(memory=named - MIB, encoding=encoding))
+    with Volume.open(store, "", VolumeOptions(memory=named, encoding=encoding)) as volume:
+        volume.write(MIB - 1, b"over a border")
+        volume.flush()
+        assert volume.read(MIB - 1, 13) == b"over a border"
 
 
 def test_many_threads_on_their_own_bytes(volume: Volume) -> None:

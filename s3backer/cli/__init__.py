@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from s3backer import __version__
-from s3backer.errors import S3backerError
+from s3backer.errors import S3backerError, out_of_memory
 
 COMMANDS = ("create", "mount", "unmount", "info", "resize", "copy", "erase", "unlock", "import-cache", "install-system")
 
@@ -62,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _flush()
         return code
     except S3backerError as error:
-        print(f"s3backer: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except KeyboardInterrupt:
         print("s3backer: interrupted", file=sys.stderr)
         return 130
@@ -76,9 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if (known := out_of_memory(error)) is not None:
+            return _tell(known)
         print(f"s3backer: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print("  This is a defect. Run it again with --debug and report what it shows.", file=sys.stderr)
         return 1
+
+
+def _tell(error: S3backerError) -> int:
+    """Print an error and return its exit code."""
+    print(f"s3backer: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+    return error.exit_code
 
 
 def _flush() -> None:

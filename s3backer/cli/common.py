@@ -65,6 +65,12 @@ def run_command(command: click.Command, words: Sequence[str]) -> int:
     try:
         result = command.main(list(words), prog_name=f"s3backer {command.name}", standalone_mode=False)
     except click.exceptions.NoSuchOption as error:
+        if re.match(r"-[0-9]", error.option_name):
+            # Of several letters behind one dash click names only the first.
+            word = next(word for word in words if word.startswith(error.option_name))
+            raise UsageError(
+                f"{word} is neither an option nor a size", hint=f"Write the whole size, such as 10GiB. {_see(command)}"
+            ) from None
         near = f"Did you mean {' or '.join(error.possibilities)}?" if error.possibilities else _see(command)
         raise UsageError(f"there is no option {error.option_name}", hint=near) from None
     except click.exceptions.MissingParameter as error:

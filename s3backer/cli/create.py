@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -11,7 +12,8 @@ from s3backer.cli.common import Target, options, with_password
 from s3backer.cli.directories import make_directory, remove_made
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, SIZE, encoding_options
 from s3backer.geometry import check_geometry
-from s3backer.units import format_size
+from s3backer.opening import VolumeOptions
+from s3backer.units import exact_size, format_size
 
 _DEFAULT_BLOCK_SIZE = 128 << 10
 
@@ -29,7 +31,7 @@ def command(url: str, **values: Any) -> None:
     with Target(url, values) as target:
         made = make_directory(target.url.path) if target.url.scheme == "file" else []
         try:
-            create_volume(
+            memory = create_volume(
                 target.store,
                 target.url.prefix,
                 size=size,
@@ -41,3 +43,10 @@ def command(url: str, **values: Any) -> None:
             remove_made(made)
             raise
     print(f"created {target.url}: {format_size(size)} in blocks of {format_size(block_size)}")
+    usual = VolumeOptions().memory
+    if memory > usual:
+        print(
+            f"s3backer: the {exact_size(usual)} of memory that a mount takes by default are too small for such blocks\n"
+            f"  Mount it with --memory {exact_size(memory)} or more.",
+            file=sys.stderr,
+        )

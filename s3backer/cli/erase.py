@@ -12,6 +12,7 @@ from s3backer.cli.common import Target, options, progress
 from s3backer.config import Option
 from s3backer.errors import UsageError, VolumeNotFound
 from s3backer.layouts.token import read_token
+from s3backer.units import format_size
 
 _YES = Option("--yes", "yes", "Do not ask.")
 _FORCE = Option("--force", "force", "Erase it although it is marked as mounted.")
@@ -45,7 +46,7 @@ def _confirm(target: Target) -> None:
         raise UsageError(f"erasing {target.url} needs a confirmation", hint="Use --yes where nobody can be asked.")
     try:
         facts = inspect_volume(target.store, target.url.prefix)
-        what = f"{target.url}, a volume of {facts.size} bytes"
+        what = f"{target.url}, a volume of {format_size(facts.size)}"
     except VolumeNotFound:
         # Without metadata there may still be blocks.
         what = f"all blocks at {target.url}"

@@ -68,6 +68,8 @@ def _text(known: dict[str, Any]) -> str:
             ("mounted", f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}")
         )
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
+        if known.get("write_back_error"):
+            lines.append(("write-back fails", f"{known['write_back_error']}; it is tried again"))
         for kind, counts in known["requests"].items():
             if counts["requests"]:
                 lines.append((f"{kind} requests", f"{counts['requests']}, of them failed {counts['failures']}"))

@@ -33,6 +33,9 @@ def run(words: list[str]) -> int:
         return _run(words)
     except S3backerError as error:
         error.exit_code = 1
+        near = _near_command(words[0])
+        if near is not None and near not in error.hint:
+            error.hint += f" Or did you mean 's3backer {near}'?"
         raise
 
 
@@ -48,8 +51,9 @@ def _run(words: list[str]) -> int:
     whole = [name for name in ("erase", "reset") if values.get(name)]
     if len(whole) > 1:
         raise UsageError("--erase and --reset-mounted-flag exclude each other", hint="Give one of them.")
-    _check_for_command(said.places)
-    if len(said.places) != (1 if whole else 2):
+    expected = 1 if whole else 2
+    _check_for_command(said.places, expected)
+    if len(said.places) != expected:
         raise UsageError(
             f"{'a bucket and no mount point' if whole else 'a bucket and a mount point'} are needed, "
             f"not {len(said.places)} argument{'s' * (len(said.places) != 1)}",
@@ -74,21 +78,28 @@ def _run(words: list[str]) -> int:
     return run_mount(mount_request(url, said.places[1], _DEFAULTS | values, said.fuse))
 
 
-def _check_for_command(places: list[str]) -> None:
+def _near_command(word: str) -> str | None:
+    """Return the command that a word may be a slip of; None too for what can only be an option or a bucket."""
+    if word.startswith("-") or "/" in word:
+        return None
+    return next(iter(difflib.get_close_matches(word, COMMANDS, 1)), None)
+
+
+def _check_for_command(places: list[str], expected: int) -> None:
     """Raise UsageError where the words look like one of our commands rather than the original's form."""
     if places and "://" in places[0]:
         raise UsageError(f"{places[0]!r} is no command", hint=f"Did you mean 's3backer mount {' '.join(places)}'?")
-    if not any("://" in word for word in places[1:]):
+    near = _near_command(places[0]) if places else None
+    if not any("://" in word for word in places[1:]) and (near is None or len(places) == expected):
         return
     if places[0] in COMMANDS:
         raise UsageError(
             f"the command {places[0]!r} has to come first",
             hint=f"Put the options behind it: s3backer {places[0]} ...",
         )
-    near = difflib.get_close_matches(places[0], COMMANDS, 1)
     raise UsageError(
         f"there is no command {places[0]!r}",
-        hint=f"Did you mean 's3backer {near[0]}'?" if near else "See 's3backer --help'.",
+        hint=f"Did you mean 's3backer {near}'?" if near else "See 's3backer --help'.",
     )
 
 

@@ -105,6 +105,8 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self._atime = self._mtime = self._ctime = self._started
         #: Set when the kernel has said its first word, so the loop runs and its signal handlers are in place.
         self.serving = threading.Event()
+        #: Handles of files that were opened and not released: while there are any, nothing can be unmounted.
+        self.open_files = 0
 
     def init(self) -> None:
         """Take note that the kernel and llfuse talk to each other."""
@@ -249,6 +251,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
             self._snapshot(inode)
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise llfuse.FUSEError(errno.EACCES)
+        self.open_files += 1
         return inode
 
     def read(self, fh: int, off: int, size: int) -> Buffer:
@@ -291,7 +294,8 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
             self._fail(what, error)
 
     def release(self, fh: int) -> None:
-        """Take note of nothing: handles hold no state."""
+        """Take note that a file is open once less; handles hold no other state."""
+        self.open_files -= 1
 
     def releasedir(self, fh: int) -> None:
         """Take note of nothing: handles hold no state."""

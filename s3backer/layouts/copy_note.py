@@ -13,17 +13,20 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Self
 
+from s3backer.units import exact_size
+
 #: No note is longer, in bytes; whatever is behind that was not written here.
 MAX_NOTE = 1 << 16
 _WORDS = {
     "source": "is of {}, not of {}",
-    "size": "has a size of {} bytes, not {}",
-    "block_size": "has blocks of {} bytes, not {}",
+    "size": "has a size of {}, not {}",
+    "block_size": "has blocks of {}, not {}",
     "block_hash_prefix": "has hashed keys: {}, not {}",
     "encoding": "stores blocks as {!r}, not {!r}",
     "key_length": "has keys of {} bytes, not {}",
     "password_check": "has another password",
 }
+_SIZES = ("size", "block_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +67,6 @@ class CopyNote:
         for field in fields(self):
             mine, other = getattr(self, field.name), getattr(wanted, field.name)
             if mine != other:
-                return _WORDS[field.name].format(mine, other)
+                said = (exact_size(mine), exact_size(other)) if field.name in _SIZES else (mine, other)
+                return _WORDS[field.name].format(*said)
         return None

@@ -10,10 +10,15 @@ from s3backer.errors import (
     ObjectNotFound,
     S3backerError,
     StoreError,
+    StoreFull,
     StoreUnreachable,
     UsageError,
 )
 from s3backer.s3.responses import Answer, Fault, printable
+
+_INSUFFICIENT_STORAGE = 507
+#: What servers call it besides: MinIO (the latter for a bucket's quota), Ceph.
+_FULL = frozenset({"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ def explain_fault(place: Place, key: str, answer: Answer, fault: Fault | None) -
     said = f"{answer.status} {code}" if code else f"{answer.status}"
     if fault and fault.message:
         said += f": {fault.message}"
+    if answer.status == _INSUFFICIENT_STORAGE or code in _FULL or "no space left" in said.lower():
+        return StoreFull(f"{where} has no room for {what} ({said})", hint="Free space there, or raise the quota.")
     if answer.status in (401, 403):
         return AccessDenied(
             f"{where} denies access to {what} ({said})",

@@ -41,6 +41,7 @@ from s3backer.errors import (
     PreconditionFailed,
     S3backerError,
     StoreError,
+    StoreFull,
     UsageError,
 )
 from s3backer.stores import sidecar
@@ -412,7 +413,7 @@ class DirectoryStore:
             case errno.EROFS:
                 return AccessDenied(what, hint="Make that filesystem writable, or mount read-only.")
             case errno.ENOSPC | errno.EDQUOT:
-                return StoreError(what, hint="Free some space on that filesystem.")
+                return StoreFull(what, hint="Free some space on that filesystem.")
             case errno.EIO:
                 return StoreError(what, hint="The disk reports an error: look at the kernel's log.")
             case errno.ELOOP:

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,11 +57,11 @@ def run(sockets: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
 @pytest.fixture
 def run_apart() -> Run:
-    """Run a command in a process of its own, without a terminal."""
+    """Run a command in a process of its own, without a terminal; ``wrapper``: what runs it."""
 
-    def run_there(*words: str) -> Answer:
+    def run_there(*words: str, wrapper: Sequence[str] = ()) -> Answer:
         done = subprocess.run(
-            [sys.executable, "-m", "s3backer", *words],
+            [*wrapper, sys.executable, "-m", "s3backer", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

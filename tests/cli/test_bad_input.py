@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import click
 import pytest
 
 from s3backer import cli
-from s3backer.errors import StoreError
+from s3backer.errors import StoreError, out_of_memory
+from s3backer.layouts.token import TOKEN_NAME
 from s3backer.stores.directory import DirectoryStore
 from tests.support.commands import Run, tree
+from tests.support.mounts import needs_mounts
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,12 @@ from tests.support.commands import Run, tree
         (("info", "s3://bucket/a b"), 2, "prefix", "blanks"),
         (("info", "file://dir"), 2, "absolute", "file:///"),
         (("create", "file://{}/new", "--size", "0"), 2, "--size: '0'", "10GiB"),
-        (("create", "file://{}/new", "--size", "1000000"), 2, "not a multiple", "917504"),
+        (
+            ("create", "file://{}/new", "--size", "1000000"),
+            2,
+            "not a multiple of the block size 128KiB",
+            "896KiB and 1MiB",
+        ),
         (("create", "file://{}/new", "--size", "ten"), 2, "--size: 'ten' is no size", "10GiB"),
         (("create", "file://{}/new", "--size", "10GB"), 2, "1000 or of 1024", "10GiB"),
         (("create", "file://{}/new", "--size", "-1"), 2, "'-1' is no size", "10GiB"),
@@ -47,8 +55,16 @@ from tests.support.commands import Run, tree
         (("info", "file://{}/empty"), 5, "no volume", "create"),
         (("resize", "file://{}/empty", "1m"), 5, "no volume", "create"),
         (("resize", "file://{}/volume", "0"), 2, "size", "10GiB"),
-        (("resize", "file://{}/volume", "1000000"), 2, "not a multiple", "983040"),
+        (
+            ("resize", "file://{}/volume", "1000000"),
+            2,
+            "size 1000000 is not a multiple of the block size 64KiB",
+            "960KiB",
+        ),
         (("resize", "file://{}/volume", "1x"), 2, "no size", "10GiB"),
+        (("resize", "file://{}/volume", "-5"), 2, "-5 is neither an option nor a size", "whole size, such as 10GiB"),
+        (("resize", "file://{}/volume", "-5GiB", "--discard"), 2, "-5GiB is neither", "10GiB"),
+        (("resize", "file://{}/volume", "-x"), 2, "no option -x", "--help"),
         (("unlock", "file://{}/empty"), 5, "no volume", "URL"),
         (("erase", "file://{}/volume"), 2, "confirmation", "--yes"),
         (("erase", "file://{}/empty", "--yes"), 5, "no volume", "nothing was erased"),
@@ -63,6 +79,12 @@ from tests.support.commands import Run, tree
         (("unmount", "{}/empty"), 7, "no volume is mounted", "findmnt"),
         (("unmount", "file://{}/volume"), 7, "not mounted here", "findmnt"),
         (("mont", "file://{}/volume", "{}/empty"), 1, "no command 'mont'", "s3backer mount"),
+        (("moutn", "bucket", "/mnt", "more"), 1, "no command 'moutn'", "Did you mean 's3backer mount'?"),
+        (("unmout",), 1, "no command 'unmout'", "Did you mean 's3backer unmount'?"),
+        (("install-systm", "--remove"), 1, "no option --remove", "Or did you mean 's3backer install-system'?"),
+        (("umount", "{}/missing"), 1, "does not exist", "Or did you mean 's3backer unmount'?"),
+        (("--erase",), 1, "not 0 arguments", "see 's3backer --help-original'.$"),
+        (("./umount", "{}/missing"), 1, "does not exist", "mkdir -p {}/missing$"),
         (("--debug", "mount", "file://{}/volume", "{}/empty"), 1, "has to come first", "s3backer mount"),
         (("s3://bucket", "{}/empty"), 1, "no command", "s3backer mount s3://bucket"),
     ],
@@ -76,7 +98,7 @@ def test_mistakes(run: Run, volume: Path, words: tuple[str, ...], code: int, sen
     assert answer.code == code, answer.err
     assert answer.out == ""
     assert sentence in answer.sentence()
-    assert hint in answer.hint()
+    assert hint.replace("{}", str(here)) in answer.hint() + "$"
     assert tree(here) == before
 
 
@@ -128,6 +150,31 @@ def test_a_defect_asks_to_be_reported(run: Run, monkeypatch: pytest.MonkeyPatch,
     assert answer.code == 1
     assert answer.sentence() == "unexpected ZeroDivisionError: a defect"
     assert "report" in answer.hint()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("resize", "file://{}/volume", "16m"),
+        pytest.param(("mount", "file://{}/volume", "{}/empty"), marks=needs_mounts),
+        pytest.param(("mount", "file://{}/volume", "{}/empty", "--foreground"), marks=needs_mounts),
+    ],
+)
+def test_too_little_memory_is_no_defect(run_apart: Run, volume: Path, words: tuple[str, ...]) -> None:
+    here = volume.parent
+    (here / "empty").mkdir()
+    limited = ("sh", "-c", 'ulimit -v 150000; exec "$@"', "sh")
+    answer = run_apart(*(word.replace("{}", str(here)) for word in words), wrapper=limited)
+    assert (answer.code, answer.sentence()) == (1, "there is not enough memory")
+    assert "--memory" in answer.hint() and "ulimit -v" in answer.hint()
+    assert not (volume / TOKEN_NAME).exists()
+
+
+def test_what_python_says_when_memory_is_at_an_end() -> None:
+    for error in (MemoryError(), OSError(errno.ENOMEM, "x"), RuntimeError("can't start new thread")):
+        assert out_of_memory(error) is not None
+    for other in (RuntimeError("a defect"), OSError(errno.EIO, "x")):
+        assert out_of_memory(other) is None
 
 
 def test_an_interrupted_command_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, volume: Path) -> None:

@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 import s3backer
+from s3backer.errors import UsageError
 from s3backer.layouts.copy_note import CopyNote
 from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
+from s3backer.units import parse_size
+from s3backer.volume import Volume
 from tests.support.commands import Run, tree
 
 MIB = 1 << 20
@@ -35,6 +39,21 @@ def test_create_makes_the_directory_and_info_tells(run: Run, tmp_path: Path) -> 
     assert answer.code == 0
     assert json.loads(answer.out) == {"url": url, "size": 10 * MIB, "block_size": 128 << 10, "mounted": False}
     assert "10 MiB" in run("info", url).out
+
+
+def test_create_warns_of_blocks_for_which_a_mount_needs_more_memory(run: Run, tmp_path: Path) -> None:
+    answer = run("create", f"file://{tmp_path}/small", "--size", "1GiB", "--block-size", "32MiB")
+    assert (answer.code, answer.err) == (0, "")
+    url = f"file://{tmp_path}/large"
+    answer = run("create", url, "--size", "1GiB", "--block-size", "64MiB")
+    assert (answer.code, answer.out) == (0, f"created {url}: 1 GiB in blocks of 64 MiB\n")
+    assert "256MiB" in answer.sentence()
+    named = answer.hint().split("--memory ")[1].split()[0]
+    with Volume.open(DirectoryStore(tmp_path / "large"), "", VolumeOptions(memory=parse_size(named))):
+        pass
+    with pytest.raises(UsageError, match="too small"):
+        Volume.open(DirectoryStore(tmp_path / "large"), "", VolumeOptions())
+    assert run("resize", url, "2GiB").code == 0
 
 
 @pytest.mark.parametrize("spelling", ["--block-size", "--blockSize"])
@@ -135,7 +154,7 @@ def test_erase_asks_on_a_terminal(volume: Path, typed: str, code: int) -> None:
         os.close(master)
         os.close(terminal)
     assert done.returncode == code, done.stderr
-    assert f"file://{volume}" in done.stdout and str(8 * MIB) in done.stdout
+    assert f"file://{volume}" in done.stdout and "a volume of 8 MiB" in done.stdout
     assert (volume / "00000000").exists() is (code != 0)
 
 

@@ -235,7 +235,7 @@ def test_killed_and_resumed(run: Run, places: Places, new: str, tmp_path: Path) 
         with pytest.raises(VolumeInUse, match="unfinished copy of"):
             s3backer.open(new_url, force=True, size=3600 * KIB, block_size=4 * KIB, password="swordfish")
     answer = run("copy", *words, "--to-block-size", "8k", "--resume")
-    assert answer.code == 2 and "has blocks of 4096 bytes, not 8192" in answer.sentence()
+    assert answer.code == 2 and "has blocks of 4KiB, not 8KiB" in answer.sentence()
     answer = run("copy", *words, "--resume")
     assert answer.code == 0, answer.err
     written, kept = (int(part.split()[0]) for part in answer.out.split(", ")[-2:])

@@ -155,7 +155,7 @@ def test_another_block_size_is_refused(run: Run, volume: Path, tmp_path: Path) -
     mark(volume, TOKEN)
     seen = tree(volume)
     answer = run("import-cache", str(cache), f"file://{volume}")
-    assert answer.code == 2 and "4096" in answer.sentence() and "65536" in answer.sentence()
+    assert answer.code == 2 and "4KiB" in answer.sentence() and "64KiB" in answer.sentence()
     assert tree(volume) == seen
 
 

@@ -34,6 +34,7 @@ class Daemon:
         self.size = 8 << 20
         self.asked: list[tuple[str, dict[str, object]]] = []
         self.busy = False
+        self.failure: str | None = None
         self.ended_at = 0.0
         names: dict[str, Any] = {"info": self.info, "resize": self.resize, "unmount": self.unmount}
         self.server = ControlServer(sockets / f"{volume_id(self.url, 'file')}.sock", names)
@@ -46,6 +47,7 @@ class Daemon:
             "block_size": 64 << 10,
             "opened": 1_700_000_000.0,
             "unsaved_blocks": 2,
+            "write_back_error": self.failure,
             "mountpoint": self.mountpoint,
             "pid": self.process.pid,
             "requests": {"get": count},
@@ -101,6 +103,15 @@ def test_info_is_the_daemons(run: Run, daemon: Daemon) -> None:
     assert "objects" not in facts
     shown = run("info", str(daemon.url)).out
     assert daemon.mountpoint in shown and "$0.0123" in shown and "2026-11" in shown
+
+
+def test_info_says_why_write_back_fails(run: Run, daemon: Daemon) -> None:
+    assert "write-back" not in run("info", str(daemon.url)).out
+    daemon.failure = "the store is away"
+    shown = run("info", str(daemon.url)).out.splitlines()
+    assert "write-back fails: the store is away; it is tried again" in shown
+    assert "not stored yet:   2 blocks" in shown
+    assert json.loads(run("info", str(daemon.url), "--json").out)["write_back_error"] == "the store is away"
 
 
 def test_info_does_not_need_the_store_while_a_daemon_answers(run: Run, daemon: Daemon, volume: Path) -> None:

@@ -52,6 +52,19 @@ def test_info(volume: Workbench) -> None:
     assert call(volume.ident, "info") is None
 
 
+def test_info_tells_that_write_back_fails_as_long_as_it_does(volume: Workbench) -> None:
+    with volume.mounted() as mount:
+        write_unflushed(mount.file, 0, DATA)
+        assert ask(volume, "info")["write_back_error"] is None
+        with volume.turned("outage"):
+            refused(volume, "flush")
+            facts = ask(volume, "info")
+            assert (facts["write_back_error"], facts["unsaved_blocks"]) == ("the store is away", 2)
+        ask(volume, "flush")
+        facts = ask(volume, "info")
+        assert (facts["write_back_error"], facts["unsaved_blocks"]) == (None, 0)
+
+
 def test_flush(volume: Workbench) -> None:
     with volume.mounted() as mount:
         write_unflushed(mount.file, 0, DATA)
@@ -196,6 +209,16 @@ def test_unmount_names_who_has_to_go_first(volume: Workbench, tmp_path: Path) ->
         ask(volume, "unmount")
         mount.wait()
     volume.wait_for_nothing()
+
+
+def test_unmount_of_what_is_in_use_says_so_before_it_stores(bench: Workbench) -> None:
+    with bench.mounted(fake=True) as mount:
+        with mount.file.open("rb"), bench.turned("fail-flush"):
+            error = refused(bench, "unmount")
+            assert error.exit_code == 7 and "busy" in error.message
+            assert f"fuser -vm {mount.mountpoint}" in error.hint
+        ask(bench, "unmount")
+        mount.wait()
 
 
 def test_unmount_goes_on_when_the_one_who_asked_is_gone(bench: Workbench) -> None:

@@ -309,6 +309,8 @@ def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> 
         assert code == 6
         host, moment, *_ = volume.token.read_text().split("\n")
         assert f"is mounted by {host} at {moment}" in said
+        assert f"here on {mount.mountpoint} by process {mount.pid}\n" in said
+        assert f"s3backer unmount {mount.mountpoint}\n" in said
         assert (volume.tree(), volume.mounts()) == before
         assert is_alive(mount.pid) and volume.socket.exists()
         # Reading beside the writer is allowed.

@@ -15,6 +15,7 @@ from s3backer.errors import (
     PreconditionFailed,
     S3backerError,
     StoreError,
+    StoreFull,
     UsageError,
 )
 from tests.support.nasty import Step, fault, reply
@@ -123,6 +124,22 @@ def test_the_cause_is_told(name, call):
     for part in parts:
         assert part in error.message
     assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (fault(507, "XMinioStorageFull", "Below the minimum."), "(507 XMinioStorageFull: Below the minimum.)"),
+        (reply(507, "<html>full</html>"), "(507)"),
+        (fault(500, "InternalError", "write: No space left on device"), "No space left on device"),
+        (fault(403, "QuotaExceeded"), "(403 QuotaExceeded"),
+    ],
+)
+def test_a_store_without_room_loses_nothing(answer, said):
+    error = told(CALLS["put"], answer)
+    assert type(error) is StoreFull
+    assert "has no room for s3://bucket/key" in error.message and said in error.message
+    assert "Free space there, or raise the quota." in error.hint and "nothing is lost" in error.hint
 
 
 def test_no_credentials():

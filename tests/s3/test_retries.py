@@ -183,6 +183,22 @@ def test_a_host_name_that_is_none():
 # ── pauses ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_how_many_attempts_the_defaults_are():
+    """The manual's times until an unmount gives its reason come from here."""
+    counts = []
+    for seed in range(300):
+        policy, source, waited = RetryPolicy(StoreOptions().patience), random.Random(seed), 0.0
+        attempts = 1
+        while (pause := policy.pause(attempts, waited, source)) is not None:
+            waited += pause
+            attempts += 1
+        assert waited == pytest.approx(30)
+        counts.append(attempts)
+    assert min(counts) >= 10 and max(counts) <= 20
+    assert 11.5 < sum(counts) / len(counts) < 13.5
+    assert StoreOptions().timeout == 30
+
+
 def test_retry_after_makes_a_pause_longer():
     with talk(reply(503, Retry_After="7"), reply(429, Retry_After="0"), OK) as (store, _):
         store.get("key")

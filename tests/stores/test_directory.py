@@ -22,6 +22,7 @@ from s3backer.errors import (
     ObjectNotFound,
     PreconditionFailed,
     StoreError,
+    StoreFull,
     UsageError,
 )
 from s3backer.stores.directory import DirectoryStore
@@ -272,7 +273,7 @@ def test_a_crash_between_any_two_steps_leaves_the_old_or_the_new_object(change, 
 @pytest.mark.parametrize(
     ("number", "kind", "hint"),
     [
-        (errno.ENOSPC, StoreError, "Free some space"),
+        (errno.ENOSPC, StoreFull, "Free some space on that filesystem. What a mount has not stored yet waits"),
         (errno.EIO, StoreError, "kernel's log"),
         (errno.EROFS, AccessDenied, "writable"),
         (errno.EACCES, AccessDenied, "right to read and write"),
