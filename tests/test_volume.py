@@ -460,6 +460,29 @@ def test_the_plan_stays_within_the_budget(mebibytes: int, block_size: int, threa
     assert plan.slots * block_size + 2 * plan.threads * block_size + plan.presence <= memory
 
 
+@pytest.mark.parametrize("memory", [1 << 50, 1 << 63, 1 << 70])
+def test_a_memory_that_no_machine_has_is_refused(memory: int) -> None:
+    store = MemoryStore()
+    create_volume(store, "", size=16 * BLOCK, block_size=BLOCK)
+    with pytest.raises(UsageError, match=f"a memory budget of {memory} bytes is too large") as caught:
+        Volume.open(store, "", VolumeOptions(memory=memory))
+    assert "--memory" in caught.value.hint
+    assert keys(store) == ["00000000"]
+
+
+def test_a_memory_that_this_machine_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("no memory for so many blocks")
+
+    monkeypatch.setattr("s3backer._fast.Slab", refuse)
+    store = MemoryStore()
+    create_volume(store, "", size=16 * BLOCK, block_size=BLOCK)
+    with pytest.raises(UsageError, match="more than this machine gives") as caught:
+        Volume.open(store, "", SMALL)
+    assert "--memory" in caught.value.hint
+    assert keys(store) == ["00000000"]
+
+
 def test_many_threads_on_their_own_bytes(volume: Volume) -> None:
     """Eight writers interleaved byte range by byte range: each finds its own bytes, in the cache and in the bucket."""
     share = 700  # borders inside sectors and blocks

@@ -73,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough.
         _drop_output()
         return 1
+    except MemoryError:
+        print("s3backer: there is not enough memory for this", file=sys.stderr)
+        print("  Use smaller blocks, or a machine with more memory.", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise

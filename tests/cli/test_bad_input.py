@@ -113,6 +113,14 @@ def test_a_create_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatc
     assert not (tmp_path / "a").exists()
 
 
+def test_blocks_larger_than_the_memory_are_no_defect(run: Run, tmp_path: Path) -> None:
+    answer = run("create", f"file://{tmp_path}/new", "--size", "4PiB", "--block-size", "4PiB")
+    assert answer.code == 1
+    assert answer.sentence() == "there is not enough memory for this"
+    assert "smaller blocks" in answer.hint()
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_defect_asks_to_be_reported(run: Run, monkeypatch: pytest.MonkeyPatch, volume: Path, debug: bool) -> None:
     def fail(*_: object, **__: object) -> None:
