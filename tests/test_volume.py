@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3backer.admin import create_volume, erase_volume, inspect_volume, resize_volume, unlock_volume
+from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import (
     CorruptObject,
     ReadOnlyVolume,
@@ -458,6 +459,20 @@ def test_the_plan_stays_within_the_budget(mebibytes: int, block_size: int, threa
     assert plan.slots >= 4
     assert 1 <= plan.threads <= threads
     assert plan.slots * block_size + 2 * plan.threads * block_size + plan.presence <= memory
+
+
+def test_a_password_is_tried_on_nothing_that_is_no_block() -> None:
+    """It could be larger than the memory."""
+    store = MemoryStore()
+    encoding = EncodingOptions(encrypt="AES-128-CBC", password="secret")
+    create_volume(store, "", size=16 * BLOCK, block_size=BLOCK, encoding=encoding)
+    info = store.head("00000000")
+    store.put("00000000", bytes(4 << 20), content_encoding=info.content_encoding, metadata=info.metadata)
+    before = store.counters.snapshot()["get"].bytes_received
+    with pytest.raises(CorruptObject, match=r"'00000000' in .* has more than 73728 bytes"):
+        Volume.open(store, "", VolumeOptions(memory=MIB, encoding=encoding))
+    assert store.counters.snapshot()["get"].bytes_received == before
+    assert keys(store) == ["00000000"]
 
 
 @pytest.mark.parametrize("memory", [1 << 50, 1 << 63, 1 << 70])
