@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,17 @@ def test_a_create_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatc
     assert answer.code == 3
     assert answer.sentence() == "the disk is full"
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_closed_is_not_written_to(tmp_path: Path, closed: str) -> None:
+    """What is printed goes nowhere, neither into a file that got the number nor into an exception."""
+    for url, code in ((f"file://{tmp_path}/new", 0), (f"file://{tmp_path}/new", 6)):
+        script = f'exec "$@" {closed}'
+        words = (sys.executable, "-m", "s3backer", "create", url, "--size", "1m")
+        done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done
+        assert "defect" not in done.stderr
 
 
 def test_blocks_larger_than_the_memory_are_no_defect(run: Run, tmp_path: Path) -> None:
