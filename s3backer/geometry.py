@@ -14,6 +14,8 @@ MIB = 1 << 20
 _PRESENCE_SHARE = 16
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
+#: The slab can number no more, and no machine has memory for them.
+_MOST_SLOTS = 1 << 30
 #: Copies of a block under way: as written, as copied, compressed and encrypted.
 _MOST_COPIES = 4
 
@@ -62,6 +64,11 @@ def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2) 
         raise UsageError(
             f"a memory budget of {exact_size(memory)} is too small for blocks of {exact_size(block_size)}",
             hint=f"Use --memory {exact_size(least_memory(block_size, copies))} or more.",
+        )
+    if slots > _MOST_SLOTS:
+        raise UsageError(
+            f"a memory budget of {memory} bytes is too large for blocks of {block_size} bytes",
+            hint="Use --memory for what may be used of this machine's memory.",
         )
     return MemoryPlan(slots, threads, presence)
 

@@ -89,11 +89,10 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
 
     Raises VolumeNotFound, UsageError, StoreError or CorruptObject.
     """
-    first = _block_zero(store, prefix, options)
-    if first is None:
+    info = _block_zero(store, prefix, options)
+    if info is None:
         # Said before anybody is asked for a size: the mark of an unfinished copy, which gets its block 0 last.
         _refuse_unfinished(store, prefix, read_token(store, prefix))
-    info = first.info if isinstance(first, StoredObject) else first
     metadata = parse_metadata(info) if info is not None and options.detect else None
     stated = stated_block_size(info) if info is not None and options.detect else None
     size, block_size = _geometry(volume_name(store, prefix), metadata.size if metadata else None, stated, options)
@@ -106,8 +105,15 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         exclusive=not options.read_only,
         presence_budget=presence_budget(options.budget(block_size)),
     )
-    block = 0
-    if info is None:
+    block, first = 0, None
+    if info is not None and options.encoding.secret:
+        # Only now is it known how large it can rightly be.
+        try:
+            first = layout.fetch(0)
+        except ObjectNotFound:
+            raise _changed(store, prefix) from None
+        info = first.info
+    elif info is None:
         # Whatever else is there tells as well how blocks are stored.
         found = first_object(store, layout, 0)
         if found is not None:
@@ -122,7 +128,7 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         prefix=prefix,
         block=f"block {block} of {volume_name(store, prefix)}",
     )
-    if layout.codec.cipher is not None and isinstance(first, StoredObject):
+    if layout.codec.cipher is not None and first is not None:
         _try_password(layout, block, first)
     return layout, metadata
 
@@ -130,7 +136,11 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
 def refuse_if_changed(store: ObjectStore, prefix: str, options: VolumeOptions, metadata: Metadata | None) -> None:
     """Raise VolumeInUse if block 0 says something else than before the token was ours: somebody else had the volume."""
     if options.detect and read_metadata(store, prefix, hash_prefix=options.block_hash_prefix) != metadata:
-        raise VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
+        raise _changed(store, prefix)
+
+
+def _changed(store: ObjectStore, prefix: str) -> VolumeInUse:
+    return VolumeInUse(f"{volume_name(store, prefix)} was changed by somebody else just now", hint="Try again.")
 
 
 def _refuse_unfinished(store: ObjectStore, prefix: str, token: MountToken | None) -> None:
@@ -152,11 +162,10 @@ def _refuse_other_naming(store: ObjectStore, layout: ClassicLayout) -> None:
         )
 
 
-def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> StoredObject | ObjectInfo | None:
-    """Return block 0 where a password is to be tried on it, else its facts; None if it is absent."""
-    key = prefix + block_name(0, hash_prefix=options.block_hash_prefix)
+def _block_zero(store: ObjectStore, prefix: str, options: VolumeOptions) -> ObjectInfo | None:
+    """Return the facts of block 0; None if it is absent."""
     try:
-        return store.get(key) if options.encoding.secret else store.head(key)
+        return store.head(prefix + block_name(0, hash_prefix=options.block_hash_prefix))
     except ObjectNotFound:
         return None
 

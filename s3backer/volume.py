@@ -72,7 +72,13 @@ class Volume:
         if options.max_dirty:
             dirty_limit = min(dirty_limit, options.max_dirty)
         self._memory = memory
-        self._slab = _fast.Slab(layout.block_size, plan.slots, dirty_limit)
+        try:
+            self._slab = _fast.Slab(layout.block_size, plan.slots, dirty_limit)
+        except MemoryError:
+            raise UsageError(
+                f"a memory budget of {exact_size(memory)} is more than this machine gives",
+                hint="Use a smaller --memory, or raise the limit (ulimit -v).",
+            ) from None
         self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
         self._statistics = Statistics(
             store.counters, self._slab, self._driver.cache.counts, layout.presence.count_absent

@@ -489,6 +489,43 @@ def test_the_memory_that_an_error_names_is_enough(encoding: EncodingOptions) -> 
         assert volume.read(MIB - 1, 13) == b"over a border"
 
 
+def test_a_password_is_tried_on_nothing_that_is_no_block() -> None:
+    """It could be larger than the memory."""
+    store = MemoryStore()
+    encoding = EncodingOptions(encrypt="AES-128-CBC", password="secret")
+    create_volume(store, "", size=16 * BLOCK, block_size=BLOCK, encoding=encoding)
+    info = store.head("00000000")
+    store.put("00000000", bytes(4 << 20), content_encoding=info.content_encoding, metadata=info.metadata)
+    before = store.counters.snapshot()["get"].bytes_received
+    with pytest.raises(CorruptObject, match=r"'00000000' in .* has more than 73728 bytes"):
+        Volume.open(store, "", VolumeOptions(memory=MIB, encoding=encoding))
+    assert store.counters.snapshot()["get"].bytes_received == before
+    assert keys(store) == ["00000000"]
+
+
+@pytest.mark.parametrize("memory", [1 << 50, 1 << 63, 1 << 70])
+def test_a_memory_that_no_machine_has_is_refused(memory: int) -> None:
+    store = MemoryStore()
+    create_volume(store, "", size=16 * BLOCK, block_size=BLOCK)
+    with pytest.raises(UsageError, match=f"a memory budget of {memory} bytes is too large") as caught:
+        Volume.open(store, "", VolumeOptions(memory=memory))
+    assert "--memory" in caught.value.hint
+    assert keys(store) == ["00000000"]
+
+
+def test_a_memory_that_this_machine_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError("no memory for so many blocks")
+
+    monkeypatch.setattr("s3backer._fast.Slab", refuse)
+    store = MemoryStore()
+    create_volume(store, "", size=16 * BLOCK, block_size=BLOCK)
+    with pytest.raises(UsageError, match="more than this machine gives") as caught:
+        Volume.open(store, "", SMALL)
+    assert "--memory" in caught.value.hint
+    assert keys(store) == ["00000000"]
+
+
 def test_many_threads_on_their_own_bytes(volume: Volume) -> None:
     """Eight writers interleaved byte range by byte range: each finds its own bytes, in the cache and in the bucket."""
     share = 700  # borders inside sectors and blocks

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A directory's name may be bytes that are no text; it is shown as it is. What is printed is written in one
         # place, even with PYTHONUNBUFFERED, where an error in that can be told from all others.
@@ -70,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough.
         _drop_output()
         return 1
+    except MemoryError:
+        print("s3backer: there is not enough memory for this", file=sys.stderr)
+        print("  Use smaller blocks, or a machine with more memory.", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise
@@ -86,6 +91,17 @@ def _tell(error: S3backerError) -> int:
     if error.hint:
         print(f"  {error.hint}", file=sys.stderr)
     return error.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed go nowhere where the caller has closed standard output or error."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from s3backer.process import open_standard_descriptors
+
+        open_standard_descriptors()
+        sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - as long as the process
+        sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _flush() -> None:

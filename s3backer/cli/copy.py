@@ -33,6 +33,8 @@ _DEFAULT_THREADS = 16
 _READING = tuple(option for option in ENCODING if option.name not in ("compress", "compress_level"))
 #: Of the source's way to its store not handed on: a public bucket is read without a key, and never written so.
 _NOT_HANDED_ON = "anonymous"
+#: How long to wait says nothing about which store it is: given alone, it leads to no other one.
+_NO_PLACE = "timeout"
 
 
 def _new(option: Option, help_text: str = "") -> Option:
@@ -117,8 +119,8 @@ def _for_the_copy(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the options about the copy, by the names that they have for a volume."""
     found = {name.removeprefix("to_"): value for name, value in values.items() if name.startswith("to_")}
     names = {option.name for option in STORE}
-    if all(found[name] is None for name in names):
-        found |= {name: values[name] for name in names if name != _NOT_HANDED_ON}
+    if all(found[name] is None for name in names - {_NO_PLACE}):
+        found |= {name: values[name] for name in names - {_NOT_HANDED_ON} if found[name] is None}
     return {**found, "threads": values["threads"], "debug": values["debug"]}
 
 

@@ -32,6 +32,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
+from typing import TypeVar
 from urllib.parse import quote
 
 from s3backer.errors import (
@@ -47,9 +48,11 @@ from s3backer.errors import (
 from s3backer.stores import sidecar
 from s3backer.stores.base import Buffer, ListEntry, ListPage, ObjectInfo, StoredObject
 from s3backer.stores.checks import check_key, check_listing, checked_metadata, too_large
-from s3backer.stores.files import OPEN, create_temporary, exists, open_directory, read_file, walk
+from s3backer.stores.files import OPEN, create_temporary, digest_file, exists, open_directory, read_file, walk
 from s3backer.stores.sidecar import Entry
 from s3backer.telemetry.requests import RequestCounters
+
+_T = TypeVar("_T")
 
 PRIVATE = ".s3backer"
 _LOCKS = 64
@@ -131,16 +134,16 @@ class DirectoryStore:
         """Return the object; ObjectNotFound if absent, CorruptObject if it is larger than ``at_most`` bytes."""
         names = self._names(key)
         with self._call("get", key) as call:
-            body, entry = self._read(call, key, names, at_most)
+            body, entry = self._describe(call, key, lambda: self._body(call, key, names, at_most), _etag)
             call.received = len(body)
-            return StoredObject(_info(key, body, entry), body)
+            return StoredObject(_info(key, len(body), entry), body)
 
     def head(self, key: str) -> ObjectInfo:
-        """Return the object's facts; ObjectNotFound if absent. Reads the body for its ETag."""
+        """Return the object's facts; ObjectNotFound if absent. Reads the body for its ETag, but a piece at a time."""
         names = self._names(key)
         with self._call("head", key) as call:
-            body, entry = self._read(call, key, names)
-            return _info(key, body, entry)
+            (size, _), entry = self._describe(call, key, lambda: self._digest(call, key, names), lambda found: found[1])
+            return _info(key, size, entry)
 
     def put(
         self,
@@ -165,7 +168,7 @@ class DirectoryStore:
             entries = self._sidecar(call, key)
             if entries or not new.plain or if_match is not None or if_none_match:
                 with suppress(FileNotFoundError):
-                    current = sidecar.describe(entries, _etag(read_file(parent, names[-1])))
+                    current = sidecar.describe(entries, _quoted(digest_file(parent, names[-1])[1]))
             if (if_none_match and current is not None) or (
                 if_match is not None and (current is None or current.etag != if_match)
             ):
@@ -221,34 +224,47 @@ class DirectoryStore:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _read(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None = None) -> tuple[bytes, Entry]:
-        body = self._body(call, key, names, at_most)
-        etag = _etag(body)
+    def _describe(
+        self, call: _Call, key: str, read: Callable[[], _T], etag_of: Callable[[_T], str]
+    ) -> tuple[_T, Entry]:
+        """Return what ``read`` gives of the body, and the sidecar's facts of the body of that ETag."""
+        found = read()
+        etag = etag_of(found)
         entries = self._sidecar(call, key)
         if entries and all(entry.etag != etag for entry in entries):
             # Replaced twice meanwhile, or rewritten by a foreign program; under the lock only that.
             with suppress(FileNotFoundError, PermissionError):
                 self._lock_key(call, key, create=False)
-            body = self._body(call, key, names, at_most)
-            etag = _etag(body)
+            found = read()
+            etag = etag_of(found)
             entries = self._sidecar(call, key)
-        return body, sidecar.describe(entries, etag)
+        return found, sidecar.describe(entries, etag)
 
     def _body(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None) -> bytes:
         try:
-            return read_file(call.directory(names[:-1]), names[-1], at_most=at_most)
-        except (FileNotFoundError, NotADirectoryError):
-            self._check_still_there(call)
-            raise ObjectNotFound(key) from None
+            with self._missing_is_absent(call, key):
+                return read_file(call.directory(names[:-1]), names[-1], at_most=at_most)
         except OSError as error:
             if at_most is not None and error.errno == errno.EFBIG:
                 raise too_large(self.name, key, at_most) from None
             raise
 
+    def _digest(self, call: _Call, key: str, names: tuple[str, ...]) -> tuple[int, str]:
+        """Return a body's size in bytes and its ETag."""
+        with self._missing_is_absent(call, key):
+            size, digest = digest_file(call.directory(names[:-1]), names[-1])
+        return size, _quoted(digest)
+
+    @contextmanager
+    def _missing_is_absent(self, call: _Call, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            self._check_still_there(call)
+            raise ObjectNotFound(key) from None
+
     def _etag_now(self, key: str) -> str:
-        with self._call("head", key) as call:
-            names = self._names(key)
-            return self._read(call, key, names)[1].etag
+        return self.head(key).etag
 
     def _sidecar_exists(self, call: _Call, key: str) -> bool:
         try:
@@ -429,11 +445,15 @@ class DirectoryStore:
 
 
 def _etag(body: Buffer) -> str:
-    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+    return _quoted(hashlib.md5(body, usedforsecurity=False).hexdigest())
 
 
-def _info(key: str, body: bytes, entry: Entry) -> ObjectInfo:
-    return ObjectInfo(key, len(body), entry.etag, entry.content_type, entry.content_encoding, entry.metadata)
+def _quoted(digest: str) -> str:
+    return f'"{digest}"'
+
+
+def _info(key: str, size: int, entry: Entry) -> ObjectInfo:
+    return ObjectInfo(key, size, entry.etag, entry.content_type, entry.content_encoding, entry.metadata)
 
 
 def _sidecar_name(key: str) -> str:

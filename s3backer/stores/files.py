@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import heapq
+import io
 import os
 import secrets
 import stat
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 
 OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | OPEN
+#: Bytes of a file that are in memory at once while its digest is taken.
+_PIECE = 1 << 20
 
 
 def open_directory(place: int, name: str) -> int:
@@ -28,11 +32,8 @@ def open_directory(place: int, name: str) -> int:
         raise
 
 
-def read_file(place: int, name: str, *, at_most: int | None = None) -> bytes:
-    """Return a regular file's content.
-
-    FileNotFoundError for a directory, other OSErrors for links, devices and files over ``at_most`` bytes.
-    """
+@contextmanager
+def _open_file(place: int, name: str, at_most: int | None = None) -> Iterator[io.FileIO]:
     # O_NONBLOCK: opening a FIFO must not wait for its writer.
     descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | OPEN, dir_fd=place)
     try:
@@ -43,10 +44,30 @@ def read_file(place: int, name: str, *, at_most: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "this is not a regular file", name)
         if at_most is not None and facts.st_size > at_most:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            return file.readall()
+        with io.FileIO(descriptor, closefd=False) as file:
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_file(place: int, name: str, *, at_most: int | None = None) -> bytes:
+    """Return a regular file's content.
+
+    FileNotFoundError for a directory, other OSErrors for links, devices and files over ``at_most`` bytes.
+    """
+    with _open_file(place, name, at_most) as file:
+        return file.readall()
+
+
+def digest_file(place: int, name: str) -> tuple[int, str]:
+    """Return a regular file's size in bytes and its MD5 in hex, in little memory; raises what ``read_file`` does."""
+    digest = hashlib.md5(usedforsecurity=False)
+    size = 0
+    with _open_file(place, name) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
 
 
 def exists(place: int, name: str) -> bool:

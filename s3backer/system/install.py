@@ -85,6 +85,7 @@ def install(root: str, *, command: bool = True, tell: Callable[[str], None]) -> 
     wanted = [(path, file) for path, file in wanted if not _is_environments_own(path)]
     # All of them are looked at before the first is written, so that nothing is half done.
     for path, _ in wanted:
+        _require_directories(os.path.dirname(path))
         if os.path.lexists(path) and not _is_ours(path):
             raise InstallError(
                 f"{path} is not a file of this program",
@@ -98,8 +99,8 @@ def install(root: str, *, command: bool = True, tell: Callable[[str], None]) -> 
 
 def remove(root: str, *, tell: Callable[[str], None]) -> None:
     """Remove those files below ``root`` that are ours, and ``tell`` about each."""
-    for file in files(sys.executable):
-        path = _place(root, file.path)
+    # All places are known before the first file goes.
+    for path in [_place(root, file.path) for file in files(sys.executable)]:
         if os.path.lexists(path) and not _is_environments_own(path):
             if _is_ours(path):
                 with _explained(path, "removed"):
@@ -157,6 +158,14 @@ def _write(path: str, file: File) -> str:
             os.unlink(temporary)
         raise
     return "updated" if there else "installed"
+
+
+def _require_directories(directory: str) -> None:
+    """Raise InstallError if something else stands where a directory has to be."""
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    if not os.path.isdir(directory):
+        raise InstallError(f"{directory} is not a directory", hint="Nothing was written. Move it away first.")
 
 
 def _make_directories(directory: str) -> None:

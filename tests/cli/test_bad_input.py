@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,25 @@ def test_a_create_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatc
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_closed_is_not_written_to(tmp_path: Path, closed: str) -> None:
+    """What is printed goes nowhere, neither into a file that got the number nor into an exception."""
+    for url, code in ((f"file://{tmp_path}/new", 0), (f"file://{tmp_path}/new", 6)):
+        script = f'exec "$@" {closed}'
+        words = (sys.executable, "-m", "s3backer", "create", url, "--size", "1m")
+        done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done
+        assert "defect" not in done.stderr
+
+
+def test_blocks_larger_than_the_memory_are_no_defect(run: Run, tmp_path: Path) -> None:
+    answer = run("create", f"file://{tmp_path}/new", "--size", "4PiB", "--block-size", "4PiB")
+    assert answer.code == 1
+    assert answer.sentence() == "there is not enough memory for this"
+    assert "smaller blocks" in answer.hint()
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_defect_asks_to_be_reported(run: Run, monkeypatch: pytest.MonkeyPatch, volume: Path, debug: bool) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -165,7 +186,7 @@ def test_too_little_memory_is_no_defect(run_apart: Run, volume: Path, words: tup
     (here / "empty").mkdir()
     limited = ("sh", "-c", 'ulimit -v 150000; exec "$@"', "sh")
     answer = run_apart(*(word.replace("{}", str(here)) for word in words), wrapper=limited)
-    assert (answer.code, answer.sentence()) == (1, "there is not enough memory")
+    assert (answer.code, answer.sentence()) == (2, "a memory budget of 256MiB is more than this machine gives")
     assert "--memory" in answer.hint() and "ulimit -v" in answer.hint()
     assert not (volume / TOKEN_NAME).exists()
 

@@ -174,19 +174,23 @@ def test_how_the_new_store_is_reached(run: Run, volume: Path, monkeypatch: pytes
 
     def note(values: dict[str, object]) -> object:
         chosen = real(values)
-        seen.append((chosen.endpoint_url, chosen.region, chosen.anonymous, chosen.connections))
+        seen.append((chosen.endpoint_url, chosen.region, chosen.anonymous, chosen.connections, chosen.timeout))
         return chosen
 
     monkeypatch.setattr("s3backer.cli.common.store_options", note)
-    words = ("--endpoint-url", "http://old", "--region", "r", "--no-sign-request", "--threads", "3")
+    words = ("--endpoint-url", "http://old", "--region", "r", "--no-sign-request", "--threads", "3", "--timeout", "7")
     same = f"file://{volume}"
     assert run("copy", same, same, *words).code == 2
     assert run("copy", same, same, *words, "--to-region", "s").code == 2
+    # A longer wait must not lead to the same name on another server.
+    assert run("copy", same, same, *words, "--to-timeout", "9").code == 2
     assert seen == [
-        ("http://old", "r", True, 3),
-        ("http://old", "r", False, 3),
-        ("http://old", "r", True, 3),
-        (None, "s", False, 3),
+        ("http://old", "r", True, 3, 7),
+        ("http://old", "r", False, 3, 7),
+        ("http://old", "r", True, 3, 7),
+        (None, "s", False, 3, 30),
+        ("http://old", "r", True, 3, 7),
+        ("http://old", "r", False, 3, 9),
     ]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -47,6 +48,16 @@ def bucket(tmp_path):
 @pytest.fixture
 def store(bucket):
     return DirectoryStore(bucket)
+
+
+def peak_of(call) -> int:
+    """Return the most bytes that were allocated at once during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def files_of(path) -> list[str]:
@@ -506,3 +517,17 @@ def test_a_block_that_is_no_file_is_never_zeros(bucket, store, make):
     with pytest.raises(StoreError, match="00000003"):
         copy_volume(DirectoryStore(bucket), "", target, "")
     assert "00000000" not in [entry.key for entry in target.list("").entries]
+
+
+def test_facts_of_a_large_object_take_little_memory(bucket, store):
+    """What is no block may be larger than the memory: neither its facts nor replacing it read it whole."""
+    size = 64 << 20
+    store.put("00000000", b"x", metadata={"a": "b"})
+    os.truncate(bucket / "00000000", size)
+    assert peak_of(lambda: store.head("00000000")) < size / 8
+    info = store.head("00000000")
+    body = (bucket / "00000000").read_bytes()
+    assert (info.size, info.etag) == (size, f'"{hashlib.md5(body).hexdigest()}"')
+    assert peak_of(lambda: store.list("").entries[0].etag) < size / 8
+    assert peak_of(lambda: store.put("00000000", b"y", metadata={"a": "c"}, if_match=info.etag)) < size / 8
+    assert store.get("00000000").body == b"y"

@@ -130,6 +130,34 @@ def test_links_do_not_lead_out_of_the_root(root: Path, tmp_path: Path, capfd: py
     assert (root / "usr/sbin/mount.s3backer").is_file()
 
 
+def test_a_link_out_of_the_root_is_seen_before_anything_is_removed(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert install(root) == 0
+    capfd.readouterr()
+    shutil.move(root / "usr/local/share", tmp_path / "share")
+    (root / "usr/local/share").symlink_to(tmp_path / "share")
+    before = tree(root)
+    assert install(root, "--remove") == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "leads out of" in err
+    assert tree(root) == before
+
+
+def test_a_file_in_place_of_a_directory_is_seen_before_anything_is_written(
+    root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (root / "usr/local/share").mkdir(parents=True)
+    (root / "usr/local/share/man").write_text("somebody's")
+    before = tree(root)
+    assert install(root) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"{root}/usr/local/share/man is not a directory" in err
+    assert tree(root) == before
+
+
 def test_a_root_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert install(tmp_path / "missing") == 2
     assert "is not a directory" in capfd.readouterr().err
