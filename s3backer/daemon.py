@@ -27,9 +27,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from s3backer.background import launch
+from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path
 from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
-from s3backer.logs import RateLimited, Redacting, configure_logging
+from s3backer.logs import Redacting, configure_logging
 from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint, wait_for_size
 from s3backer.opening import VolumeOptions
 from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
@@ -51,10 +52,6 @@ log = logging.getLogger(__name__)
 
 #: Bytes that the kernel may read ahead on the file.
 READ_AHEAD = 2 << 20
-#: Seconds without a stored block before closing says that it is waiting.
-_STALL_SECONDS = 10.0
-#: Seconds between two lines of progress where there is no terminal.
-_LINE_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
 #: Longest wait in seconds for another daemon to say where it has mounted the same volume.
 _ANSWER_SECONDS = 2.0
@@ -210,7 +207,7 @@ class _Daemon:
         self._service = service or Service()
         self._options = options
         self._redacting = redacting
-        self._closing = _ClosingProgress(terminal=request.foreground and not request.quiet and sys.stderr.isatty())
+        self._closing = ClosingProgress(terminal=request.foreground and not request.quiet and sys.stderr.isatty())
         self._lock = threading.Lock()
         self._stop_asked = False
         self._stopper: threading.Thread | None = None
@@ -445,58 +442,3 @@ def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress
         progress({"unsaved_blocks": volume.unsaved})
     if failure:
         raise failure[0]
-
-
-class _ClosingProgress:
-    """Shows how write-back at the end goes: a bar on a terminal, else a line now and then.
-
-    Called with (blocks left, blocks at the start) several times a second. A store that takes nothing is
-    mentioned once, and once more when it goes on.
-    """
-
-    def __init__(self, *, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._terminal = terminal
-        self._clock = clock
-        self._limited = RateLimited(log)
-        self._left: int | None = None
-        self._moved = self._said = clock()
-        self._bar: Callable[[int, int], None] | None = None
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        self._moved = self._said = self._clock()
-
-    def __exit__(self, *_: object) -> None:
-        # The terminal may have gone.
-        with contextlib.suppress(OSError):
-            self._stack.close()
-
-    def __call__(self, left: int, total: int) -> None:
-        """Show the state."""
-        now = self._clock()
-        if left != self._left:
-            if self._left is not None:
-                self._limited.changed("store", True, logging.INFO, f"storing {left} blocks that are left")
-            self._left, self._moved = left, now
-        elif left and now - self._moved >= _STALL_SECONDS:
-            self._limited.changed(
-                "store",
-                False,
-                logging.WARNING,
-                f"waiting for the store: {left} blocks are not stored yet, and nothing is given up",
-            )
-        if self._terminal and total:
-            self._show_bar(left, total)
-        elif left and now - self._said >= _LINE_SECONDS:
-            self._said = now
-            log.info("%d of %d blocks are left to store", left, total)
-
-    def _show_bar(self, left: int, total: int) -> None:
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import Progress as Bar
-
-            bar = self._stack.enter_context(Bar(console=Console(stderr=True)))
-            task = bar.add_task("storing blocks", total=total)
-            self._bar = lambda done, whole: bar.update(task, completed=done, total=whole)
-        self._bar(total - left, total)

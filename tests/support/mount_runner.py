@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from s3backer import daemon
+from s3backer import closing, daemon
 from s3backer.errors import S3backerError, StoreUnreachable
 from s3backer.opening import VolumeOptions
 from s3backer.stores import open_store
@@ -108,7 +108,7 @@ def main() -> int:
         _FakeVolume.fail = what.get("fail", "")
         replaced["Volume"] = _FakeVolume
     if "stall" in what:
-        replaced["_STALL_SECONDS"] = what["stall"]
+        closing._STALL_SECONDS = what["stall"]
     for name, value in replaced.items():
         setattr(daemon, name, value)
     request = daemon.MountRequest(
