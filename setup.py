@@ -8,4 +8,6 @@ FAST = Extension(
     "s3backer._fast", ["s3backer/_fast.pyx"], extra_compile_args=["-O3", "-pthread"], extra_link_args=["-pthread"]
 )
 
-setup(ext_modules=cythonize([FAST], language_level=3))
+CHECKSUM = Extension("s3backer._checksum", ["s3backer/_checksum.pyx"], extra_compile_args=["-O3"])
+
+setup(ext_modules=cythonize([FAST, CHECKSUM], language_level=3))

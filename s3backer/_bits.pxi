@@ -180,3 +180,11 @@ def bitmap_next_set(bitmap, Py_ssize_t start, Py_ssize_t stop):
     cdef Py_ssize_t found = next_bit(_hold(&view, bitmap, start, stop, PyBUF_SIMPLE), start, stop, True)
     PyBuffer_Release(&view)
     return found
+
+
+def writable_bytes(Py_ssize_t length):
+    """Return (bytes of this length with unknown content, a view to fill them by). Nobody else may see them before."""
+    if length < 2:
+        raise ValueError("shared objects are not to be filled")
+    body = PyBytes_FromStringAndSize(NULL, length)
+    return body, PyMemoryView_FromMemory(PyBytes_AS_STRING(body), length, PyBUF_WRITE)

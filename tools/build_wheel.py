@@ -54,7 +54,11 @@ def oldest_tag(wheel: Path) -> str:
 
 def _is_not_source(directory: str, names: list[str]) -> set[str]:
     hidden = {name for name in names if name.startswith(".")}
-    built = {name for name in names if name.endswith((".so", ".egg-info")) or name in ("__pycache__", "_fast.c")}
+    built = {
+        name
+        for name in names
+        if name.endswith((".so", ".egg-info")) or name in ("__pycache__", "_fast.c", "_checksum.c")
+    }
     return hidden | built | ({"build", "dist"} if Path(directory) == ROOT else set())
 
 

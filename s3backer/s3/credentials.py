@@ -76,8 +76,12 @@ class Environment:
                 f"the AWS configuration cannot be used: {error}",
                 hint="Check --profile, AWS_PROFILE and the files in ~/.aws.",
             ) from None
-        self.region = self._find_region()
-        self.endpoint = self._find_endpoint()
+        found = options.region or environ.get("AWS_REGION") or self._session.get_config_variable("region")
+        #: Whether anybody has said where the bucket is.
+        self.region_given = bool(found)
+        self.region = found or "us-east-1"
+        if not is_region(self.region):
+            raise UsageError(f"{self.region!r} is no region", hint="A region is a name such as eu-central-1.")
 
     @property
     def ca_bundle(self) -> str | None:
@@ -110,31 +114,31 @@ class Environment:
             ) from None
         return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
 
+    def renew(self) -> bool:
+        """Look for credentials anew, because those in use are not valid any more; return whether others were found."""
+        if self._options.access_key is not None:
+            return False
+        before = self.keys()
+        with self._lock:
+            self._session = self._botocore.Session(profile=self._options.profile)
+            self._credentials = None
+        return self.keys() != before
+
     def _find_credentials(self) -> Any:
         if not self._options.instance_role:
             return self._session.get_credentials()
         return self._session.get_component("credential_provider").get_provider("iam-role").load()
 
-    def _find_region(self) -> str:
-        region: str = (
-            self._options.region
-            or self._environ.get("AWS_REGION")
-            or self._session.get_config_variable("region")
-            or "us-east-1"
-        )
-        if not _REGION.fullmatch(region):
-            raise UsageError(f"{region!r} is no region", hint="A region is a name such as eu-central-1.")
-        return region
-
-    def _find_endpoint(self) -> Endpoint:
+    def endpoint_in(self, region: str) -> Endpoint:
+        """Return where requests for a bucket in this region go."""
         url = self._options.endpoint_url or self._configured_endpoint()
         if url:
             return parse_endpoint(url)
         suffix = "amazonaws.com"
         for partition in self._session.get_data("endpoints")["partitions"]:
-            if re.fullmatch(partition["regionRegex"], self.region):
+            if re.fullmatch(partition["regionRegex"], region):
                 suffix = partition["dnsSuffix"]
-        return Endpoint("https", f"s3.{self.region}.{suffix}", None, "", True)
+        return Endpoint("https", f"s3.{region}.{suffix}", None, "", True)
 
     def _configured_endpoint(self) -> str | None:
         if self._session.get_config_variable("ignore_configured_endpoint_urls"):
@@ -148,6 +152,11 @@ class Environment:
             or self._profile.get("endpoint_url")
         )
         return found
+
+
+def is_region(text: str) -> bool:
+    """Return whether a text can be the name of a region."""
+    return _REGION.fullmatch(text) is not None
 
 
 def parse_endpoint(url: str) -> Endpoint:

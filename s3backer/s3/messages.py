@@ -14,9 +14,13 @@ from s3backer.errors import (
     StoreUnreachable,
     UsageError,
 )
-from s3backer.s3.responses import Answer, Fault, printable
+from s3backer.s3.credentials import is_region
+from s3backer.s3.http1 import Answer
+from s3backer.s3.responses import Fault, printable
 
 _INSUFFICIENT_STORAGE = 507
+_REDIRECTS = (301, 307, 308)
+_ELSEWHERE = ("AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect")
 #: What servers call it besides: MinIO (the latter for a bucket's quota), Ceph.
 _FULL = frozenset({"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded"})
 
@@ -38,7 +42,7 @@ def explain_fault(place: Place, key: str, answer: Answer, fault: Fault | None) -
     """Return the error for an answer that is not a success. ``fault`` None: the body was no S3 error document."""
     what, where = place.describe(key), place.endpoint
     code = fault.code if fault else ""
-    region = answer.headers.get("x-amz-bucket-region", "") or (fault.region if fault else "")
+    region = region_of(answer, fault)
     match code:
         case "NoSuchBucket":
             return BucketNotFound(
@@ -62,11 +66,9 @@ def explain_fault(place: Place, key: str, answer: Answer, fault: Fault | None) -
                 f"the temporary credentials for {what} are not valid any more ({code})",
                 hint="Get new ones, for example with 'aws sso login', or check AWS_SESSION_TOKEN.",
             )
-        case "AuthorizationHeaderMalformed" | "PermanentRedirect" | "TemporaryRedirect" if region:
-            return _elsewhere(place, region)
         case "InvalidBucketName":
             return UsageError(f"{place.bucket!r} is no valid name of a bucket", hint="Check the URL.")
-    if answer.status in (301, 307, 308):
+    if region or answer.status in _REDIRECTS:
         return _elsewhere(place, region)
     said = f"{answer.status} {code}" if code else f"{answer.status}"
     if fault and fault.message:
@@ -79,12 +81,20 @@ def explain_fault(place: Place, key: str, answer: Answer, fault: Fault | None) -
             hint="Check that these credentials may get, put, delete and list objects of this bucket.",
         )
     if fault is None and answer.status < 500:
-        kind = printable(answer.headers.get("Content-Type", "")) or "nothing"
+        kind = printable(answer.headers.get("content-type", "")) or "nothing"
         return StoreError(
             f"{where} answers {answer.status} with {kind} for {what}, not as an S3 server does",
             hint="Check that the endpoint URL is that of an S3 service and not of a web page or a proxy.",
         )
     return StoreError(f"{where} fails for {what} ({said})", hint="Try again later, or ask who runs the service.")
+
+
+def region_of(answer: Answer, fault: Fault | None) -> str:
+    """Return the region in which the server says the bucket is, empty if the request was not sent elsewhere."""
+    if answer.status not in _REDIRECTS and (fault is None or fault.code not in _ELSEWHERE):
+        return ""
+    region = answer.headers.get("x-amz-bucket-region", "") or (fault.region if fault else "")
+    return region if is_region(region) else ""
 
 
 def clock_off(place: Place, seconds: float | None) -> AccessDenied:

@@ -6,7 +6,6 @@ is refused, so there are no entities to expand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
+from s3backer.s3.http1 import Answer
 from s3backer.stores.base import ListEntry, ListPage, ObjectInfo
 
 _META = "x-amz-meta-"
@@ -21,15 +21,6 @@ _META = "x-amz-meta-"
 
 class BadAnswer(Exception):
     """The answer is not what S3 says in reply to this request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer: headers are found under any case, the body is complete."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +128,10 @@ def object_info(key: str, answer: Answer, size: int) -> ObjectInfo:
     return ObjectInfo(
         key,
         size,
-        quoted_etag(headers.get("ETag", "")),
-        headers.get("Content-Type", ""),
-        headers.get("Content-Encoding", ""),
-        {name.lower()[len(_META) :]: value for name, value in headers.items() if name.lower().startswith(_META)},
+        quoted_etag(headers.get("etag", "")),
+        headers.get("content-type", ""),
+        headers.get("content-encoding", ""),
+        {name[len(_META) :]: value for name, value in headers.items() if name.startswith(_META)},
     )
 
 
@@ -149,23 +140,10 @@ def quoted_etag(etag: str) -> str:
     return etag if not etag or etag.endswith('"') else f'"{etag}"'
 
 
-def md5_of_etag(answer: Answer) -> str | None:
-    """Return the hex MD5 that the ETag may be, None if it is certainly none (multipart, SSE-KMS, SSE-C)."""
-    headers = answer.headers
-    etag = headers.get("ETag", "").strip('"')
-    if len(etag) != 32 or any(digit not in "0123456789abcdef" for digit in etag):
-        return None
-    if headers.get("x-amz-server-side-encryption", "AES256") != "AES256":
-        return None
-    if "x-amz-server-side-encryption-customer-algorithm" in headers:
-        return None
-    return etag
-
-
 def server_time(answer: Answer) -> float | None:
     """Return the server's clock in seconds since 1970, if it tells."""
     try:
-        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+        return parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
     except (TypeError, ValueError):
         return None
 

@@ -2,11 +2,12 @@
 
     no answer        refused, unknown host, time-out, reset, cut short      again
                      certificate not trusted                                final
-    status           408 429 500 502 503 504                                again
+    status           408 429 499 500 502 503 504                            again
     code             those of RETRIED_CODES, under any status               again
+    a success that   whose body is not that of its checksum, that is no     again, at most MAX_ALTERED
+    is none          S3's, or XML that breaks off                           attempts in all
+    clock, region    that the server says are others                        at once, with those
     anything else                                                           final
-
-An object whose content does not fit its ETag is asked for once more, in stores/s3.py.
 
 Pauses are exponential with full jitter: each is drawn between 0 and a ceiling that doubles. Retry-After makes a
 pause longer. The last pause is cut so that all together last ``patience``; one attempt follows it.
@@ -19,7 +20,10 @@ from dataclasses import dataclass
 
 from s3backer.errors import S3backerError
 
-RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+RETRIED_STATUSES = frozenset({408, 429, 499, 500, 502, 503, 504})
+#: Attempts at a body that stays wrong.
+MAX_ALTERED = 8
+_SLOW_DOWN = frozenset({429, 503})
 RETRIED_CODES = frozenset(
     {
         "SlowDown",
@@ -36,6 +40,7 @@ RETRIED_CODES = frozenset(
         "IncompleteBody",
         "BadDigest",
         "XAmzContentSHA256Mismatch",
+        "XAmzContentChecksumMismatch",
     }
 )
 
@@ -45,7 +50,8 @@ class Failure(Exception):
 
     ``error`` is what the user is told if it is the last. ``unsettled``: the request may have taken effect.
     ``retry_after`` is what the server asks for, in seconds. ``counted_as``: one of telemetry's FAILURES, where no
-    answer came.
+    answer came. ``at_once``: another attempt needs no pause, because it will be another request. ``stale``: a kept
+    connection had ended before the request.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class Failure(Exception):
         unsettled: bool = True,
         retry_after: float = 0.0,
         counted_as: str = "other connection error",
+        at_once: bool = False,
+        stale: bool = False,
     ) -> None:
         super().__init__(str(error))
         self.error = error
@@ -63,6 +71,8 @@ class Failure(Exception):
         self.unsettled = unsettled
         self.retry_after = retry_after
         self.counted_as = counted_as
+        self.at_once = at_once
+        self.stale = stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,11 @@ class RetryPolicy:
 def is_retried(status: int, code: str) -> bool:
     """Return whether an answer with this status and error code is worth another attempt."""
     return status in RETRIED_STATUSES or code in RETRIED_CODES
+
+
+def is_slow_down(status: int) -> bool:
+    """Return whether an answer with this status asks for fewer requests."""
+    return status in _SLOW_DOWN
 
 
 def parse_retry_after(value: str) -> float:

@@ -1,4 +1,4 @@
-"""Signature Version 4 for S3, by headers.
+"""Signature Version 4 for S3: by headers, or in the query with an expiry.
 
 What botocore's S3SigV4Auth computes (a property test compares them), for a time that is passed in and without
 its log records, which show the session token. The signing key is derived once a day.
@@ -72,18 +72,53 @@ class Signer:
         signed = {**headers, "X-Amz-Date": stamp, "X-Amz-Content-SHA256": payload}
         if keys.token:
             signed["X-Amz-Security-Token"] = keys.token
-        lower = sorted((name.lower(), " ".join(value.split())) for name, value in signed.items())
-        lower = [pair for pair in lower if pair[0] not in _NOT_SIGNED]
-        names = ";".join(name for name, _ in lower)
-        lines = "".join(f"{name}:{value}\n" for name, value in lower)
+        names, lines = _canonical_headers(signed)
         canonical = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{payload}"
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
-        signature = hmac.new(self._key(keys, stamp[:8]), text.encode(), "sha256").hexdigest()
+        signature = self._signature(canonical, stamp, scope, keys)
         signed["Authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
         return signed
+
+    def sign_until(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+        payload: str,
+        keys: Keys,
+        now: float,
+        expires: int,
+    ) -> str:
+        """Return the target of a request that a server refuses once ``expires`` seconds have gone by.
+
+        The parameters are those of ``sign``.
+        """
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        scope = f"{stamp[:8]}/{self.region}/s3/aws4_request"
+        names, lines = _canonical_headers(headers)
+        mine = {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{keys.access_key}/{scope}",
+            "X-Amz-Date": stamp,
+            "X-Amz-Expires": str(expires),
+            "X-Amz-SignedHeaders": names,
+        }
+        if payload != UNSIGNED_PAYLOAD:
+            # In a header SeaweedFS does not see it, and takes the signature for a wrong one.
+            mine["X-Amz-Content-Sha256"] = payload
+        if keys.token:
+            mine["X-Amz-Security-Token"] = keys.token
+        query = "&".join(sorted(filter(None, [*query.split("&"), *encode_query(mine).split("&")])))
+        canonical = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{payload}"
+        signature = self._signature(canonical, stamp, scope, keys)
+        return f"{path}?{query}&X-Amz-Signature={signature}"
+
+    def _signature(self, canonical: str, stamp: str, scope: str, keys: Keys) -> str:
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
+        return hmac.digest(self._key(keys, stamp[:8]), text.encode(), "sha256").hex()
 
     def _key(self, keys: Keys, day: str) -> bytes:
         derived = self._derived
@@ -93,3 +128,10 @@ class Signer:
                 key = hmac.digest(key, part.encode(), "sha256")
             self._derived = derived = (keys, day, key)
         return derived[2]
+
+
+def _canonical_headers(headers: Mapping[str, str]) -> tuple[str, str]:
+    """Return (names, lines) of the headers that are signed."""
+    lower = sorted((name.lower(), " ".join(value.split())) for name, value in headers.items())
+    lower = [pair for pair in lower if pair[0] not in _NOT_SIGNED]
+    return ";".join(name for name, _ in lower), "".join(f"{name}:{value}\n" for name, value in lower)

@@ -1,127 +1,47 @@
-"""One attempt of one request over urllib3's connection pool.
+"""Connections to one host: made by urllib3, kept while idle, used for one exchange at a time.
 
-``Transport.send`` returns a whole answer, or raises Failure. Connecting, sending and receiving take at most
-``timeout`` seconds each, however slowly the bytes drip. Content encodings and redirects are left as they are.
+``Transport.start`` sends a request and returns the exchange in which its answer comes; ``finish`` and ``race`` wait
+for it. Connecting, sending and receiving take at most ``timeout`` seconds each, however slowly the bytes drip.
+Content encodings and redirects are left as they are. What fails is a Failure that says whether the request may have
+taken effect.
 """
 
 from __future__ import annotations
 
-import http.client
-import io
 import os
+import select
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
-    EmptyPoolError,
     HTTPError,
     InsecureRequestWarning,
     LocationValueError,
     NameResolutionError,
     NewConnectionError,
-    ReadTimeoutError,
-    SSLError,
 )
 
 from s3backer.errors import StoreError, UsageError
 from s3backer.s3 import messages
+from s3backer.s3.http1 import Answer, BadHTTP, Connection, Exchange, request_head
 from s3backer.s3.messages import Place
-from s3backer.s3.responses import Answer
 from s3backer.s3.retries import Failure
 from s3backer.stores.base import Buffer
 
 _CONNECT_SECONDS = 10.0
-#: How often a sender that waits for a connection looks whether the pool was closed.
-_LOOK_SECONDS = 1
-#: Bytes read at once of an answer that does not say how long it is.
-_PIECE = 1 << 16
-
-
-class _DeadlineReader(io.RawIOBase):
-    """Reads a socket, but only up to a deadline. The socket's own time-out begins anew with every byte."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._raw = sock.makefile("rb", buffering=0)
-        timeout = sock.gettimeout()
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-            self._socket.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _DeadlineSocket:
-    """As much of a socket as an HTTP response uses."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-
-    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        return io.BufferedReader(_DeadlineReader(self._socket), 65536)
-
-
-class _DeadlineResponse(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
-        super().__init__(_DeadlineSocket(sock), *arguments, **options)  # type: ignore[arg-type]  # only makefile
-
-
-class _HTTPConnection(urllib3.connection.HTTPConnection):
-    response_class = _DeadlineResponse
-
-    def __init__(self, *arguments: Any, send_seconds: float, on_connect: Callable[[], None], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._send_seconds = send_seconds
-        self._on_connect = on_connect
-
-    def connect(self) -> None:
-        self._on_connect()
-        super().connect()
-
-    def send(self, data: Any) -> None:
-        # urllib3 would give the sending the time-out of the connecting.
-        if self.sock is None:
-            self.connect()
-        deadline = time.monotonic() + self._send_seconds
-        view = memoryview(data).cast("B")
-        while view:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-            self.sock.settimeout(left)
-            view = view[self.sock.send(view) :]
-
-
-class _HTTPSConnection(_HTTPConnection, urllib3.connection.HTTPSConnection):
-    pass
-
-
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
+#: How long an unused connection is kept. Servers close theirs after some 20 s or more.
+_IDLE_SECONDS = 15.0
 
 
 class Transport:
-    """Connections to one host, at most ``connections`` at once; further senders wait for a free one."""
+    """Connections to one host; as many as there are requests under way."""
 
     def __init__(
         self,
@@ -131,65 +51,174 @@ class Transport:
         host: str,
         port: int | None,
         timeout: float,
-        connections: int,
         type_of_service: int | None = None,
         tls: ssl.SSLContext | None,
         on_connect: Callable[[], None],
     ) -> None:
         self._place = place
-        self._timeout = urllib3.Timeout(connect=min(timeout, _CONNECT_SECONDS), read=timeout)
+        self._connect_seconds = min(timeout, _CONNECT_SECONDS)
         self._seconds = timeout
-        more: dict[str, Any] = {
-            "maxsize": connections,
-            "block": True,
-            "send_seconds": timeout,
-            "on_connect": on_connect,
-        }
+        self._on_connect = on_connect
+        self._lock = threading.Lock()
+        #: The one used last is the last.
+        self._idle: list[Connection] = []
+        self._closed = False
+        self._host = host
+        self._port = port
+        self._more: dict[str, Any] = {"timeout": self._connect_seconds}
         if type_of_service is not None:
             usual = urllib3.connection.HTTPConnection.default_socket_options
-            more["socket_options"] = [*usual, (socket.IPPROTO_IP, socket.IP_TOS, type_of_service)]
-        self._pool: urllib3.HTTPConnectionPool
+            self._more["socket_options"] = [*usual, (socket.IPPROTO_IP, socket.IP_TOS, type_of_service)]
         if scheme == "https":
-            self._pool = _HTTPSPool(host, port, ssl_context=tls, **more)
-        else:
-            self._pool = _HTTPPool(host, port, **more)
+            self._more["ssl_context"] = tls
+        self._connection_class = (
+            urllib3.connection.HTTPSConnection if scheme == "https" else urllib3.connection.HTTPConnection
+        )
 
-    def send(
-        self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None, *, at_most: int | None = None
-    ) -> Answer:
-        """Send a request and return the answer. Raises LongAnswer for more than ``at_most`` bytes, and Failure."""
-        answer = None
-        while answer is None:
-            try:
-                answer = self._pool.urlopen(
-                    method,
-                    target,
-                    body=body,  # type: ignore[arg-type]  # any buffer will do
-                    headers=headers,
-                    retries=False,
-                    redirect=False,
-                    timeout=self._timeout,
-                    pool_timeout=_LOOK_SECONDS,
-                    preload_content=False,
-                    decode_content=False,
-                )
-                received = _read(answer, at_most)
-            except EmptyPoolError:
-                # All connections are in use. Once the pool is closed they do not come back to it.
-                continue
-            except HTTPError as error:
-                raise self._failure(error) from error
-        lengths = answer.headers.get("Content-Length"), answer.headers.get("Transfer-Encoding")
-        if method != "HEAD" and lengths == (None, None) and answer.status not in (204, 304):
-            # It ended with the connection, so that nobody can tell whether it is whole.
-            raise self._broken("the answer does not say how long it is")
-        return Answer(answer.status, answer.headers, received)
+    def start(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Buffer | None,
+        *,
+        at_most: int | None = None,
+    ) -> Exchange:
+        """Send a request on a connection of its own; Failure if it does not go out."""
+        head = request_head(method, target, headers, body)
+        connection = self._take()
+        try:
+            connection.send(head, body, self._seconds)
+        except TimeoutError as error:
+            connection.close()
+            raise self._timed_out() from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # The server may have answered before it had read everything.
+            return self._last_words(connection, method, at_most, error)
+        except OSError as error:
+            connection.close()
+            raise self.failure(error, connection.reused) from error
+        return Exchange(connection, method, at_most, self._seconds)
+
+    def finish(self, exchange: Exchange) -> Answer:
+        """Return the answer; LongAnswer for more than ``at_most`` bytes, Failure if it does not come whole."""
+        self.wait(exchange, self._seconds)
+        return self.done(exchange)
+
+    def wait(self, exchange: Exchange, seconds: float) -> bool:
+        """Wait for at most ``seconds`` and return whether the answer is whole."""
+        try:
+            return exchange.wait(seconds)
+        except BaseException as error:
+            exchange.connection.close()
+            if isinstance(error, (OSError, BadHTTP)):
+                raise self.failure(error, exchange.connection.reused and not exchange.begun) from error
+            raise
+
+    def race(self, exchanges: Sequence[Exchange]) -> Exchange:
+        """Return the first of several exchanges whose answer is whole, and drop the others; Failure if all fail."""
+        left = list(exchanges)
+        error: Exception | None = None
+        try:
+            while left:
+                for exchange in list(left):
+                    try:
+                        if exchange.advance():
+                            left.remove(exchange)
+                            return exchange
+                        if time.monotonic() >= exchange.deadline:
+                            raise TimeoutError("timed out")
+                    except (OSError, BadHTTP) as failure:
+                        error = failure
+                        left.remove(exchange)
+                        exchange.connection.close()
+                poll = select.poll()
+                for exchange in left:
+                    poll.register(exchange.connection.sock, select.POLLIN)
+                if left and not any(exchange.connection.pending() for exchange in left):
+                    next_end = min(exchange.deadline for exchange in left)
+                    poll.poll(max(0.0, next_end - time.monotonic()) * 1000 + 1)
+        finally:
+            for exchange in left:
+                exchange.connection.close()
+        assert error is not None
+        raise self.failure(error) from error
+
+    def done(self, exchange: Exchange) -> Answer:
+        """Return the whole answer of an exchange and keep its connection."""
+        assert exchange.answer is not None
+        connection = exchange.connection
+        if exchange.reusable:
+            connection.reused = True
+            connection.idle_since = time.monotonic()
+            with self._lock:
+                if not self._closed:
+                    self._idle.append(connection)
+                    return exchange.answer
+        connection.close()
+        return exchange.answer
 
     def close(self) -> None:
         """Close the connections that are not in use; those in use close when their request ends."""
-        self._pool.close()
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
-    def _failure(self, error: HTTPError) -> Failure:
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _take(self) -> Connection:
+        """Return an idle connection that still stands, or a new one."""
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return self._connect()
+            # What can be read before anything was asked is the end of the connection, or nonsense.
+            poll = select.poll()
+            poll.register(connection.sock, select.POLLIN)
+            if time.monotonic() - connection.idle_since < _IDLE_SECONDS and not poll.poll(0):
+                return connection
+            connection.close()
+
+    def _connect(self) -> Connection:
+        self._on_connect()
+        made: Any = self._connection_class(self._host, self._port, **self._more)
+        try:
+            made.connect()
+        except (HTTPError, OSError) as error:
+            made.close()
+            raise self._no_connection(error) from error
+        return Connection(made.sock, made.close)
+
+    def _last_words(self, connection: Connection, method: str, at_most: int | None, error: OSError) -> Exchange:
+        exchange = Exchange(connection, method, at_most, self._seconds)
+        try:
+            exchange.wait(self._seconds)
+        except (OSError, BadHTTP):
+            connection.close()
+            raise self.failure(error, connection.reused) from error
+        except BaseException:
+            connection.close()
+            raise
+        exchange.reusable = False
+        return exchange
+
+    def failure(self, error: Exception, stale: bool = False) -> Failure:
+        """Return what an error after connecting means: the request was sent, in part at least.
+
+        ``stale``: on a kept connection, on which nothing came in return.
+        """
+        if isinstance(error, TimeoutError):
+            return self._timed_out()
+        if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return self._tls_failed()
+        problem = str(error) if isinstance(error, BadHTTP) else _system_error(error) or "the connection broke off"
+        hint = "Check the network and the server; the request was sent and may have taken effect."
+        return self._unreachable(problem, hint, unsettled=True, stale=stale)
+
+    def _no_connection(self, error: Exception) -> Failure:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ssl.SSLError):
             cause = cause.__cause__ or cause.__context__
@@ -199,25 +228,14 @@ class Transport:
                 "Give the certificate of its authority with --ca-bundle or AWS_CA_BUNDLE.",
                 retried=False,
             )
+        if isinstance(cause, ssl.SSLError):
+            return self._tls_failed()
         match error:
             case NameResolutionError():
                 return self._unreachable(
                     "the host name is unknown",
                     "Check the endpoint URL and the name service.",
                     counted_as="host unknown",
-                )
-            # A kind of ConnectTimeoutError in urllib3, whatever the reason.
-            case NewConnectionError():
-                return self._unreachable(
-                    f"{_system_error(error) or 'no connection'}",
-                    "Check the endpoint URL, and that the server runs.",
-                    counted_as="connect failed",
-                )
-            case ConnectTimeoutError():
-                return self._unreachable(
-                    f"no connection within {self._timeout.connect_timeout:g} s",
-                    "Check the endpoint URL, the network and the firewall.",
-                    counted_as="timeout",
                 )
             case LocationValueError():
                 return self._unreachable(
@@ -226,60 +244,41 @@ class Transport:
                     retried=False,
                     counted_as="host unknown",
                 )
-            case SSLError():
+            # A kind of ConnectTimeoutError in urllib3, whatever the reason.
+            case _ if isinstance(error, NewConnectionError) or not isinstance(
+                error, (ConnectTimeoutError, TimeoutError)
+            ):
                 return self._unreachable(
-                    "TLS failed",
-                    "Check that the endpoint speaks TLS on this port: https:// in its URL may have to be http://.",
-                    unsettled=True,
-                )
-            case _ if isinstance(error, ReadTimeoutError) or isinstance(error.__context__, TimeoutError):
-                return self._unreachable(
-                    f"no whole answer within {self._seconds:g} s",
-                    "Check the network, or allow more time with --timeout.",
-                    unsettled=True,
-                    counted_as="timeout",
+                    f"{_system_error(error) or 'no connection'}",
+                    "Check the endpoint URL, and that the server runs.",
+                    counted_as="connect failed",
                 )
             case _:
-                return self._broken(_system_error(error) or "the connection broke off")
+                return self._unreachable(
+                    f"no connection within {self._connect_seconds:g} s",
+                    "Check the endpoint URL, the network and the firewall.",
+                    counted_as="timeout",
+                )
 
-    def _broken(self, problem: str) -> Failure:
-        hint = "Check the network and the server; the request was sent and may have taken effect."
-        return self._unreachable(problem, hint, unsettled=True)
+    def _tls_failed(self) -> Failure:
+        return self._unreachable(
+            "TLS failed",
+            "Check that the endpoint speaks TLS on this port: https:// in its URL may have to be http://.",
+            unsettled=True,
+        )
+
+    def _timed_out(self) -> Failure:
+        return self._unreachable(
+            f"no whole answer within {self._seconds:g} s",
+            "Check the network, or allow more time with --timeout.",
+            unsettled=True,
+            counted_as="timeout",
+        )
 
     def _unreachable(self, problem: str, hint: str, *, retried: bool = True, **more: Any) -> Failure:
         return Failure(
             messages.unreachable(self._place, problem, hint), retried=retried, **{"unsettled": False, **more}
         )
-
-
-class LongAnswer(Exception):
-    """An answer has more than ``at_most`` bytes."""
-
-    def __init__(self, at_most: int) -> None:
-        super().__init__(at_most)
-        self.at_most = at_most
-
-
-def _read(answer: urllib3.BaseHTTPResponse, at_most: int | None) -> bytes:
-    """Return the body of an answer and give its connection back. Only of a success too much can come."""
-    try:
-        if at_most is None or answer.status >= 300:
-            return answer.data
-        said = answer.headers.get("Content-Length", "")
-        if said.isdecimal() and int(said) <= at_most:
-            return answer.data
-        body = bytearray()
-        if not said:
-            for piece in answer.stream(_PIECE):
-                body += piece
-                if len(body) > at_most:
-                    break
-            else:
-                return bytes(body)
-        answer.close()
-        raise LongAnswer(at_most)
-    finally:
-        answer.release_conn()
 
 
 def tls_context(*, verify: bool, ca_bundle: str | None, spare_bundle: str) -> ssl.SSLContext:
@@ -321,7 +320,8 @@ def _system_error(error: BaseException | None) -> str:
     """Return the system's words for the innermost cause, such as "connection refused"."""
     text = ""
     while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            text = os.strerror(error.errno).lower()
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+            with suppress(ValueError):
+                text = os.strerror(error.errno).lower()
         error = error.__cause__ or error.__context__
     return text

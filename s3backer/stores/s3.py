@@ -1,73 +1,34 @@
-"""A bucket on an S3 server, through urllib3's connections and a signer of our own.
+"""A bucket on an S3 server.
 
 Guarantees beyond those of every store
-  * What comes out as an error was tried as long as ``StoreOptions.patience`` allows (s3/retries.py says what is tried
-    again); ``close`` ends such waiting at once.
-  * A body is whole: its length is that of Content-Length, and its MD5 that of the ETag where that can be one, unless
-    a PUT has shown that this server's ETags are something else. What does not fit is asked for once more and is then
-    CorruptObject. Each PUT carries its MD5.
+  * What comes out as an error was tried again as far as that may help (s3/engine.py).
+  * A body is whole and verified by what there is (s3/checksums.py). What does not fit is asked for again, and is
+    CorruptObject in the end. So is an answer asked for again that no S3 server gives.
   * "There is no such object" comes from an answer that says so of the object and not of the bucket, or from a bare
     404 once the bucket has been seen to exist.
   * A conditional PUT whose answer was lost is settled by reading the object back.
-  * No key, token or signature is in any message or log line.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
-from s3backer.s3.credentials import Environment
-from s3backer.s3.messages import Place
-from s3backer.s3.responses import (
-    Answer,
-    BadAnswer,
-    md5_of_etag,
-    object_info,
-    parse_fault,
-    parse_list,
-    quoted_etag,
-    server_time,
-)
-from s3backer.s3.retries import Failure, RetryPolicy, is_retried, parse_retry_after
-from s3backer.s3.signing import UNSIGNED_PAYLOAD, Signer, encode_path, encode_query, payload_hash
-from s3backer.s3.transport import LongAnswer, Transport, closed, tls_context
+from s3backer.s3.checksums import ASK, Checksums
+from s3backer.s3.engine import Engine, LostAnswer, Request
+from s3backer.s3.http1 import Answer
+from s3backer.s3.responses import BadAnswer, object_info, parse_list, quoted_etag
 from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
-from s3backer.stores.checks import check_key, check_listing, checked_metadata, too_large
+from s3backer.stores.checks import check_key, check_listing, checked_metadata
 from s3backer.stores.options import StoreOptions
-from s3backer.telemetry.requests import RequestCounters, failure_of_status
+from s3backer.telemetry.requests import RequestCounters
 
 #: Statuses of a HEAD that are looked into further: its answer has no body that tells a reason.
 _SILENT = (400, 401, 403, 404)
-#: Statuses that do not count as failed attempts.
-_EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
-#: How far a clock may be off before every signature is refused, in seconds. Source: the S3 documentation.
-_MOST_SKEW = 15 * 60
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One request before it is signed. ``kind`` is what it counts as; ``resource`` a key, or empty for the bucket."""
-
-    kind: str
-    method: str
-    resource: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Buffer | None = None
-    conditional: bool = False
-    at_most: int | None = None
 
 
 class S3Store:
@@ -82,18 +43,10 @@ class S3Store:
         sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
     ) -> None:
-        self._environment = Environment(options)
-        endpoint = self._environment.endpoint
         self.name = f"s3://{bucket}"
         self.bucket = bucket
-        self.endpoint = str(endpoint)
         self.counters = RequestCounters()
-        self._options = options
-        self._clock = clock
-        self._closed = threading.Event()
-        self._sleep = sleep or self._closed.wait
-        self._random = random_source or random.SystemRandom()
-        self._policy = RetryPolicy(patience=options.patience, first_pause=options.first_pause)
+        self._engine = Engine(bucket, options, self.counters, clock=clock, sleep=sleep, random_source=random_source)
         asked = {
             "x-amz-acl": options.acl,
             "x-amz-storage-class": options.storage_class,
@@ -101,75 +54,64 @@ class S3Store:
             "x-amz-server-side-encryption-aws-kms-key-id": options.encryption_key,
         }
         self._put_headers = {name: value for name, value in asked.items() if value is not None}
-        self._place = Place(bucket, self.endpoint, self._environment.region)
-        self._signer = Signer(self._environment.region)
-        in_host = options.virtual_host
-        if in_host is None:
-            in_host = endpoint.is_aws and "." not in bucket
-        in_host = in_host and not endpoint.is_address
-        self._host = endpoint.netloc(bucket if in_host else "")
-        self._root = endpoint.path if in_host else f"{endpoint.path}/{bucket}"
-        self._secure = endpoint.scheme == "https"
-        self._transport = Transport(
-            self._place,
-            scheme=endpoint.scheme,
-            host=f"{bucket}.{endpoint.host}" if in_host else endpoint.host,
-            port=endpoint.port,
-            timeout=options.timeout,
-            connections=options.connections,
-            type_of_service=options.type_of_service,
-            tls=tls_context(
-                verify=options.verify_tls,
-                ca_bundle=self._environment.ca_bundle,
-                spare_bundle=self._environment.spare_bundle,
-            )
-            if self._secure
-            else None,
-            on_connect=self.counters.add_connection,
-        )
-        #: What the server has shown: that its ETags are no MD5s, and that the bucket exists.
-        self._etags_differ = False
+        self._checksums = Checksums()
+        #: Whether the server has shown that the bucket exists.
         self._bucket_seen = False
+
+    @property
+    def endpoint(self) -> str:
+        """The service's URL."""
+        return self._engine.place.endpoint
 
     # ── calls ────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         """Return the object; ObjectNotFound if absent.
 
-        CorruptObject if its body is not that of its ETag, or if it is larger than ``at_most`` bytes.
+        CorruptObject if its body is not what was stored, or if it is larger than ``at_most`` bytes.
         """
         check_key(key)
-        for last in (False, True):
-            answer = self._perform(_Request("get", "GET", key, at_most=at_most))
-            info = object_info(key, answer, len(answer.body))
-            self._require_etag(info.etag, key)
-            if self._fits(answer):
-                return StoredObject(info, answer.body)
-            if not last:
-                self.counters.add_retry()
-        raise CorruptObject(
-            f"object {key!r} in {self.name} does not have the content of its ETag {info.etag}",
-            hint="It was altered in the store or on the way. Read it with another program and compare.",
-        )
+
+        def verify(answer: Answer) -> S3backerError | None:
+            if not answer.headers.get("etag"):
+                return self._no_etag(key)
+            if self._checksums.fits(answer):
+                return None
+            return CorruptObject(
+                f"object {key!r} in {self.name} does not have the content of its checksum or ETag "
+                f"{answer.headers['etag']}",
+                hint="It was altered in the store or on the way. Read it with another program and compare.",
+            )
+
+        request = Request("get", "GET", key, headers=ASK, hedged=True, at_most=at_most)
+        answer = self._engine.perform(request, verify=verify)
+        self._bucket_seen = True
+        return StoredObject(object_info(key, answer, len(answer.body)), answer.body)
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ObjectNotFound if absent."""
         check_key(key)
-        answer = self._perform(_Request("head", "HEAD", key), success=(200, *_SILENT))
+
+        def verify(answer: Answer) -> S3backerError | None:
+            if answer.status != 200:
+                return None
+            if not answer.headers.get("content-length", "").isdecimal():
+                return self._unusable(key, "it does not say how long the object is")
+            return None if answer.headers.get("etag") else self._no_etag(key)
+
+        answer = self._engine.perform(Request("head", "HEAD", key), success=(200, *_SILENT), verify=verify)
         if answer.status == 404:
             self._prove_bucket(key)
             raise ObjectNotFound(key)
         if answer.status != 200:
             # A GET is refused for the same reason, and says which.
-            self._perform(_first_byte(key), success=(200, 206, 416))
-            raise messages.explain_fault(self._place, key, answer, None)
-        try:
-            size = int(answer.headers["Content-Length"])
-        except (KeyError, ValueError):
-            raise messages.bad_answer(self._place, key, "it does not say how long the object is") from None
-        info = object_info(key, answer, size)
-        self._require_etag(info.etag, key)
-        return info
+            refused = self._engine.perform(_first_byte(key), success=(200, 206, 416))
+            if refused.status == 416:
+                raise messages.explain_fault(self._engine.place, key, answer, None)
+            # What was refused was the way of asking, such as a clock that has been corrected since.
+            answer = self._engine.perform(Request("head", "HEAD", key), verify=verify)
+        self._bucket_seen = True
+        return object_info(key, answer, int(answer.headers["content-length"]))
 
     def put(
         self,
@@ -185,8 +127,8 @@ class S3Store:
         """Store the object and return its ETag; PreconditionFailed if a condition does not hold."""
         check_key(key)
         kept = checked_metadata(content_type, content_encoding, metadata)
-        digest = hashlib.md5(body, usedforsecurity=False)
-        headers = {"Content-Type": content_type, "Content-MD5": base64.b64encode(digest.digest()).decode()}
+        sums = self._checksums.of_put(body)
+        headers = {"Content-Type": content_type, **sums}
         if content_encoding:
             headers["Content-Encoding"] = content_encoding
         headers |= {f"x-amz-meta-{name}": value for name, value in kept.items()}
@@ -196,10 +138,12 @@ class S3Store:
         if if_none_match:
             headers["If-None-Match"] = "*"
         conditional = if_match is not None or if_none_match
-        request = _Request("put", "PUT", key, headers=headers, body=body, conditional=conditional)
+        request = Request("put", "PUT", key, headers=headers, body=body, conditional=conditional)
         try:
-            answer = self._perform(request)
-        except _Unsettled:
+            answer = self._engine.perform(
+                request, verify=lambda answer: None if answer.headers.get("etag") else self._no_etag(key)
+            )
+        except LostAnswer:
             with suppress(ObjectNotFound):
                 found = self.get(key)
                 if found.body == bytes(body) and dict(found.info.metadata) == kept:
@@ -209,23 +153,21 @@ class S3Store:
             # SeaweedFS says so of an If-Match in a bucket that does not exist.
             self._prove_bucket(key)
             raise
-        etag = quoted_etag(answer.headers.get("ETag", ""))
-        self._require_etag(etag, key)
-        # The server has checked the body against Content-MD5, so it is the ETag that differs.
-        if md5_of_etag(answer) not in (None, digest.hexdigest()):
-            self._etags_differ = True
-        return etag
+        self._bucket_seen = True
+        self._checksums.learn(sums, answer)
+        return quoted_etag(answer.headers["etag"])
 
     def delete(self, key: str) -> None:
         """Remove the object. Absent already is a success."""
         check_key(key)
+
+        def verify(answer: Answer) -> S3backerError | None:
+            return self._unusable(key, "a document in reply to a DELETE") if answer.body else None
+
         try:
-            answer = self._perform(_Request("delete", "DELETE", key), success=(200, 204))
+            self._engine.perform(Request("delete", "DELETE", key), success=(200, 204), verify=verify)
         except ObjectNotFound:
             self._prove_bucket(key)
-            return
-        if answer.body:
-            raise messages.bad_answer(self._place, key, "a document in reply to a DELETE")
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` entries whose keys begin with prefix and follow ``start_after``."""
@@ -235,153 +177,45 @@ class S3Store:
             query["prefix"] = prefix
         if start_after:
             query["start-after"] = start_after
-        answer = self._perform(_Request("list", "GET", "", query))
-        try:
-            page = parse_list(answer.body, prefix, start_after)
-        except BadAnswer as error:
-            raise messages.bad_answer(self._place, "", str(error)) from None
+        page = ListPage((), False)
+
+        def verify(answer: Answer) -> S3backerError | None:
+            nonlocal page
+            try:
+                page = parse_list(answer.body, prefix, start_after)
+            except BadAnswer as error:
+                return self._unusable("", str(error))
+            return None
+
+        self._engine.perform(Request("list", "GET", "", query), verify=verify)
         self._bucket_seen = True
         return page
 
     def close(self) -> None:
         """Release connections and end what waits for another attempt."""
-        self._closed.set()
-        self._transport.close()
+        self._engine.close()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _fits(self, answer: Answer) -> bool:
-        """Whether a whole object's body is what its ETag says, as far as that can be told."""
-        expected = md5_of_etag(answer)
-        if expected is None or self._etags_differ:
-            return True
-        return hashlib.md5(answer.body, usedforsecurity=False).hexdigest() == expected
+    def _unusable(self, key: str, problem: str) -> S3backerError:
+        return messages.bad_answer(self._engine.place, key, problem)
 
-    def _require_etag(self, etag: str, key: str) -> None:
-        """Refuse the success of a server that is none of S3, such as the log-in page of a network."""
-        if not etag:
-            raise messages.bad_answer(self._place, key, "it gives no ETag")
-        self._bucket_seen = True
+    def _no_etag(self, key: str) -> S3backerError:
+        """Return the error for the success of a server that is none of S3, such as the log-in page of a network."""
+        return self._unusable(key, "it gives no ETag")
 
     def _prove_bucket(self, key: str) -> None:
         """Raise BucketNotFound, or whatever hides the bucket, unless it has been seen to exist."""
         if not self._bucket_seen:
+
+            def verify(answer: Answer) -> S3backerError | None:
+                return None if answer.status == 416 or answer.headers.get("etag") else self._no_etag(key)
+
             with suppress(ObjectNotFound):
-                found = self._perform(_first_byte(key), success=(200, 206, 416))
-                if found.status != 416:
-                    self._require_etag(found.headers.get("ETag", ""), key)
+                self._engine.perform(_first_byte(key), success=(200, 206, 416), verify=verify)
             self._bucket_seen = True
 
-    def _perform(self, request: _Request, success: tuple[int, ...] = (200,)) -> Answer:
-        """Send a request, again where that may help, and return its successful answer or raise what went wrong.
 
-        Raises _Unsettled where a condition failed after an attempt that may have taken effect.
-        """
-        waited, attempt, unsettled = 0.0, 1, False
-        while True:
-            if self._closed.is_set():
-                raise closed(self._place)
-            try:
-                return self._attempt(request, success)
-            except Failure as failure:
-                if isinstance(failure.error, PreconditionFailed) and unsettled:
-                    raise _Unsettled from None
-                unsettled = unsettled or failure.unsettled
-                pause = None
-                if failure.retried:
-                    pause = self._policy.pause(attempt, waited, self._random, failure.retry_after)
-                if pause is None:
-                    raise failure.error from None
-                log.debug("%s; attempt %d in %.1f s", failure.error, attempt + 1, pause)
-            self._sleep(pause)
-            waited += pause
-            attempt += 1
-            self.counters.add_retry(pause)
-
-    def _attempt(self, request: _Request, success: tuple[int, ...]) -> Answer:
-        path = encode_path(f"{self._root}/{request.resource}")
-        query = encode_query(request.query)
-        headers = self._signed(request, path, query)
-        started = time.perf_counter()
-        answer: Answer | None = None
-        try:
-            target = f"{path}?{query}" if query else path
-            answer = self._transport.send(request.method, target, headers, request.body, at_most=request.at_most)
-            self.counters.add_failure(failure_of_status(answer.status))
-        except Failure as failure:
-            self.counters.add_failure(failure.counted_as)
-            raise
-        except LongAnswer as long:
-            raise too_large(self.name, request.resource, long.at_most) from None
-        finally:
-            self.counters.add(
-                request.kind,
-                sent=len(memoryview(request.body).cast("B")) if request.body else 0,
-                received=len(answer.body) if answer else 0,
-                seconds=time.perf_counter() - started,
-                failed=answer is None or answer.status not in _EXPECTED,
-            )
-        self._slow_down(request, answer, started)
-        if answer.status in success:
-            return answer
-        raise self._failure(request, answer)
-
-    def _slow_down(self, request: _Request, answer: Answer, started: float) -> None:
-        """Wait until the transfer has taken as long as the limits of speed make it."""
-        seconds = 0.0
-        if self._options.upload_limit and request.body:
-            seconds += len(memoryview(request.body).cast("B")) * 8 / self._options.upload_limit
-        if self._options.download_limit:
-            seconds += len(answer.body) * 8 / self._options.download_limit
-        left = started + seconds - time.perf_counter()
-        if left > 0:
-            self._sleep(left)
-
-    def _signed(self, request: _Request, path: str, query: str) -> dict[str, str]:
-        # "identity": a proxy that compresses on the way would change the length.
-        headers = {"Host": self._host, "User-Agent": "s3backer", "Accept-Encoding": "identity", **request.headers}
-        if self._options.anonymous:
-            return headers
-        keys = self._environment.keys()
-        if keys is None:
-            raise messages.no_credentials(self._place)
-        # TLS keeps the body whole and Content-MD5 is signed; on plain http the signature has to cover it.
-        payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
-        return self._signer.sign(request.method, path, query, headers, payload, keys, self._clock())
-
-    def _failure(self, request: _Request, answer: Answer) -> Failure:
-        """Return what an answer means that is no success."""
-        key, now = request.resource, self._clock()
-        fault = parse_fault(answer.body)
-        code = fault.code if fault else ""
-        said = server_time(answer)
-        skew = None if said is None else now - said
-        signed = not self._options.anonymous
-        error: S3backerError
-        if code == "RequestTimeTooSkewed" or (
-            answer.status == 403 and signed and skew is not None and abs(skew) > _MOST_SKEW
-        ):
-            error = messages.clock_off(self._place, skew)
-        elif request.conditional and (answer.status == 412 or code in ("PreconditionFailed", "NoSuchKey")):
-            error = PreconditionFailed(key)
-        elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
-            error = messages.no_conditions(self._place, key)
-        elif request.kind == "delete" and answer.status == 404 and fault is None:
-            error = ObjectNotFound(key)
-        else:
-            error = messages.explain_fault(self._place, key, answer, fault)
-        return Failure(
-            error,
-            retried=is_retried(answer.status, code),
-            unsettled=answer.status >= 500,
-            retry_after=parse_retry_after(answer.headers.get("Retry-After", "")),
-        )
-
-
-def _first_byte(key: str) -> _Request:
+def _first_byte(key: str) -> Request:
     """Return the request that asks least of an object and still gets a reason in return."""
-    return _Request("get", "GET", key, headers={"Range": "bytes=0-0"})
-
-
-class _Unsettled(Exception):
-    """A condition failed, but perhaps by our own earlier attempt."""
+    return Request("get", "GET", key, headers={"Range": "bytes=0-0"})

@@ -60,6 +60,8 @@ class RequestCounters:
         self._retries = 0
         self._retry_seconds = 0.0
         self._connections = 0
+        self._hedges = 0
+        self._hedges_won = 0
 
     def add(self, kind: str, *, sent: int = 0, received: int = 0, seconds: float = 0.0, failed: bool = False) -> None:
         """Count one attempt of a kind."""
@@ -87,6 +89,22 @@ class RequestCounters:
         """Count one connection that is made, or tried."""
         with self._lock:
             self._connections += 1
+
+    def add_hedge(self, *, won: bool) -> None:
+        """Count one request that was sent twice because its answer was slow; ``won``: the second came first."""
+        with self._lock:
+            self._hedges += 1
+            self._hedges_won += won
+
+    @property
+    def hedges(self) -> int:
+        """Requests that were sent twice because their answer was slow."""
+        return self._hedges
+
+    @property
+    def hedges_won(self) -> int:
+        """Those of them whose second answer came first."""
+        return self._hedges_won
 
     @property
     def retries(self) -> int:

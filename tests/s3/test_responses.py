@@ -8,11 +8,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from s3backer.s3.checksums import md5_of_etag
+from s3backer.s3.http1 import Answer
 from s3backer.s3.responses import (
-    Answer,
     BadAnswer,
     Fault,
-    md5_of_etag,
     object_info,
     parse_fault,
     parse_list,
@@ -37,7 +37,7 @@ def listing(*keys: str, truncated: bool = False, size: str = "1", extra: str = "
 
 
 def answer(**headers: str) -> Answer:
-    return Answer(200, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
+    return Answer(200, {name.replace("_", "-").lower(): value for name, value in headers.items()}, b"")
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,10 +165,10 @@ def test_a_damaged_document_is_parsed_or_refused(data):
 
 def test_the_facts_of_an_object():
     headers = {
-        "ETag": "x",
-        "Content-Type": "t",
-        "Content-Encoding": "e",
-        "X-Amz-Meta-S3backer-Size": "1",
+        "etag": "x",
+        "content-type": "t",
+        "content-encoding": "e",
+        "x-amz-meta-s3backer-size": "1",
         "x-amz-meta-b": "2",
     }
     info = object_info("k", Answer(200, headers, b""), 7)

@@ -1,0 +1,6 @@
+"""Types of the compiled checksums."""
+
+from s3backer.stores.base import Buffer
+
+def crc64nvme(data: Buffer, value: int = 0, *, by_table: bool = False) -> int: ...
+def crc32c(data: Buffer, value: int = 0, *, by_table: bool = False) -> int: ...

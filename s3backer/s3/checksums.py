@@ -1,0 +1,87 @@
+"""What shows that a body is the one that was sent: the server's checksum header, else the MD5 that an ETag may be.
+
+PUT    CRC64NVME, which the server compares and keeps, and Content-MD5 until it has shown that it does
+GET    asks for the checksum that is kept; without one the ETag, where it can be an MD5 and no PUT has shown that
+this server's are not
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+
+from s3backer import _checksum
+from s3backer.s3.http1 import Answer
+from s3backer.stores.base import Buffer
+
+_CRC64 = "x-amz-checksum-crc64nvme"
+_CRC32C = "x-amz-checksum-crc32c"
+#: Asks for the checksum that is kept with an object.
+ASK = {"x-amz-checksum-mode": "ENABLED"}
+
+
+def _encoded(value: int, size: int) -> str:
+    return base64.b64encode(value.to_bytes(size, "big")).decode()
+
+
+def _crc64(body: Buffer) -> str:
+    return _encoded(_checksum.crc64nvme(body), 8)
+
+
+def _crc32c(body: Buffer) -> str:
+    return _encoded(_checksum.crc32c(body), 4)
+
+
+_KNOWN: tuple[tuple[str, Callable[[Buffer], str]], ...] = ((_CRC64, _crc64), (_CRC32C, _crc32c))
+
+
+class Checksums:
+    """Makes and verifies the checksums of one server, and learns what it knows."""
+
+    def __init__(self) -> None:
+        self._knows_crc = False
+        self._etags_differ = False
+
+    def of_put(self, body: Buffer) -> dict[str, str]:
+        """Return the headers that go with a body."""
+        headers = {_CRC64: _crc64(body)}
+        if not self._knows_crc:
+            headers["Content-MD5"] = base64.b64encode(_md5(body).digest()).decode()
+        return headers
+
+    def learn(self, sent: dict[str, str], answer: Answer) -> None:
+        """Learn from a PUT that succeeded: the server has compared what it knows of the headers ``sent``."""
+        if answer.headers.get(_CRC64) == sent[_CRC64]:
+            self._knows_crc = True
+        if "Content-MD5" in sent:
+            etag = md5_of_etag(answer)
+            if etag is not None and etag != base64.b64decode(sent["Content-MD5"]).hex():
+                self._etags_differ = True
+
+    def fits(self, answer: Answer) -> bool:
+        """Whether a whole object's body is the one that was stored, as far as that can be told."""
+        if answer.headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT":
+            for name, checksum in _KNOWN:
+                kept = answer.headers.get(name)
+                if kept is not None and "-" not in kept:
+                    return checksum(answer.body) == kept
+        expected = md5_of_etag(answer)
+        return expected is None or self._etags_differ or _md5(answer.body).hexdigest() == expected
+
+
+def _md5(body: Buffer) -> hashlib._Hash:
+    return hashlib.md5(body, usedforsecurity=False)
+
+
+def md5_of_etag(answer: Answer) -> str | None:
+    """Return the hex MD5 that the ETag may be, None if it is certainly none (multipart, SSE-KMS, SSE-C)."""
+    headers = answer.headers
+    etag = headers.get("etag", "").strip('"')
+    if len(etag) != 32 or any(digit not in "0123456789abcdef" for digit in etag):
+        return None
+    if headers.get("x-amz-server-side-encryption", "AES256") != "AES256":
+        return None
+    if "x-amz-server-side-encryption-customer-algorithm" in headers:
+        return None
+    return etag

@@ -1,0 +1,150 @@
+"""How many requests are under way at once: found by itself, from how long they take and what the server says.
+
+    round      as many answers of one kind as requests are allowed; its figure is the median of their seconds
+    standing   the smallest figure of that kind in the last rounds: what a request takes when nothing queues
+    queue      allowed × (1 − standing / figure): how many of our own requests stand in line (TCP Vegas)
+    SlowDown   more than one answer in five of a round: 0.7 of what was allowed
+
+Guarantees
+  * Reads go first, and writes never hold more than three quarters of what is allowed: queued writes starve no read.
+    While writes wait, reads leave them a quarter.
+  * Never fewer than ``least`` are allowed, never more than ``most``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable
+
+LEAST = 8
+_SLOW_SHARE = 0.2
+#: Rounds by which a kind's standing figure is known.
+_MEMORY = 64
+
+
+class _Kind:
+    """Reads or writes."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[threading.Lock] = deque()
+        self.under_way = 0
+        self.seconds: list[float] = []
+        self.figures: deque[float] = deque(maxlen=_MEMORY)
+
+
+class Limiter:
+    """Lets requests begin. ``most``: as many as ever are under way; ``least`` of them always may be."""
+
+    def __init__(self, most: int, *, least: int = LEAST) -> None:
+        self._most = float(max(1, most))
+        self._least = float(min(least, self._most))
+        self._allowed = self._least
+        self._lock = threading.Lock()
+        self._reads, self._writes = _Kind(), _Kind()
+        self._slow = 0
+        self._answers = 0
+        self._full = False
+        self._closed = False
+
+    @property
+    def allowed(self) -> int:
+        """How many requests may be under way now."""
+        return int(self._allowed)
+
+    @property
+    def under_way(self) -> int:
+        """How many are."""
+        return self._reads.under_way + self._writes.under_way
+
+    def begin(self, *, write: bool) -> bool:
+        """Wait for a place and take it; False if the limiter was closed."""
+        kind = self._writes if write else self._reads
+        with self._lock:
+            if self._closed:
+                return False
+            if not kind.waiting and self._has_room(write):
+                kind.under_way += 1
+                return True
+            self._full = True
+            place = threading.Lock()
+            place.acquire()
+            kind.waiting.append(place)
+        place.acquire()
+        return not self._closed
+
+    def end(self, *, write: bool, seconds: float | None, slow_down: bool = False) -> None:
+        """Give the place back. ``seconds``: how long the answer took, None if none came or it says nothing."""
+        kind = self._writes if write else self._reads
+        with self._lock:
+            kind.under_way -= 1
+            self._answers += 1
+            self._slow += slow_down
+            if self._answers >= self._allowed:
+                if self._slow > _SLOW_SHARE * self._answers:
+                    self._allowed = max(self._least, self._allowed * 0.7)
+                    kind.seconds.clear()
+                self._answers = self._slow = 0
+            if seconds is not None:
+                kind.seconds.append(seconds)
+                if len(kind.seconds) >= self._allowed:
+                    self._learn(kind)
+            for go in self._next_ones():
+                go.release()
+
+    def close(self) -> None:
+        """Let everybody who waits go away."""
+        with self._lock:
+            self._closed = True
+            for kind in (self._reads, self._writes):
+                while kind.waiting:
+                    kind.waiting.popleft().release()
+
+    def _learn(self, kind: _Kind) -> None:
+        figure = statistics.median(kind.seconds)
+        kind.seconds.clear()
+        kind.figures.append(figure)
+        queue = self._allowed * (1.0 - min(kind.figures) / figure) if figure > 0 else 0.0
+        # What was not used up says nothing about more.
+        if self._full and queue < 2.0 + 0.1 * self._allowed:
+            self._allowed = min(self._most, self._allowed + max(1.0, self._allowed / 4))
+        elif queue > 4.0 + 0.3 * self._allowed:
+            self._allowed = max(self._least, self._allowed * 7 / 8)
+        self._full = False
+
+    def _has_room(self, write: bool) -> bool:
+        total = self.under_way
+        if total >= int(self._allowed):
+            return False
+        share = max(1, int(self._allowed) * 3 // 4)
+        if write:
+            return self._writes.under_way < share
+        return not self._writes.waiting or self._reads.under_way < share
+
+    def _next_ones(self) -> list[threading.Lock]:
+        found = []
+        for kind, write in ((self._reads, False), (self._writes, True)):
+            while kind.waiting and self._has_room(write):
+                kind.under_way += 1
+                found.append(kind.waiting.popleft())
+        return found
+
+
+class Pace:
+    """A limit of speed for everything together, in bits per second; None: no limit. ``clock`` in seconds."""
+
+    def __init__(self, bits_per_second: int | None, clock: Callable[[], float]) -> None:
+        self._rate = bits_per_second
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def take(self, size: int) -> float:
+        """Enter a transfer of ``size`` bytes and return how many seconds it has to last at least."""
+        if not self._rate or not size:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(now, self._free_at) + size * 8 / self._rate
+            return self._free_at - now

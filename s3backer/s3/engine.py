@@ -1,0 +1,356 @@
+"""The request engine: from a request to its one final answer, whatever the network and the server do in between.
+
+    request ─► place among those under way ─► signature ─► connection ─► answer ─► verified?
+        ▲                                                                  │
+        └── pause ◄── worth another attempt? (s3/retries.py) ◄── failure ◄─┘
+
+Guarantees
+  * What comes out as an error was tried as long as ``StoreOptions.patience`` allows; ``close`` ends such waiting.
+  * A GET that is much slower than others is asked for twice (s3/hedging.py); a write never while the first may arrive.
+  * PUT and DELETE are signed with an expiry: ``EXPIRY`` seconds after an attempt began a server refuses it, however
+    late it arrives.
+  * The server's clock is followed, and so is the region in which it says the bucket is, unless one was asked for.
+  * LostAnswer says that a condition failed, but perhaps by our own earlier attempt: who asked has to look.
+  * No key, token or signature is in any message or log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from s3backer.errors import ObjectNotFound, PreconditionFailed, S3backerError
+from s3backer.s3 import messages
+from s3backer.s3.concurrency import Limiter, Pace
+from s3backer.s3.credentials import Environment
+from s3backer.s3.hedging import Hedging
+from s3backer.s3.http1 import Answer, Exchange, LongAnswer
+from s3backer.s3.messages import Place
+from s3backer.s3.responses import Fault, parse_fault, server_time
+from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_retried, is_slow_down, parse_retry_after
+from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
+from s3backer.s3.transport import Transport, closed, tls_context
+from s3backer.stores.base import Buffer
+from s3backer.stores.checks import too_large
+from s3backer.stores.options import StoreOptions
+from s3backer.telemetry.requests import RequestCounters, failure_of_status
+
+#: Seconds for which the signature of a PUT or DELETE is good. Source: DESIGN, "Writers, requests and time".
+EXPIRY = 60
+#: Statuses that do not count as failed attempts.
+_EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
+#: How far the clocks may differ, in seconds, before signatures follow the server's.
+_SKEW = 10
+#: What no server's date shows exactly: it has whole seconds, and the answer was under way.
+_SKEW_DOUBT = 5
+#: How often one request follows the server's clock, its region or new credentials.
+_MOST_CORRECTIONS = 3
+_EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request before it is signed. ``kind`` is what it counts as; ``resource`` a key, or empty for the bucket.
+
+    ``conditional``: it has a condition, so that 412 is an answer. ``hedged``: it may be asked for twice at a time.
+    """
+
+    kind: str
+    method: str
+    resource: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Buffer | None = None
+    conditional: bool = False
+    hedged: bool = False
+    at_most: int | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes the bucket."""
+        return self.method in ("PUT", "DELETE", "POST")
+
+
+class LostAnswer(Exception):
+    """A condition failed, but perhaps by our own earlier attempt."""
+
+
+class Engine:
+    """Requests to one bucket. ``clock`` in seconds since 1970; ``sleep(seconds)`` makes the pauses between attempts."""
+
+    def __init__(
+        self,
+        bucket: str,
+        options: StoreOptions,
+        counters: RequestCounters,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] | None = None,
+        random_source: random.Random | None = None,
+    ) -> None:
+        self._environment = Environment(options)
+        self._bucket = bucket
+        self._options = options
+        self._counters = counters
+        self._clock = clock
+        #: Seconds to add to the clock so that it is the server's.
+        self._offset = 0.0
+        self._closed = threading.Event()
+        self._sleep = sleep or self._closed.wait
+        self._random = random_source or random.SystemRandom()
+        self.policy = RetryPolicy(patience=options.patience, first_pause=options.first_pause)
+        self.limiter = Limiter(options.connections)
+        self._hedging = Hedging(time.monotonic)
+        self._upload = Pace(options.upload_limit, time.monotonic)
+        self._download = Pace(options.download_limit, time.monotonic)
+        self._lock = threading.Lock()
+        self._connect(self._environment.region)
+
+    def _connect(self, region: str) -> None:
+        """Direct requests to the bucket in this region."""
+        options, bucket = self._options, self._bucket
+        endpoint = self._environment.endpoint_in(region)
+        in_host = options.virtual_host
+        if in_host is None:
+            in_host = endpoint.is_aws and "." not in bucket
+        in_host = in_host and not endpoint.is_address
+        self.place = Place(bucket, str(endpoint), region)
+        self._signer = Signer(region)
+        self._host = endpoint.netloc(bucket if in_host else "")
+        self._root = endpoint.path if in_host else f"{endpoint.path}/{bucket}"
+        self._secure = endpoint.scheme == "https"
+        self._transport = Transport(
+            self.place,
+            scheme=endpoint.scheme,
+            host=f"{bucket}.{endpoint.host}" if in_host else endpoint.host,
+            port=endpoint.port,
+            timeout=options.timeout,
+            type_of_service=options.type_of_service,
+            tls=tls_context(
+                verify=options.verify_tls,
+                ca_bundle=self._environment.ca_bundle,
+                spare_bundle=self._environment.spare_bundle,
+            )
+            if self._secure
+            else None,
+            on_connect=self._counters.add_connection,
+        )
+
+    def perform(
+        self,
+        request: Request,
+        success: tuple[int, ...] = (200,),
+        verify: Callable[[Answer], S3backerError | None] | None = None,
+    ) -> Answer:
+        """Send a request, again where that may help, and return its successful answer or raise what went wrong.
+
+        ``verify`` returns what is wrong with a successful answer, which is then asked for again. Raises LostAnswer
+        where a condition failed after an attempt that may have taken effect.
+        """
+        waited, attempt, altered, corrections, unsettled = 0.0, 1, 0, 0, False
+        while True:
+            if self._closed.is_set():
+                raise closed(self.place)
+            try:
+                answer = self._attempt(request)
+                if answer.status not in success:
+                    raise self._failure(request, answer)
+                problem = verify(answer) if verify else None
+                if problem is None:
+                    return answer
+                altered += 1
+                raise Failure(problem, retried=altered < MAX_ALTERED)
+            except Failure as failure:
+                if isinstance(failure.error, PreconditionFailed) and unsettled:
+                    raise LostAnswer from None
+                unsettled = unsettled or failure.unsettled
+                pause = None
+                if failure.retried:
+                    pause = self.policy.pause(attempt, waited, self._random, failure.retry_after)
+                corrections += failure.at_once
+                if pause is None and not (failure.at_once and corrections <= _MOST_CORRECTIONS):
+                    raise failure.error from None
+                log.debug("%s; attempt %d in %.1f s", failure.error, attempt + 1, pause or 0.0)
+            if pause is not None:
+                self._sleep(pause)
+                waited += pause
+            attempt += 1
+            self._counters.add_retry(pause or 0.0)
+
+    def close(self) -> None:
+        """Release connections and end what waits for another attempt."""
+        self._closed.set()
+        self.limiter.close()
+        self._transport.close()
+
+    # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
+
+    def _attempt(self, request: Request) -> Answer:
+        size = memoryview(request.body).nbytes if request.body is not None else 0
+        self._last_at_least(self._upload.take(size) if request.writes else 0.0)
+        if not self.limiter.begin(write=request.writes):
+            raise closed(self.place)
+        started = time.perf_counter()
+        answer: Answer | None = None
+        try:
+            send = self._hedged if request.hedged else self._once
+            try:
+                answer = send(request)
+            except Failure as failure:
+                # A kept connection had ended: no pause is needed, and asking twice does no harm.
+                if not failure.stale or request.writes:
+                    raise
+                answer = send(request)
+            self._counters.add_failure(failure_of_status(answer.status))
+        except Failure as failure:
+            self._counters.add_failure(failure.counted_as)
+            raise
+        except LongAnswer as long:
+            raise too_large(f"s3://{self._bucket}", request.resource, long.at_most) from None
+        finally:
+            seconds = time.perf_counter() - started
+            told = answer is not None and answer.status < 300
+            slow = answer is not None and is_slow_down(answer.status)
+            self.limiter.end(write=request.writes, seconds=seconds if told else None, slow_down=slow)
+            self._counters.add(
+                request.kind,
+                sent=size,
+                received=len(answer.body) if answer else 0,
+                seconds=seconds,
+                failed=answer is None or answer.status not in _EXPECTED,
+            )
+        self._last_at_least(self._download.take(len(answer.body)))
+        return answer
+
+    def _last_at_least(self, seconds: float) -> None:
+        if seconds > 0:
+            self._sleep(seconds)
+
+    def _once(self, request: Request) -> Answer:
+        transport = self._transport
+        return transport.finish(self._start(transport, request))
+
+    def _hedged(self, request: Request) -> Answer:
+        transport, hedging = self._transport, self._hedging
+        ticket = hedging.begin()
+        answer: Answer | None = None
+        try:
+            exchange = self._start(transport, request)
+            while (patience := hedging.patience(ticket)) is not None:
+                if transport.wait(exchange, patience):
+                    answer = transport.done(exchange)
+                    return answer
+                if hedging.allowed(ticket):
+                    answer = self._race(transport, request, exchange)
+                    return answer
+            answer = transport.finish(exchange)
+            return answer
+        finally:
+            hedging.end(ticket, answered=answer is not None)
+
+    def _race(self, transport: Transport, request: Request, first: Exchange) -> Answer:
+        exchanges = [first]
+        with suppress(Failure, S3backerError):
+            exchanges.append(self._start(transport, request))
+            self._counters.add(request.kind)
+        winner = transport.race(exchanges)
+        self._counters.add_hedge(won=winner is not first)
+        return transport.done(winner)
+
+    def _start(self, transport: Transport, request: Request) -> Exchange:
+        path = encode_path(f"{self._root}/{request.resource}")
+        target, headers = self._signed(request, path)
+        return transport.start(request.method, target, headers, request.body, at_most=request.at_most)
+
+    def _signed(self, request: Request, path: str) -> tuple[str, dict[str, str]]:
+        """Return the target and the headers of a request with its signature."""
+        # "identity": a proxy that compresses on the way would change the length.
+        headers = {"Host": self._host, "User-Agent": "s3backer", "Accept-Encoding": "identity", **request.headers}
+        query = encode_query(request.query)
+        if self._options.anonymous:
+            return (f"{path}?{query}" if query else path), headers
+        keys = self._keys()
+        now = self._clock() + self._offset
+        # TLS keeps the body whole and its checksum is signed; on plain http the signature has to cover it.
+        payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
+        if request.method in ("PUT", "DELETE"):
+            target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, EXPIRY)
+            return target, headers
+        headers = self._signer.sign(request.method, path, query, headers, payload, keys, now)
+        return (f"{path}?{query}" if query else path), headers
+
+    def _keys(self) -> Keys:
+        keys = self._environment.keys()
+        if keys is None:
+            raise messages.no_credentials(self.place)
+        return keys
+
+    # ── what an answer means that is no success ──────────────────────────────────────────────────────
+
+    def _failure(self, request: Request, answer: Answer) -> Failure:
+        key = request.resource
+        fault = parse_fault(answer.body)
+        code = fault.code if fault else ""
+        correction = self._correct(answer, fault)
+        if correction is not None:
+            return correction
+        error: S3backerError
+        if request.conditional and (answer.status == 412 or code in ("PreconditionFailed", "NoSuchKey")):
+            error = PreconditionFailed(key)
+        elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
+            error = messages.no_conditions(self.place, key)
+        elif request.kind == "delete" and answer.status == 404 and fault is None:
+            error = ObjectNotFound(key)
+        else:
+            error = messages.explain_fault(self.place, key, answer, fault)
+        return Failure(
+            error,
+            retried=is_retried(answer.status, code),
+            unsettled=is_retried(answer.status, code) or answer.status >= 500,
+            retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
+        )
+
+    def _correct(self, answer: Answer, fault: Fault | None) -> Failure | None:
+        """Follow the server's clock, or to the bucket's region, where the answer says that ours was wrong."""
+        code = fault.code if fault else ""
+        if code in _EXPIRED_KEYS and self._environment.renew():
+            log.info("the credentials have expired; there are new ones")
+            error = messages.explain_fault(self.place, "", answer, fault)
+            return Failure(error, retried=False, unsettled=False, at_once=True)
+        if answer.status == 403 or code == "RequestTimeTooSkewed":
+            failure = self._follow_clock(answer, code)
+            if failure is not None:
+                return failure
+        region = messages.region_of(answer, fault)
+        if region and region != self.place.region and not self._environment.region_given:
+            with self._lock:
+                if region != self.place.region:
+                    log.info("bucket %r is in region %s", self._bucket, region)
+                    old = self._transport
+                    self._connect(region)
+                    old.close()
+            return Failure(
+                messages.explain_fault(self.place, "", answer, fault), retried=False, unsettled=False, at_once=True
+            )
+        return None
+
+    def _follow_clock(self, answer: Answer, code: str) -> Failure | None:
+        said = server_time(answer)
+        if said is None or self._options.anonymous:
+            return (
+                Failure(messages.clock_off(self.place, None), retried=False) if code == "RequestTimeTooSkewed" else None
+            )
+        offset = said - self._clock()
+        error = messages.clock_off(self.place, -offset)
+        if abs(offset - self._offset) > _SKEW:
+            log.warning("the clock of this computer differs from that of %s by %.0f s", self.place.endpoint, offset)
+            self._offset = offset if abs(offset) > _SKEW_DOUBT else 0.0
+            return Failure(error, retried=False, unsettled=False, at_once=True)
+        return Failure(error, retried=False) if code == "RequestTimeTooSkewed" else None

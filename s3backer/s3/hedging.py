@@ -1,0 +1,99 @@
+"""When a slow GET is asked for a second time, on another connection: the first whole answer counts.
+
+    slow        longer than 1.25 times the time in which 95 of the last 100 or so came
+    outlier     two GETs that began later have been answered: it is this one and not the server
+    lone        nothing to compare with: 15 times the median is slow enough by itself
+
+A second attempt needs "slow", and "outlier" or "lone"; and it is paid from a budget of 5 % of all GETs. So when every
+answer slows down there is none. Writes are never sent twice while the first may still arrive.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable
+
+SHARE = 0.05
+_SAVED = 10.0
+_SAMPLES = 256
+_ENOUGH = 32
+_PASSED_BY = 2
+_SLOW = 1.25
+_LONE = 15.0
+
+
+class Ticket:
+    """One GET under way."""
+
+    __slots__ = ("began", "number", "passed_by")
+
+    def __init__(self, number: int, began: float) -> None:
+        self.number = number
+        self.began = began
+        self.passed_by = 0
+
+
+class Hedging:
+    """Knows how long GETs take. ``clock`` in seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._number = 0
+        self._under_way: dict[int, Ticket] = {}
+        self._seconds: deque[float] = deque(maxlen=_SAMPLES)
+        self._since = 0
+        self._budget = 0.0
+        self._slow: float | None = None
+        self._median = 0.0
+
+    def begin(self) -> Ticket:
+        """Begin a GET; it must be ended."""
+        with self._lock:
+            self._number += 1
+            self._budget = min(_SAVED, self._budget + SHARE)
+            ticket = self._under_way[self._number] = Ticket(self._number, self._clock())
+            return ticket
+
+    def end(self, ticket: Ticket, *, answered: bool) -> None:
+        """End a GET; ``answered``: with an answer, from which its time is learnt."""
+        with self._lock:
+            del self._under_way[ticket.number]
+            if not answered:
+                return
+            self._seconds.append(self._clock() - ticket.began)
+            self._since += 1
+            if self._since >= _ENOUGH:
+                self._learn()
+            for other in self._under_way.values():
+                # They are in the order in which they began.
+                if other.number > ticket.number:
+                    break
+                other.passed_by += 1
+
+    def patience(self, ticket: Ticket) -> float | None:
+        """Return after how many seconds to ask ``allowed``, None if there is nothing to compare with yet."""
+        with self._lock:
+            if self._slow is None:
+                return None
+            left = ticket.began + self._slow - self._clock()
+            return left if left > 0 else self._slow / 2
+
+    def allowed(self, ticket: Ticket) -> bool:
+        """Return whether this GET is to be asked for a second time now, and pay for it."""
+        with self._lock:
+            age = self._clock() - ticket.began
+            if self._slow is None or age < self._slow or self._budget < 1.0:
+                return False
+            if ticket.passed_by < _PASSED_BY and age < _LONE * self._median:
+                return False
+            self._budget -= 1.0
+            return True
+
+    def _learn(self) -> None:
+        self._since = 0
+        ordered = sorted(self._seconds)
+        self._slow = _SLOW * ordered[len(ordered) * 95 // 100]
+        self._median = statistics.median(ordered)
