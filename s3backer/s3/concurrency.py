@@ -1,7 +1,8 @@
 """How many requests are under way at once: found by itself, from how long they take and what the server says.
 
     round      as many answers of one kind as requests are allowed; its figure is the median of their seconds
-    standing   the smallest figure of that kind in the last rounds: what a request takes when nothing queues
+    standing   the smallest figure of that kind: what a request takes when nothing queues. When it has not been seen
+               for a while it is measured anew, with a quarter of what was allowed
     queue      allowed × (1 − standing / figure): how many of our own requests stand in line (TCP Vegas)
     SlowDown   more than one answer in five of a round: 0.7 of what was allowed
 
@@ -13,6 +14,7 @@ Guarantees
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 from collections import deque
@@ -20,7 +22,7 @@ from collections.abc import Callable
 
 LEAST = 8
 _SLOW_SHARE = 0.2
-#: Rounds by which a kind's standing figure is known.
+#: Rounds after which a kind's standing figure is measured anew.
 _MEMORY = 64
 
 
@@ -31,7 +33,8 @@ class _Kind:
         self.waiting: deque[threading.Lock] = deque()
         self.under_way = 0
         self.seconds: list[float] = []
-        self.figures: deque[float] = deque(maxlen=_MEMORY)
+        self.standing = math.inf
+        self.rounds = 0
 
 
 class Limiter:
@@ -104,11 +107,17 @@ class Limiter:
     def _learn(self, kind: _Kind) -> None:
         figure = statistics.median(kind.seconds)
         kind.seconds.clear()
-        kind.figures.append(figure)
-        queue = self._allowed * (1.0 - min(kind.figures) / figure) if figure > 0 else 0.0
+        kind.rounds += 1
+        if figure <= kind.standing:
+            kind.standing, kind.rounds = figure, 0
+        elif kind.rounds >= _MEMORY:
+            kind.standing, kind.rounds = math.inf, 0
+            self._allowed = max(self._least, self._allowed / 4)
+            return
+        queue = self._allowed * (1.0 - kind.standing / figure) if figure > 0 else 0.0
         # What was not used up says nothing about more.
         if self._full and queue < 2.0 + 0.1 * self._allowed:
-            self._allowed = min(self._most, self._allowed + max(1.0, self._allowed / 4))
+            self._allowed = min(self._most, self._allowed + max(1.0, self._allowed / 2))
         elif queue > 4.0 + 0.3 * self._allowed:
             self._allowed = max(self._least, self._allowed * 7 / 8)
         self._full = False

@@ -1,7 +1,8 @@
 """When a slow GET is asked for a second time, on another connection: the first whole answer counts.
 
     slow        longer than 1.25 times the time in which 95 of the last 100 or so came
-    outlier     two GETs that began later have been answered: it is this one and not the server
+    outlier     at least two GETs that began later have been answered, and on average in less than half of the time
+                that this one has been waiting: it is this one and not the server
     lone        nothing to compare with: 15 times the median is slow enough by itself
 
 A second attempt needs "slow", and "outlier" or "lone"; and it is paid from a budget of 5 % of all GETs. So when every
@@ -20,6 +21,7 @@ _SAVED = 10.0
 _SAMPLES = 256
 _ENOUGH = 32
 _PASSED_BY = 2
+_OUTLIER = 2.0
 _SLOW = 1.25
 _LONE = 15.0
 
@@ -27,12 +29,14 @@ _LONE = 15.0
 class Ticket:
     """One GET under way."""
 
-    __slots__ = ("began", "number", "passed_by")
+    __slots__ = ("began", "number", "passed_by", "passed_in")
 
     def __init__(self, number: int, began: float) -> None:
         self.number = number
         self.began = began
+        #: How many that began later have been answered, and the sum of their seconds.
         self.passed_by = 0
+        self.passed_in = 0.0
 
 
 class Hedging:
@@ -63,7 +67,8 @@ class Hedging:
             del self._under_way[ticket.number]
             if not answered:
                 return
-            self._seconds.append(self._clock() - ticket.began)
+            seconds = self._clock() - ticket.began
+            self._seconds.append(seconds)
             self._since += 1
             if self._since >= _ENOUGH:
                 self._learn()
@@ -72,6 +77,7 @@ class Hedging:
                 if other.number > ticket.number:
                     break
                 other.passed_by += 1
+                other.passed_in += seconds
 
     def patience(self, ticket: Ticket) -> float | None:
         """Return after how many seconds to ask ``allowed``, None if there is nothing to compare with yet."""
@@ -87,7 +93,8 @@ class Hedging:
             age = self._clock() - ticket.began
             if self._slow is None or age < self._slow or self._budget < 1.0:
                 return False
-            if ticket.passed_by < _PASSED_BY and age < _LONE * self._median:
+            outlier = ticket.passed_by >= _PASSED_BY and age * ticket.passed_by >= _OUTLIER * ticket.passed_in
+            if not outlier and age < _LONE * self._median:
                 return False
             self._budget -= 1.0
             return True

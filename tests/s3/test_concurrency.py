@@ -1,0 +1,174 @@
+"""The level of concurrency, against servers that are models: nothing here waits for real time."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import threading
+
+import pytest
+
+from s3backer.s3.concurrency import LEAST, Limiter, Pace
+
+
+class Model:
+    """Callers that always want one more request, and a server that has ``servers`` of them work at a time."""
+
+    def __init__(self, limiter: Limiter, *, latency: float, servers: int, seed: int = 1) -> None:
+        self.limiter = limiter
+        self.latency = latency
+        self.servers = servers
+        self.now = 0.0
+        self.answers = 0
+        self._free = [0.0] * servers
+        self._source = random.Random(seed)
+        self._under_way: list[tuple[float, float]] = []
+
+    def run(self, answers: int, *, slow_downs: float = 0.0) -> None:
+        stop = self.answers + answers
+        while self.answers < stop:
+            while self.limiter.under_way < self.limiter.allowed:
+                assert self.limiter.begin(write=False)
+                at = heapq.heappop(self._free)
+                took = self.latency * self._source.uniform(0.8, 1.2)
+                done = max(at, self.now) + took
+                heapq.heappush(self._free, done)
+                heapq.heappush(self._under_way, (done, self.now))
+            # Somebody waits all the time.
+            self.limiter._full = True
+            self.now, began = heapq.heappop(self._under_way)
+            slow = self._source.random() < slow_downs
+            self.limiter.end(write=False, seconds=None if slow else self.now - began, slow_down=slow)
+            self.answers += 1
+
+
+@pytest.mark.parametrize("latency", [0.001, 0.02, 0.35])
+def test_a_server_that_takes_anything_is_given_all_that_is_allowed(latency):
+    limiter = Limiter(64)
+    Model(limiter, latency=latency, servers=1000).run(3000)
+    assert limiter.allowed == 64
+
+
+@pytest.mark.parametrize("latency", [0.001, 0.35])
+def test_a_server_whose_queue_grows_is_not_given_more_than_it_works_on(latency):
+    limiter = Limiter(64)
+    Model(limiter, latency=latency, servers=8).run(5000)
+    assert LEAST <= limiter.allowed <= 24
+
+
+def test_slow_downs_bring_it_down_and_their_end_up_again():
+    limiter = Limiter(64)
+    model = Model(limiter, latency=0.05, servers=1000)
+    model.run(2000)
+    assert limiter.allowed == 64
+    model.run(1000, slow_downs=0.6)
+    assert limiter.allowed == LEAST
+    model.run(3000)
+    assert limiter.allowed == 64
+
+
+def test_a_slow_down_now_and_then_costs_little():
+    limiter = Limiter(64)
+    Model(limiter, latency=0.05, servers=1000).run(5000, slow_downs=0.03)
+    assert limiter.allowed >= 32
+
+
+def test_without_anybody_waiting_nothing_is_learnt_of_more():
+    limiter = Limiter(64)
+    for _ in range(1000):
+        assert limiter.begin(write=False)
+        limiter.end(write=False, seconds=0.01)
+    assert limiter.allowed == LEAST
+
+
+def test_fewer_callers_than_the_least():
+    limiter = Limiter(2)
+    assert limiter.allowed == 2
+    Model(limiter, latency=0.01, servers=1).run(500, slow_downs=0.5)
+    assert limiter.allowed == 2
+
+
+def test_queued_writes_leave_reads_a_quarter_and_never_hold_one_up():
+    limiter = Limiter(8)
+    writers: list[threading.Thread] = []
+    for _ in range(20):
+        writers.append(threading.Thread(target=limiter.begin, kwargs={"write": True}))
+        writers[-1].start()
+    for writer in writers:
+        writer.join(0.2)
+    assert limiter.under_way == 6
+    # They get in at once although writers have been waiting longer.
+    assert limiter.begin(write=False) and limiter.begin(write=False)
+    assert limiter.under_way == 8
+    reader = threading.Thread(target=limiter.begin, kwargs={"write": False})
+    reader.start()
+    reader.join(0.1)
+    assert reader.is_alive()
+    # The next place is the reader's, although it is a write that ends.
+    limiter.end(write=True, seconds=0.1)
+    reader.join(20)
+    assert not reader.is_alive()
+    limiter.close()
+    for writer in writers:
+        writer.join(20)
+        assert not writer.is_alive()
+    assert limiter.begin(write=False) is False
+
+
+def test_reads_leave_waiting_writes_a_quarter():
+    limiter = Limiter(8)
+    for _ in range(8):
+        assert limiter.begin(write=False)
+    writer = threading.Thread(target=limiter.begin, kwargs={"write": True})
+    writer.start()
+    readers = [threading.Thread(target=limiter.begin, kwargs={"write": False}) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    writer.join(0.2)
+    assert writer.is_alive()
+    for _ in range(3):
+        limiter.end(write=False, seconds=0.1)
+    writer.join(20)
+    assert not writer.is_alive()
+    limiter.close()
+    for reader in readers:
+        reader.join(20)
+
+
+def test_no_place_is_lost_or_doubled():
+    limiter = Limiter(4)
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def work(seed: int) -> None:
+        nonlocal under_way, most
+        source = random.Random(seed)
+        for _ in range(300):
+            write = source.random() < 0.5
+            assert limiter.begin(write=write)
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            with lock:
+                under_way -= 1
+            limiter.end(write=write, seconds=source.choice([None, 0.01]), slow_down=source.random() < 0.3)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert limiter.under_way == 0
+    assert most <= 4
+
+
+def test_the_pace_is_that_of_everything_together():
+    now = 100.0
+    pace = Pace(8000, lambda: now)
+    assert [pace.take(1000) for _ in range(3)] == [1.0, 2.0, 3.0]
+    now = 102.5
+    assert pace.take(500) == pytest.approx(1.0)
+    now = 200.0
+    assert pace.take(1000) == 1.0
+    assert pace.take(0) == 0.0
+    assert Pace(None, lambda: now).take(10**9) == 0.0
