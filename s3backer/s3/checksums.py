@@ -41,6 +41,8 @@ class Checksums:
 
     def __init__(self) -> None:
         self._knows_crc = False
+        #: Whether a PUT has shown that its ETag is the MD5 of the body, or that it is not.
+        self._etags_agree = False
         self._etags_differ = False
 
     def of_put(self, body: Buffer) -> dict[str, str]:
@@ -50,14 +52,18 @@ class Checksums:
             headers["Content-MD5"] = base64.b64encode(_md5(body).digest()).decode()
         return headers
 
+    def etag_of(self, body: Buffer) -> str | None:
+        """Return the ETag that an object with this body will have, None where this server's are no MD5s."""
+        return None if self._etags_differ or not self._etags_agree else f'"{_md5(body).hexdigest()}"'
+
     def learn(self, sent: dict[str, str], answer: Answer) -> None:
         """Learn from a PUT that succeeded: the server has compared what it knows of the headers ``sent``."""
         if answer.headers.get(_CRC64) == sent[_CRC64]:
             self._knows_crc = True
         if "Content-MD5" in sent:
-            etag = md5_of_etag(answer)
-            if etag is not None and etag != base64.b64decode(sent["Content-MD5"]).hex():
-                self._etags_differ = True
+            etag, own = md5_of_etag(answer), base64.b64decode(sent["Content-MD5"]).hex()
+            self._etags_agree = self._etags_agree or etag == own
+            self._etags_differ = self._etags_differ or etag not in (None, own)
 
     def fits(self, answer: Answer) -> bool:
         """Whether a whole object's body is the one that was stored, as far as that can be told."""

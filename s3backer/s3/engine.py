@@ -7,8 +7,8 @@
 Guarantees
   * What comes out as an error was tried as long as ``StoreOptions.patience`` allows; ``close`` ends such waiting.
   * A GET that is much slower than others is asked for twice (s3/hedging.py); a write never while the first may arrive.
-  * PUT and DELETE are signed with an expiry: ``EXPIRY`` seconds after an attempt began a server refuses it, however
-    late it arrives.
+  * PUT and DELETE are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
+    late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
   * The server's clock is followed, and so is the region in which it says the bucket is, unless one was asked for.
   * LostAnswer says that a condition failed, but perhaps by our own earlier attempt: who asked has to look.
   * No key, token or signature is in any message or log line.
@@ -31,10 +31,11 @@ from s3backer.s3.credentials import Environment
 from s3backer.s3.hedging import Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
-from s3backer.s3.responses import Fault, parse_fault, server_time
+from s3backer.s3.responses import Fault, is_xml, parse_fault, server_time
 from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_retried, is_slow_down, parse_retry_after
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
+from s3backer.s3.unsettled import ANYTHING, Unsettled
 from s3backer.stores.base import Buffer
 from s3backer.stores.checks import too_large
 from s3backer.stores.options import StoreOptions
@@ -46,8 +47,8 @@ EXPIRY = 60
 _EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
 #: How far the clocks may differ, in seconds, before signatures follow the server's.
 _SKEW = 10
-#: What no server's date shows exactly: it has whole seconds, and the answer was under way.
-_SKEW_DOUBT = 5
+#: Seconds that the server's date may be off: it has whole seconds, and clocks differ a little without being told.
+_DOUBT = 2
 #: How often one request follows the server's clock, its region or new credentials.
 _MOST_CORRECTIONS = 3
 _EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
@@ -71,11 +72,17 @@ class Request:
     conditional: bool = False
     hedged: bool = False
     at_most: int | None = None
+    #: For a write: what the object has to be for it to take effect (s3/unsettled.py).
+    accepts: str = ANYTHING
 
     @property
     def writes(self) -> bool:
         """Whether it changes the bucket."""
         return self.method in ("PUT", "DELETE", "POST")
+
+
+def _boot_time() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class LostAnswer(Exception):
@@ -94,6 +101,7 @@ class Engine:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
+        expiry: int = EXPIRY,
     ) -> None:
         self._environment = Environment(options)
         self._bucket = bucket
@@ -110,6 +118,9 @@ class Engine:
         self._hedging = Hedging(time.monotonic)
         self._upload = Pace(options.upload_limit, time.monotonic)
         self._download = Pace(options.download_limit, time.monotonic)
+        self._expiry = expiry
+        #: Its clock does not stand still while the computer sleeps, and neither does a request on its way.
+        self.unsettled = Unsettled(_boot_time, expiry + 3 * options.timeout + _DOUBT)
         self._lock = threading.Lock()
         self._connect(self._environment.region)
 
@@ -158,10 +169,11 @@ class Engine:
         while True:
             if self._closed.is_set():
                 raise closed(self.place)
+            sent_at = _boot_time()
             try:
                 answer = self._attempt(request)
                 if answer.status not in success:
-                    raise self._failure(request, answer)
+                    raise self._failure(request, answer, _boot_time() - sent_at)
                 problem = verify(answer) if verify else None
                 if problem is None:
                     return answer
@@ -171,6 +183,8 @@ class Engine:
                 if isinstance(failure.error, PreconditionFailed) and unsettled:
                     raise LostAnswer from None
                 unsettled = unsettled or failure.unsettled
+                if failure.unsettled and request.writes:
+                    self.unsettled.add(request.resource, request.accepts, sent_at)
                 pause = None
                 if failure.retried:
                     pause = self.policy.pause(attempt, waited, self._random, failure.retry_after)
@@ -183,6 +197,13 @@ class Engine:
                 waited += pause
             attempt += 1
             self._counters.add_retry(pause or 0.0)
+
+    def wait(self, seconds: float) -> None:
+        """Wait, or raise StoreError if the store is closed meanwhile."""
+        if seconds > 0:
+            log.info("a write waits %.0f s for an earlier one whose answer was lost", seconds)
+            if self._closed.wait(seconds):
+                raise closed(self.place)
 
     def close(self) -> None:
         """Release connections and end what waits for another attempt."""
@@ -281,7 +302,7 @@ class Engine:
         # TLS keeps the body whole and its checksum is signed; on plain http the signature has to cover it.
         payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
         if request.method in ("PUT", "DELETE"):
-            target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, EXPIRY)
+            target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, self._expiry)
             return target, headers
         headers = self._signer.sign(request.method, path, query, headers, payload, keys, now)
         return (f"{path}?{query}" if query else path), headers
@@ -294,7 +315,8 @@ class Engine:
 
     # ── what an answer means that is no success ──────────────────────────────────────────────────────
 
-    def _failure(self, request: Request, answer: Answer) -> Failure:
+    def _failure(self, request: Request, answer: Answer, age: float) -> Failure:
+        """Return what to do about an answer to an attempt that began ``age`` seconds ago."""
         key = request.resource
         fault = parse_fault(answer.body)
         code = fault.code if fault else ""
@@ -302,7 +324,11 @@ class Engine:
         if correction is not None:
             return correction
         error: S3backerError
-        if request.conditional and (answer.status == 412 or code in ("PreconditionFailed", "NoSuchKey")):
+        # A document that did not come as it was sent says nothing.
+        broken = fault is None and answer.status != 412 and is_xml(answer)
+        if broken:
+            error = messages.bad_answer(self.place, key, f"status {answer.status} with broken XML")
+        elif request.conditional and (answer.status == 412 or code in ("PreconditionFailed", "NoSuchKey")):
             error = PreconditionFailed(key)
         elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
             error = messages.no_conditions(self.place, key)
@@ -310,10 +336,12 @@ class Engine:
             error = ObjectNotFound(key)
         else:
             error = messages.explain_fault(self.place, key, answer, fault)
+        # The time in a signature has whole seconds.
+        expired = answer.status == 403 and request.writes and age >= self._expiry - 1
         return Failure(
             error,
-            retried=is_retried(answer.status, code),
-            unsettled=is_retried(answer.status, code) or answer.status >= 500,
+            retried=broken or expired or is_retried(answer.status, code),
+            unsettled=broken or is_retried(answer.status, code) or answer.status >= 500,
             retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
         )
 
@@ -351,6 +379,6 @@ class Engine:
         error = messages.clock_off(self.place, -offset)
         if abs(offset - self._offset) > _SKEW:
             log.warning("the clock of this computer differs from that of %s by %.0f s", self.place.endpoint, offset)
-            self._offset = offset if abs(offset) > _SKEW_DOUBT else 0.0
+            self._offset = offset if abs(offset) > _DOUBT else 0.0
             return Failure(error, retried=False, unsettled=False, at_once=True)
         return Failure(error, retried=False) if code == "RequestTimeTooSkewed" else None

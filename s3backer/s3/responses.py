@@ -92,6 +92,11 @@ def parse_fault(body: bytes) -> Fault | None:
     return Fault(printable(texts["Code"]), printable(texts.get("Message", "")), printable(texts.get("Region", "")))
 
 
+def is_xml(answer: Answer) -> bool:
+    """Return whether an answer claims to be a document of S3."""
+    return answer.body.startswith(b"<?xml") or (bool(answer.body) and "/xml" in answer.headers.get("content-type", ""))
+
+
 def parse_list(body: bytes, prefix: str, start_after: str) -> ListPage:
     """Return a page of ListObjectsV2 with ``encoding-type=url``; BadAnswer if it is none, or another's."""
     reader = _Reader()

@@ -4,8 +4,10 @@
                      certificate not trusted                                final
     status           408 429 499 500 502 503 504                            again
     code             those of RETRIED_CODES, under any status               again
+    broken XML       under any status but 412                               again
     a success that   whose body is not that of its checksum, that is no     again, at most MAX_ALTERED
     is none          S3's, or XML that breaks off                           attempts in all
+    403              for a write that took longer than its signature lasts  again
     clock, region    that the server says are others                        at once, with those
     anything else                                                           final
 

@@ -7,6 +7,8 @@ Guarantees beyond those of every store
   * "There is no such object" comes from an answer that says so of the object and not of the bucket, or from a bare
     404 once the bucket has been seen to exist.
   * A conditional PUT whose answer was lost is settled by reading the object back.
+  * No late or repeated attempt of a write replaces what was written after it by this store (s3/unsettled.py), as long
+    as the writes are conditional or the one that follows has time to wait.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from contextlib import suppress
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.checksums import ASK, Checksums
-from s3backer.s3.engine import Engine, LostAnswer, Request
+from s3backer.s3.engine import EXPIRY, Engine, LostAnswer, Request
 from s3backer.s3.http1 import Answer
 from s3backer.s3.responses import BadAnswer, object_info, parse_list, quoted_etag
+from s3backer.s3.retries import MAX_ALTERED
+from s3backer.s3.unsettled import ABSENT, ANYTHING
 from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
 from s3backer.stores.checks import check_key, check_listing, checked_metadata
 from s3backer.stores.options import StoreOptions
@@ -32,7 +36,10 @@ _SILENT = (400, 401, 403, 404)
 
 
 class S3Store:
-    """One bucket. ``clock`` in seconds since 1970; ``sleep(seconds)`` makes the pauses between attempts."""
+    """One bucket. ``clock`` in seconds since 1970; ``sleep(seconds)`` makes the pauses between attempts.
+
+    ``expiry``: seconds for which the signature of a write is good.
+    """
 
     def __init__(
         self,
@@ -42,11 +49,14 @@ class S3Store:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
+        expiry: int = EXPIRY,
     ) -> None:
         self.name = f"s3://{bucket}"
         self.bucket = bucket
         self.counters = RequestCounters()
-        self._engine = Engine(bucket, options, self.counters, clock=clock, sleep=sleep, random_source=random_source)
+        self._engine = Engine(
+            bucket, options, self.counters, clock=clock, sleep=sleep, random_source=random_source, expiry=expiry
+        )
         asked = {
             "x-amz-acl": options.acl,
             "x-amz-storage-class": options.storage_class,
@@ -99,19 +109,18 @@ class S3Store:
                 return self._unusable(key, "it does not say how long the object is")
             return None if answer.headers.get("etag") else self._no_etag(key)
 
-        answer = self._engine.perform(Request("head", "HEAD", key), success=(200, *_SILENT), verify=verify)
-        if answer.status == 404:
-            self._prove_bucket(key)
-            raise ObjectNotFound(key)
-        if answer.status != 200:
-            # A GET is refused for the same reason, and says which.
-            refused = self._engine.perform(_first_byte(key), success=(200, 206, 416))
-            if refused.status == 416:
-                raise messages.explain_fault(self._engine.place, key, answer, None)
-            # What was refused was the way of asking, such as a clock that has been corrected since.
-            answer = self._engine.perform(Request("head", "HEAD", key), verify=verify)
-        self._bucket_seen = True
-        return object_info(key, answer, int(answer.headers["content-length"]))
+        request = Request("head", "HEAD", key)
+        for _ in range(MAX_ALTERED):
+            answer = self._engine.perform(request, success=(200, *_SILENT), verify=verify)
+            if answer.status == 404:
+                self._prove_bucket(key)
+                raise ObjectNotFound(key)
+            if answer.status == 200:
+                self._bucket_seen = True
+                return object_info(key, answer, int(answer.headers["content-length"]))
+            # A GET is refused for the same reason, and says which; it follows the server's clock, too.
+            self._engine.perform(_first_byte(key), success=(200, 206, 416))
+        raise messages.explain_fault(self._engine.place, key, answer, None)
 
     def put(
         self,
@@ -137,8 +146,16 @@ class S3Store:
             headers["If-Match"] = if_match
         if if_none_match:
             headers["If-None-Match"] = "*"
-        conditional = if_match is not None or if_none_match
-        request = Request("put", "PUT", key, headers=headers, body=body, conditional=conditional)
+        request = Request(
+            "put",
+            "PUT",
+            key,
+            headers=headers,
+            body=body,
+            conditional=if_match is not None or if_none_match,
+            accepts=if_match or (ABSENT if if_none_match else ANYTHING),
+        )
+        self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(body)))
         try:
             answer = self._engine.perform(
                 request, verify=lambda answer: None if answer.headers.get("etag") else self._no_etag(key)
@@ -164,6 +181,7 @@ class S3Store:
         def verify(answer: Answer) -> S3backerError | None:
             return self._unusable(key, "a document in reply to a DELETE") if answer.body else None
 
+        self._engine.wait(self._engine.unsettled.wait_before(key, lambda: ABSENT))
         try:
             self._engine.perform(Request("delete", "DELETE", key), success=(200, 204), verify=verify)
         except ObjectNotFound:

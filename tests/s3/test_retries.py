@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import calendar
 import random
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
+from urllib.parse import parse_qs
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from s3backer.errors import BucketNotFound, CorruptObject, PreconditionFailed, StoreError, StoreUnreachable
+from s3backer.errors import (
+    AccessDenied,
+    BucketNotFound,
+    CorruptObject,
+    PreconditionFailed,
+    StoreError,
+    StoreUnreachable,
+)
 from s3backer.s3.retries import RETRIED_CODES, RetryPolicy, is_retried, parse_retry_after
 from s3backer.stores.options import StoreOptions
 from s3backer.stores.s3 import S3Store
-from tests.support.nasty import NastyServer, Step, fault, reply
+from tests.support.nasty import NastyServer, Request, Step, fault, reply
 from tests.support.servers import free_ports
 from tests.support.talks import A_ETAG, NO_KEY, OK, PUT_OK
 
@@ -429,3 +439,102 @@ def test_a_long_page_instead_of_an_answer_is_no_large_object():
         assert store.get("key", at_most=10).body == b"a"
     with talk(Step(CHUNKED + b"1\r\na\r\n0\r\n\r\n")) as (store, _):
         assert store.get("key", at_most=1).body == b"a"
+
+
+# ── what the server knows better: the time, the region, the credentials ──────────────────────────────────
+
+
+def stamp(request: Request) -> str:
+    found = parse_qs(request.target.partition("?")[2]).get("X-Amz-Date")
+    return found[0] if found else request.headers["x-amz-date"]
+
+
+@pytest.mark.parametrize("off", [-7200, -61, 61, 86400])
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "AccessDenied"])
+def test_the_clock_of_the_server_is_followed(off, code):
+    late = fault(403, code, Date=formatdate(time.time() + off, usegmt=True))
+    with talk(late, PUT_OK, PUT_OK, OK) as (store, server):
+        put(store)
+        put(store)
+        store.get("key")
+        assert store.pauses == []
+    moments = [calendar.timegm(time.strptime(stamp(r), "%Y%m%dT%H%M%SZ")) for r in server.requests]
+    assert [round((moment - moments[0]) / 60) for moment in moments] == [0, *[round(off / 60)] * 3]
+
+
+def test_a_clock_that_cannot_be_followed_is_an_error():
+    late = fault(403, "RequestTimeTooSkewed", Date=formatdate(time.time() - 7200, usegmt=True))
+    with talk(late) as (store, server):
+        with pytest.raises(AccessDenied, match=r"off by 7\d\d\d s \(ahead\)"):
+            store.get("key")
+        assert len(server.requests) == 2
+
+
+def test_a_denial_with_the_right_clock_is_final():
+    denied = fault(403, "AccessDenied", Date=formatdate(time.time() + 3, usegmt=True))
+    with talk(denied) as (store, server):
+        with pytest.raises(AccessDenied, match="denies access"):
+            store.get("key")
+        assert len(server.requests) == 1
+
+
+ELSEWHERE = {
+    "header": fault(301, "PermanentRedirect", x_amz_bucket_region="eu-two-2"),
+    "document": fault(400, "AuthorizationHeaderMalformed", extra="<Region>eu-two-2</Region>"),
+    "bare": reply(301, x_amz_bucket_region="eu-two-2"),
+}
+
+
+@pytest.mark.parametrize("answer", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_the_region_is_the_one_that_the_server_names(answer):
+    with talk(answer, OK, OK, region=None) as (store, server):
+        store.get("key")
+        store.get("key")
+        assert store.pauses == []
+        scopes = [r.headers["authorization"].partition("Credential=access/")[2][9:17] for r in server.requests]
+        assert [scope.strip("/s") for scope in scopes] == ["us-east-", "eu-two-2", "eu-two-2"]
+
+
+@pytest.mark.parametrize("region", ["eu two", "", "../x", "EU"])
+def test_a_region_that_is_none_is_not_followed(region):
+    with talk(reply(301, x_amz_bucket_region=region), OK, region=None) as (store, server):
+        with pytest.raises(StoreError, match="elsewhere"):
+            store.get("key")
+        assert len(server.requests) == 1
+
+
+def test_servers_that_send_each_other_the_request_are_left():
+    answers = [reply(301, x_amz_bucket_region=region) for region in ("eu-a-1", "eu-b-1")] * 5
+    with talk(*answers, region=None) as (store, server):
+        with pytest.raises(StoreError, match="elsewhere"):
+            store.get("key")
+        assert len(server.requests) == 4
+
+
+EXPIRED = fault(400, "ExpiredToken")
+
+
+def test_credentials_that_were_renewed_meanwhile_are_used(monkeypatch, no_configuration):
+    file = no_configuration / "SHARED_CREDENTIALS_FILE"
+    text = "[default]\naws_access_key_id = {0}\naws_secret_access_key = s\naws_session_token = token-{0}\n"
+    file.write_text(text.format("old"))
+    with NastyServer(OK, EXPIRED, OK) as server:
+        store = S3Store("bucket", StoreOptions(endpoint_url=server.url, region="r", patience=0.0))
+        store.get("key")
+        file.write_text(text.format("new"))
+        store.get("key")
+        store.close()
+    assert [r.headers["x-amz-security-token"] for r in server.requests] == ["token-old", "token-old", "token-new"]
+
+
+def test_credentials_that_stay_expired_are_an_error(no_configuration):
+    (no_configuration / "SHARED_CREDENTIALS_FILE").write_text(
+        "[default]\naws_access_key_id = a\naws_secret_access_key = s\naws_session_token = t\n"
+    )
+    with NastyServer(EXPIRED) as server:
+        store = S3Store("bucket", StoreOptions(endpoint_url=server.url, region="r", patience=5.0))
+        with pytest.raises(AccessDenied, match="not valid any more") as caught:
+            store.get("key")
+        assert "aws sso login" in caught.value.hint
+        assert len(server.requests) == 1
+        store.close()

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
-from botocore.auth import S3SigV4Auth
+from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from hypothesis import example, given, settings
@@ -64,6 +64,41 @@ def test_signatures_are_those_of_botocore(
     assert {name: found[name.lower()] for name in headers if name.startswith("x-amz-meta-")} == {
         name: value for name, value in headers.items() if name.startswith("x-amz-meta-")
     }
+
+
+def parameters(url: str) -> list[str]:
+    return sorted(url.partition("?")[2].split("&"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    method=st.sampled_from(["PUT", "DELETE"]),
+    key=TEXT,
+    metadata=st.dictionaries(TOKENS, VALUES, max_size=4),
+    region=TOKENS,
+    access_key=TOKENS,
+    secret_key=SECRETS,
+    token=st.one_of(st.just(""), SECRETS),
+    now=st.integers(0, 4_000_000_000),
+    expires=st.integers(1, 604_800),
+)
+def test_signatures_with_an_expiry_are_those_of_botocore(
+    method, key, metadata, region, access_key, secret_key, token, now, expires
+):
+    keys = Keys(access_key, secret_key, token)
+    path = encode_path(f"/bucket/{key}")
+    headers = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+    headers |= {"Content-Type": "text/plain", "If-Match": '"x"', "User-Agent": "s3backer"}
+    request = AWSRequest(method=method, url=f"https://s3.example.com{path}", headers=headers)
+    moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    with patch("botocore.auth.get_current_datetime", return_value=moment):
+        credentials = Credentials(keys.access_key, keys.secret_key, keys.token or None)
+        S3SigV4QueryAuth(credentials, "s3", region, expires=expires).add_auth(request)
+    target = Signer(region).sign_until(
+        method, path, "", {"Host": "s3.example.com", **headers}, UNSIGNED_PAYLOAD, keys, now, expires
+    )
+    assert target.partition("?")[0] == path
+    assert parameters(target) == parameters(request.url)
 
 
 def test_the_derived_key_follows_day_and_credentials():

@@ -1,0 +1,67 @@
+"""Writes whose answers were lost: each may still arrive, until its signature has expired and its upload has ended.
+
+    an attempt            is accepted by an object that is      so until then its key is not
+    PUT If-Match E        E                                     made E again
+    PUT If-None-Match *   absent                                made absent
+    PUT, DELETE           anything                              changed
+    DELETE If-Match E     anything (some servers ignore the     changed
+                          condition of a DELETE)
+
+ETags follow content, hence "again": A → B → A would let a late "PUT B if it is A" through. A write that would break
+a rule waits. Attempts of the same request do not bind one another: they all lead to the same object.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+#: What the object has to be for an attempt to take effect, besides an ETag.
+ANYTHING = "anything"
+ABSENT = "absent"
+
+
+class Unsettled:
+    """The attempts of one store. ``clock`` in seconds, monotonic; ``lasting``: how long one may still arrive."""
+
+    def __init__(self, clock: Callable[[], float], lasting: float) -> None:
+        self._clock = clock
+        self._lasting = lasting
+        self._lock = threading.Lock()
+        self._until: dict[str, dict[str, float]] = {}
+
+    def add(self, key: str, accepts: str, sent_at: float) -> None:
+        """Enter an attempt that was sent at ``sent_at`` and takes effect if the object is what it ``accepts``."""
+        with self._lock:
+            if len(self._until) > 1000:
+                self._forget()
+            attempts = self._until.setdefault(key, {})
+            attempts[accepts] = max(attempts.get(accepts, 0.0), sent_at + self._lasting)
+
+    def wait_before(self, key: str, becomes: Callable[[], str | None]) -> float:
+        """Return how many seconds to wait before the object may become what ``becomes`` returns.
+
+        That is ABSENT, an ETag, or None for an ETag that nobody knows yet.
+        """
+        if key not in self._until:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            attempts = {accepts: until for accepts, until in self._until.get(key, {}).items() if until > now}
+            if not attempts:
+                self._until.pop(key, None)
+                return 0.0
+            self._until[key] = attempts
+        state = becomes()
+        return max(
+            (until - now for accepts, until in attempts.items() if _may_be(accepts, state)),
+            default=0.0,
+        )
+
+    def _forget(self) -> None:
+        now = self._clock()
+        self._until = {key: found for key, found in self._until.items() if max(found.values()) > now}
+
+
+def _may_be(accepts: str, state: str | None) -> bool:
+    return accepts in (ANYTHING, state) or (state is None and accepts != ABSENT)
