@@ -10,8 +10,9 @@ from s3backer.layouts.classic import MAX_BLOCKS
 from s3backer.units import exact_size
 
 MIB = 1 << 20
-#: Memory for the presence map, as a share of the budget: 16 MiB know 8 TiB of 128 KiB blocks, dense or not.
-_PRESENCE_SHARE = 16
+#: Memory for the presence map and the ETags, as a share of the budget: 8 MiB each know which blocks of 4 TiB are
+#: there and the ETags of 64 GiB, in blocks of 128 KiB.
+_KNOWLEDGE_SHARE = 16
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
 #: The slab can number no more, and no machine has memory for them.
@@ -51,15 +52,15 @@ class MemoryPlan:
 
     slots: int
     threads: int
-    presence: int
+    knowledge: int
 
 
 def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2) -> MemoryPlan:
-    """Divide the budget: blocks under way (``copies`` a thread), the presence map, and slots for the rest."""
+    """Divide the budget: blocks under way (``copies`` a thread), knowledge of the objects, slots for the rest."""
     # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
     threads = max(1, min(threads, memory // 4 // (copies * block_size)))
-    presence = presence_budget(memory)
-    slots = (memory - copies * threads * block_size - presence) // _fast.slot_bytes(block_size)
+    knowledge = knowledge_budget(memory)
+    slots = (memory - copies * threads * block_size - knowledge) // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
         raise UsageError(
             f"a memory budget of {exact_size(memory)} is too small for blocks of {exact_size(block_size)}",
@@ -70,18 +71,18 @@ def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2) 
             f"a memory budget of {memory} bytes is too large for blocks of {block_size} bytes",
             hint="Use --memory for what may be used of this machine's memory.",
         )
-    return MemoryPlan(slots, threads, presence)
+    return MemoryPlan(slots, threads, knowledge)
 
 
-def presence_budget(memory: int) -> int:
-    """Return the bytes of a budget that are for the presence map."""
-    return memory // _PRESENCE_SHARE
+def knowledge_budget(memory: int) -> int:
+    """Return the bytes of a budget that are for what is known about the objects."""
+    return memory // _KNOWLEDGE_SHARE
 
 
 def least_memory(block_size: int, copies: int) -> int:
     """Return the smallest budget for blocks of that size, rounded up to whole MiB, or KiB where it is below one."""
     blocks = copies * block_size + _MIN_SLOTS * _fast.slot_bytes(block_size)
-    least = -(-blocks * _PRESENCE_SHARE // (_PRESENCE_SHARE - 1))
+    least = -(-blocks * _KNOWLEDGE_SHARE // (_KNOWLEDGE_SHARE - 1))
     unit = MIB if least >= MIB else 1024
     return -(-least // unit) * unit
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 
 from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
-from s3backer.geometry import MIB, check_geometry, plan_memory, presence_budget, smallest_budget
+from s3backer.geometry import MIB, check_geometry, knowledge_budget, plan_memory, smallest_budget
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -75,6 +76,8 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     # Seen before the bucket is written to.
     plan_memory(options.budget(layout.block_size), layout.block_size, options.threads, copies=layout.codec.copies)
     token = _take_token(store, prefix, options)
+    if token is not None:
+        layout.confirm = partial(_confirm, store, prefix, token)
     try:
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
@@ -103,7 +106,7 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         size=size,
         hash_prefix=options.block_hash_prefix,
         exclusive=not options.read_only,
-        presence_budget=presence_budget(options.budget(block_size)),
+        knowledge=knowledge_budget(options.budget(block_size)),
     )
     block, first = 0, None
     if info is not None and options.encoding.secret:
@@ -232,6 +235,13 @@ def _geometry(
         )
     check_geometry(size, block_size)
     return size, block_size
+
+
+def _confirm(store: ObjectStore, prefix: str, mine: MountToken) -> None:
+    """Raise VolumeInUse unless the mount token is still ours."""
+    found = read_token(store, prefix)
+    if found is None or found.value != mine.value:
+        raise in_use(volume_name(store, prefix), found)
 
 
 def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> MountToken | None:

@@ -51,7 +51,7 @@ class BrokenStore(MemoryStore):
             raise StoreError("the store is away")
         return super().put(key, body, **options)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
         if self.broken:
             raise StoreError("the store is away")
         super().delete(key)
@@ -459,7 +459,7 @@ def test_the_plan_stays_within_the_budget(mebibytes: int, block_size: int, threa
         return
     assert plan.slots >= 4
     assert 1 <= plan.threads <= threads
-    assert plan.slots * block_size + 2 * plan.threads * block_size + plan.presence <= memory
+    assert plan.slots * block_size + 2 * plan.threads * block_size + plan.knowledge <= memory
 
 
 @given(st.sampled_from([2**n for n in range(9, 31)]), st.integers(2, 4), st.integers(1, 64))

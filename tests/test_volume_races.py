@@ -241,9 +241,7 @@ def test_a_page_forgotten_at_the_end_of_a_survey_is_not_taken_for_empty() -> Non
 
     def layout(pages: int) -> ClassicLayout:
         budget = pages * _PAGE_COST
-        return ClassicLayout(
-            store, "", block_size=512, size=4 * PAGE_BLOCKS * 512, hash_prefix=True, presence_budget=budget
-        )
+        return ClassicLayout(store, "", block_size=512, size=4 * PAGE_BLOCKS * 512, hash_prefix=True, knowledge=budget)
 
     blocks = [0, 2 * PAGE_BLOCKS + 5, 3 * PAGE_BLOCKS + 7]
     for block in blocks:
@@ -403,10 +401,10 @@ def test_a_token_whose_answer_was_lost_is_not_left_behind(store: SlowStore, monk
 def test_a_survey_remembers_no_more_than_its_budget() -> None:
     """With hashed names a survey speaks only at its end, however much was written meanwhile."""
     store = OneByOne()
-    made = ClassicLayout(store, "", block_size=512, size=10**6 * 512, hash_prefix=True, presence_budget=_PAGE_COST)
+    made = ClassicLayout(store, "", block_size=512, size=10**6 * 512, hash_prefix=True, knowledge=_PAGE_COST)
     for block in (0, 5, 6):
         made.write(block, b"D" * 512)
-    layout = ClassicLayout(store, "", block_size=512, size=10**6 * 512, hash_prefix=True, presence_budget=_PAGE_COST)
+    layout = ClassicLayout(store, "", block_size=512, size=10**6 * 512, hash_prefix=True, knowledge=_PAGE_COST)
     asked = 0
 
     def write_meanwhile() -> bool:
@@ -436,7 +434,7 @@ def test_a_block_written_while_its_page_is_listed_is_not_taken_for_absent() -> N
             return found
 
     layout = ClassicLayout(
-        Late(), "", block_size=512, size=2 * PAGE_BLOCKS * 512, hash_prefix=False, presence_budget=_PAGE_COST
+        Late(), "", block_size=512, size=2 * PAGE_BLOCKS * 512, hash_prefix=False, knowledge=_PAGE_COST
     )
     layout.write(0, None)
     layout.survey(lambda: False)

@@ -12,17 +12,23 @@ Guarantees
   * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
     work. A listing page says nothing about a block that was being written while the page was fetched.
   * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
+  * Where a request may arrive late (``ObjectStore.delayed``) every write has a condition: If-Match with the ETag that
+    the object is known to have, If-None-Match where there is none. What is not known is asked for first.
+  * A condition that fails although we knew better means that somebody else wrote: the volume has to be confirmed as
+    ours (``confirm``) before the write is tried again with what is there now.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from s3backer.codec.block import PLAIN, BadBlock, BlockCodec
-from s3backer.errors import CorruptObject, ObjectNotFound, StoreError
+from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
+from s3backer.layouts.etags import ETags
 from s3backer.layouts.presence import PresenceMap
 from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
 
@@ -31,7 +37,12 @@ META_BLOCK_SIZE = "s3backer-blocksize"
 META_SIZE = "s3backer-filesize"
 MAX_BLOCKS = 2**32 - 1
 _LONGEST_OVERHEAD = 1 << 16
+#: How often a write meets an object that is not what it was a moment ago before that is an error.
+_MOST_CONFLICTS = 4
 _KEY = re.compile(r"(?:([0-9a-f]{8})-)?([0-9a-f]{8})")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ class ClassicLayout:
         codec: BlockCodec = PLAIN,
         hash_prefix: bool = False,
         exclusive: bool = True,
-        presence_budget: int = 1 << 20,
+        knowledge: int = 2 << 20,
     ) -> None:
         self.block_size = block_size
         self.prefix = prefix
@@ -123,11 +134,16 @@ class ClassicLayout:
         self._store = store
         self._size = size
         self._exclusive = exclusive
-        self._presence = PresenceMap(presence_budget)
+        self._presence = PresenceMap(knowledge // 2 if store.delayed else knowledge)
+        self._etags = ETags(knowledge // 2) if store.delayed and exclusive else None
+        #: Raises VolumeInUse unless this volume is still ours to write to.
+        self.confirm: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._writing: set[int] = set()
         self._reading: dict[int, list[_Read]] = {}
         self._touched: set[int] | None = None
+        #: Blocks whose writes have begun since the survey asked for its last page.
+        self._rewritten: set[int] = set()
 
     @property
     def size(self) -> int:
@@ -168,7 +184,7 @@ class ClassicLayout:
         except BaseException:
             self._end_read(block, this, present=None)
             raise
-        self._end_read(block, this, present=True)
+        self._end_read(block, this, present=True, etag=found.info.etag)
         return self.decode(block, found)
 
     def fetch(self, block: int) -> StoredObject:
@@ -192,22 +208,62 @@ class ClassicLayout:
             self._writing.add(block)
             for read in self._reading.get(block, ()):
                 read.overtaken = True
-            if self._touched is not None and not self.hash_prefix:
-                self._touched.add(block)
+            if self._touched is not None:
+                self._rewritten.add(block)
+                if not self.hash_prefix:
+                    self._touched.add(block)
         # What a failed request did is unknown: it may have taken effect although its answer was lost.
         outcome: bool | None = None
+        etag: str | None = None
         try:
-            if present:
-                self._put(block, bytes(self.block_size) if body is None else body)
+            if self._etags is not None:
+                etag = self._write_if(block, (body or bytes(self.block_size)) if present else None)
+            elif present:
+                self._put(block, body or bytes(self.block_size))
             else:
                 self._store.delete(key)
             outcome = present
         finally:
             with self._lock:
                 self._presence.set(block, outcome)
+                if self._etags is not None:
+                    self._etags.set(block, etag)
                 self._writing.discard(block)
                 if self._touched is not None and outcome is None:
                     self._touched.add(block)
+
+    def _write_if(self, block: int, body: bytes | None) -> str | None:
+        """Put a block, or delete it, if its object is what it is known to be, and return its ETag."""
+        assert self._etags is not None
+        known, etag = self._presence.get(block), self._etags.get(block)
+        if known and etag is None:
+            known, etag = self._ask(block)
+        for attempt in range(_MOST_CONFLICTS):
+            try:
+                if body is not None:
+                    return self._put(block, body, if_match=etag, if_none_match=etag is None)
+                if known is not False:
+                    self._store.delete(self.key(block), if_match=etag)
+                return None
+            except PreconditionFailed:
+                if attempt == _MOST_CONFLICTS - 1:
+                    raise
+                if known is not None:
+                    self.confirm()
+                    log.warning(
+                        "object %r in %s was changed by somebody else and is replaced",
+                        self.key(block),
+                        self._store.name,
+                    )
+            known, etag = self._ask(block)
+        raise AssertionError
+
+    def _ask(self, block: int) -> tuple[bool, str | None]:
+        """Return whether a block has an object, and its ETag."""
+        try:
+            return True, self._store.head(self.key(block)).etag
+        except ObjectNotFound:
+            return False, None
 
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
@@ -217,7 +273,7 @@ class ClassicLayout:
             self._reading.setdefault(block, []).append(this)
         return this
 
-    def _end_read(self, block: int, this: _Read, *, present: bool | None) -> bool:
+    def _end_read(self, block: int, this: _Read, *, present: bool | None, etag: str | None = None) -> bool:
         """Learn from a read's answer (None: it had none); False if a write overtook it, so that it says nothing."""
         with self._lock:
             others = self._reading[block]
@@ -229,6 +285,8 @@ class ClassicLayout:
             # An object that vanished stays expected: reading it again is an error again, not zeros.
             if present is not None and not (this.expected and not present):
                 self._presence.set(block, present)
+                if self._etags is not None:
+                    self._etags.set(block, etag)
             return True
 
     def create(self, body: bytes | None = None, *, replace: str | None = None) -> None:
@@ -238,10 +296,10 @@ class ClassicLayout:
         """
         self._put(0, bytes(self.block_size) if body is None else body, if_none_match=replace is None, if_match=replace)
 
-    def _put(self, block: int, body: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> None:
+    def _put(self, block: int, body: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         encoded = self.codec.encode(block, body)
         volume = {META_BLOCK_SIZE: str(self.block_size), META_SIZE: str(self._size)} if block == 0 else {}
-        self._store.put(
+        return self._store.put(
             self.key(block),
             encoded.body,
             content_type=BLOCK_CONTENT_TYPE,
@@ -276,6 +334,7 @@ class ClassicLayout:
                     # In key order the pages are ranges of blocks; hashed keys tell about absence only at the end.
                     if self._touched is None or not self.hash_prefix:
                         self._touched = set(self._writing)
+                    self._rewritten = set(self._writing)
                 page = self._store.list(self.prefix, start_after=after)
                 blocks = [b for b in (self._parse(entry.key) for entry in page.entries) if b is not None and b < count]
                 if page.truncated:
@@ -284,6 +343,11 @@ class ClassicLayout:
                 else:
                     stop = count
                 with self._lock:
+                    if self._etags is not None:
+                        for entry in page.entries:
+                            found = self._parse(entry.key)
+                            if found is not None and found not in self._rewritten:
+                                self._etags.set(found, entry.etag)
                     if self.hash_prefix:
                         # Those whose writes have ended well are known, or their page was forgotten.
                         self._touched |= self._writing

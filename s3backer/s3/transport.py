@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -62,6 +63,8 @@ class Transport:
         self._lock = threading.Lock()
         #: The one used last is the last.
         self._idle: list[Connection] = []
+        # For a store that nobody closes.
+        weakref.finalize(self, _close_all, self._idle)
         self._closed = False
         self._host = host
         self._port = port
@@ -162,9 +165,7 @@ class Transport:
         """Close the connections that are not in use; those in use close when their request ends."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -279,6 +280,11 @@ class Transport:
         return Failure(
             messages.unreachable(self._place, problem, hint), retried=retried, **{"unsettled": False, **more}
         )
+
+
+def _close_all(connections: list[Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def tls_context(*, verify: bool, ca_bundle: str | None, spare_bundle: str) -> ssl.SSLContext:

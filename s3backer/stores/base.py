@@ -67,6 +67,8 @@ class ObjectStore(Protocol):
     name: str
     #: The bucket's bare name, which encryption keys are derived from.
     bucket: str
+    #: Whether a write may take effect after the call that asked for it has ended, as over a network.
+    delayed: bool
     #: Counts of requests and bytes by kind.
     counters: RequestCounters
 
@@ -92,8 +94,11 @@ class ObjectStore(Protocol):
     ) -> str:
         """Store the object and return its ETag; ``PreconditionFailed`` if a condition does not hold."""
 
-    def delete(self, key: str) -> None:
-        """Remove the object. Absent already is a success."""
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """Remove the object. Absent already is a success; PreconditionFailed if it has another ETag than this.
+
+        Some servers ignore the condition.
+        """
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` (1 to 1000) entries whose keys begin with prefix and follow ``start_after``."""

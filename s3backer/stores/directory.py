@@ -121,6 +121,7 @@ class DirectoryStore:
         self.name = f"file://{self.path}"
         # Not part of any key: a directory may be moved.
         self.bucket = ""
+        self.delayed = False
         self.endpoint = "file"
         self.counters = RequestCounters()
         self._lock = threading.Lock()
@@ -186,7 +187,7 @@ class DirectoryStore:
             call.sent = memoryview(body).nbytes
             return new.etag
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object if it is there, first the body, then what is said about it."""
         names = self._names(key)
         with self._call("delete", key) as call:
@@ -200,6 +201,8 @@ class DirectoryStore:
             if present or described:
                 self._lock_key(call, key)
                 with suppress(FileNotFoundError, IsADirectoryError):
+                    if if_match is not None and _quoted(digest_file(parent, names[-1])[1]) != if_match:
+                        raise PreconditionFailed(key)
                     os.unlink(names[-1], dir_fd=parent)
                 described = self._sidecar_exists(call, key)
             # Also for a file that is gone: whoever unlinked it may have failed before this.

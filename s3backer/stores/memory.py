@@ -25,6 +25,7 @@ class MemoryStore:
     def __init__(self, name: str = "memory:") -> None:
         self.name = name
         self.bucket = name
+        self.delayed = False
         self.endpoint = "memory"
         self.counters = RequestCounters()
         self._lock = threading.Lock()
@@ -76,10 +77,17 @@ class MemoryStore:
 
         return self._counted("put", effect, sent=len(data))
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object if it is there."""
         check_key(key)
-        self._counted("delete", lambda: self._objects.pop(key, None))
+
+        def effect() -> None:
+            old = self._objects.get(key)
+            if if_match is not None and old is not None and old.info.etag != if_match:
+                raise PreconditionFailed(key)
+            self._objects.pop(key, None)
+
+        self._counted("delete", effect)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return the first ``limit`` entries of a prefix after a key."""

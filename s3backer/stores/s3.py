@@ -41,6 +41,8 @@ class S3Store:
     ``expiry``: seconds for which the signature of a write is good.
     """
 
+    delayed = True
+
     def __init__(
         self,
         bucket: str,
@@ -174,16 +176,23 @@ class S3Store:
         self._checksums.learn(sums, answer)
         return quoted_etag(answer.headers["etag"])
 
-    def delete(self, key: str) -> None:
-        """Remove the object. Absent already is a success."""
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """Remove the object. Absent already is a success; PreconditionFailed where the server heeds the condition."""
         check_key(key)
 
         def verify(answer: Answer) -> S3backerError | None:
             return self._unusable(key, "a document in reply to a DELETE") if answer.body else None
 
+        headers = {} if if_match is None else {"If-Match": if_match}
+        request = Request("delete", "DELETE", key, headers=headers, conditional=if_match is not None)
         self._engine.wait(self._engine.unsettled.wait_before(key, lambda: ABSENT))
         try:
-            self._engine.perform(Request("delete", "DELETE", key), success=(200, 204), verify=verify)
+            self._engine.perform(request, success=(200, 204), verify=verify)
+        except (LostAnswer, PreconditionFailed):
+            # SeaweedFS says so of an object that is absent, too.
+            with suppress(ObjectNotFound):
+                self.head(key)
+                raise PreconditionFailed(key) from None
         except ObjectNotFound:
             self._prove_bucket(key)
 

@@ -142,7 +142,7 @@ def test_a_missing_bucket_is_not_zeros(tmp_path_factory: pytest.TempPathFactory)
 class FailingStore(MemoryStore):
     """Fails after the request took effect."""
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
         super().delete(key)
         raise StoreError("the answer was lost")
 

@@ -31,6 +31,7 @@ class FaultyStore:
         self.inner = store
         self.name = store.name
         self.bucket = store.bucket
+        self.delayed = store.delayed
         self.endpoint = getattr(store, "endpoint", "")
         self.counters = store.counters
         self.calls: list[tuple[str, str]] = []
@@ -65,8 +66,8 @@ class FaultyStore:
     def put(self, key: str, body: Any, **options: Any) -> Any:
         return self._call("put", key, body, **options)
 
-    def delete(self, key: str) -> None:
-        self._call("delete", key)
+    def delete(self, key: str, **options: Any) -> None:
+        self._call("delete", key, **options)
 
     def list(self, prefix: str, **options: Any) -> Any:
         return self._call("list", prefix, **options)

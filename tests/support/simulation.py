@@ -3,6 +3,7 @@
 One seed, one world. Several clients read, write, zero and flush regions of their own (their borders fall inside
 blocks and sectors, so blocks are shared). Every request to the store takes effect at some point between its start and
 its end, and other steps of the world run before and after that point: a request is a nested run of the scheduler.
+In some worlds a write whose answer was lost arrives later, or a second time.
 
 The oracle is a plain array of bytes. A read must return exactly what its client wrote; after a flush that
 succeeded, the bucket alone must hold the client's region; at the end the bucket must hold everything, zeros as absence.
@@ -10,9 +11,11 @@ succeeded, the bucket alone must hold the client's region; at the end the bucket
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -29,12 +32,15 @@ from s3backer.cache import (
     WritePolicy,
     WriteRequest,
 )
-from s3backer.errors import S3backerError, StoreError
+from s3backer.errors import PreconditionFailed, S3backerError, StoreError
 from s3backer.layouts.classic import ClassicLayout
+from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
 from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
 from s3backer.stores.memory import MemoryStore
 
 BLOCK = 1024
+#: Virtual seconds after which a write that is still on its way is refused.
+LASTING = 5.0
 _T = TypeVar("_T")
 
 
@@ -47,11 +53,16 @@ class Fault(StoreError):
 
 
 class WorldStore:
-    """A MemoryStore whose requests take time, fail before and after they took effect, and list in small pages."""
+    """A MemoryStore whose requests take time, fail before and after they took effect, and list in small pages.
 
-    def __init__(self, world: World) -> None:
+    ``delayed``: writes may also arrive late, until ``LASTING`` seconds after they were sent, and wait as S3Store's do.
+    """
+
+    def __init__(self, world: World, delayed: bool) -> None:
         self._world = world
         self.inner = MemoryStore()
+        self.delayed = delayed
+        self.unsettled = Unsettled(lambda: world.now, LASTING)
         self.name = self.inner.name
         self.bucket = self.inner.bucket
         self.counters = self.inner.counters
@@ -85,10 +96,37 @@ class WorldStore:
         if_match: str | None = None,
         if_none_match: bool = False,
     ) -> str:
-        return self._around(lambda: self.inner.put(key, body, content_type=content_type, metadata=metadata))
+        data = bytes(body)
+        accepts = if_match or (ABSENT if if_none_match else ANYTHING)
+        becomes = f'"{hashlib.md5(data).hexdigest()}"'
+        return self._write(
+            key,
+            accepts,
+            becomes,
+            lambda: self.inner.put(key, data, metadata=metadata, if_match=if_match, if_none_match=if_none_match),
+        )
 
-    def delete(self, key: str) -> None:
-        self._around(lambda: self.inner.delete(key))
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        # As servers do that ignore the condition.
+        self._write(key, ANYTHING, ABSENT, lambda: self.inner.delete(key))
+
+    def _write(self, key: str, accepts: str, becomes: str, effect: Callable[[], _T]) -> _T:
+        world = self._world
+        if not self.delayed:
+            return self._around(effect)
+        began = next(world.steps)
+        if self.unsettled.wait_before(key, lambda: becomes) > 0:
+            raise Fault("it has to wait for an earlier write", began)
+        if world.fault():
+            self.unsettled.add(key, accepts, world.now)
+            world.late.append((world.now + LASTING, effect))
+            if world.fault():
+                raise Fault("its answer was lost, and it may arrive later", began)
+        try:
+            return self._around(effect)
+        except Fault:
+            self.unsettled.add(key, accepts, world.now)
+            raise
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         return self._around(lambda: self.inner.list(prefix, start_after=start_after, limit=3))
@@ -187,7 +225,9 @@ class World:
         self._depth = 0
         self._operations = operations
         self._faults = self.random.choice((0.0, 0.02, 0.2))
-        self.store = WorldStore(self)
+        #: Writes that may still arrive: (until when, what they do).
+        self.late: list[tuple[float, Callable[[], object]]] = []
+        self.store = WorldStore(self, delayed=self.random.random() < 0.6)
         slots = self.random.choice((4, 6, 12, 40))
         self.slab = _fast.Slab(BLOCK, slots, slots - self.random.randint(1, slots // 2))
         self.layout = ClassicLayout(
@@ -228,6 +268,9 @@ class World:
         waiting = [client.name for client in self.clients if client.operations < self._operations]
         assert not waiting, f"{self}: clients {waiting} wait for ever"
         self._faults = 0.0
+        while self.late:
+            self._arrive()
+        self.now += LASTING
         final: list[S3backerError | None] = []
         self.call(lambda: self.cache.flush(FlushRequest(context=final.append), self.now))
         while self._step():
@@ -254,6 +297,13 @@ class World:
     def _peeked(self, error: S3backerError | None) -> None:
         if any(client.operations < self._operations for client in self.clients):
             self.ready.append(self._peek)
+
+    def _arrive(self) -> None:
+        """Let a late write arrive at last, if it is not refused by then."""
+        until, effect = self.late.pop(self.random.randrange(len(self.late)))
+        if self.now < until:
+            with suppress(PreconditionFailed):
+                effect()
 
     def _survey(self) -> None:
         try:
@@ -319,6 +369,8 @@ class World:
 
     def _step(self) -> bool:
         """Run one thing that is ready, or let time pass; False if nothing can happen any more."""
+        if self.late and self.random.random() < 0.1:
+            self._arrive()
         if self.ready and self.random.random() < 0.95:
             self.ready.pop(self.random.randrange(len(self.ready)))()
             return True
