@@ -25,7 +25,7 @@ Guarantees
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from s3backer import _fast
 from s3backer.errors import S3backerError, StoreError
@@ -161,7 +161,7 @@ class BlockCache:
         self.counts = CacheCounts()
         self._slab = slab
         self._layout = layout
-        self._policy = policy
+        self._policy = self._asked_policy = policy
         self._block_size = slab.block_size
         self._actions: list[Action] = []
         self._fetches: dict[int, _PendingFetch] = {}
@@ -202,6 +202,15 @@ class BlockCache:
                 due = max(due, self._retry_at.get(block, due))
                 wake = due if wake is None else min(wake, due)
         return wake
+
+    def stretch(self, factor: float) -> None:
+        """Let blocks stay dirty for ``factor`` times their delay, so that more writes meet in one store."""
+        policy = self._asked_policy
+        if factor <= 1:
+            self._policy = policy
+        else:
+            most = max(policy.high_water, self._slab.dirty_limit * 9 // 10)
+            self._policy = replace(policy, delay=policy.delay * factor, high_water=most)
 
     # ── calls ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -18,6 +18,8 @@ from s3backer.codec.encryption import cipher_kind
 from s3backer.errors import UsageError
 from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
+from s3backer.telemetry.bill import parse_budget
+from s3backer.telemetry.prices import find_prices
 from s3backer.units import parse_size
 
 Convert = Callable[[str], Any]
@@ -49,6 +51,11 @@ def positive_size(text: str) -> int:
     if not size:
         raise UsageError(f"{text!r} is no size for it", hint="Write for example 10GiB, 128KiB or 4096.")
     return size
+
+
+def speed(text: str) -> int:
+    """Convert bytes a second to the bits a second that a store is limited to."""
+    return 8 * positive_size(text)
 
 
 def permissions(text: str) -> int:
@@ -131,6 +138,8 @@ BLOCK_SIZE = Option(
     "--block-size", "block_size", "Size of a block, a power of two.", positive_size, "SIZE", alias="--blockSize"
 )
 
+PRICES = Option("--prices", "prices", "Price table: current, 2010 or a TOML file. [current]", find_prices, "NAME|FILE")
+
 #: How blocks are stored: what makes, opens or changes a volume.
 ENCODING: tuple[Option, ...] = (
     Option("--compress", "compress", "Compression: deflate, zstd or none. [as the volume is]", compression, "NAME"),
@@ -177,6 +186,17 @@ MOUNT: tuple[Option, ...] = (
         str,
         "NAME",
         alias="--statsFilename",
+    ),
+    Option("--upload-limit", "upload_limit", "Bytes a second sent by the whole mount.", speed, "SIZE"),
+    Option("--download-limit", "download_limit", "Bytes a second received by the whole mount.", speed, "SIZE"),
+    Option("--retry-time", "patience", "Pauses between the attempts of a read, in all. [30]", seconds, "SECONDS"),
+    PRICES,
+    Option(
+        "--budget",
+        "monthly_budget",
+        "Dollars for requests; above it write-back slows down.",
+        parse_budget,
+        "N/month",
     ),
     Option("--quiet", "quiet", "Log only warnings and errors."),
 )

@@ -34,7 +34,6 @@ from s3backer.logs import Redacting, configure_logging
 from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint, wait_for_size
 from s3backer.opening import VolumeOptions
 from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
-from s3backer.s3.prices import PRICES_AS_OF, cost
 from s3backer.signals import Signals
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
@@ -352,8 +351,7 @@ class _Daemon:
                 "pid": os.getpid(),
                 "uptime": time.monotonic() - self._started,
                 "requests": {kind: asdict(count) for kind, count in store.counters.snapshot().items()},
-                "cost": cost(store.counters),
-                "prices_as_of": PRICES_AS_OF,
+                **volume.bill(),
             }
 
         def flush(_: Mapping[str, object], progress: Progress) -> dict[str, object]:

@@ -62,7 +62,10 @@ class _Waiter:
 
 
 class Driver:
-    """Runs one BlockCache with ``threads`` workers and one timer thread."""
+    """Runs one BlockCache with ``threads`` workers and one timer thread.
+
+    ``stretch`` is asked now and then by what the write delay is to be multiplied.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Driver:
         *,
         threads: int,
         write_delay: float,
+        stretch: Callable[[], float] = lambda: 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         store_limit = max(1, threads * 3 // 4)
@@ -85,6 +89,7 @@ class Driver:
         self._fetch_jobs: deque[Fetch | Store] = deque()
         self._store_jobs: deque[Fetch | Store] = deque()
         self._stopping = False
+        self._stretch = stretch
         self._wake = threading.Event()
         #: Why the last attempt to store a block failed; None while write-back works.
         self.failure: S3backerError | None = None
@@ -271,8 +276,10 @@ class Driver:
     def _keep_time(self) -> None:
         while not self._stopping:
             try:
+                stretch = self._stretch()
                 with self._lock:
                     now = self._clock()
+                    self.cache.stretch(stretch)
                     wake = self.cache.next_wake(now)
                 self._wake.wait(_TICK if wake is None else min(_TICK, max(wake - now, 0.01)))
                 self._wake.clear()

@@ -28,6 +28,7 @@ from s3backer.layouts.classic import (
 )
 from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
 from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
+from s3backer.telemetry.prices import CURRENT, Prices
 from s3backer.units import exact_size
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 class VolumeOptions:
     """How a volume is opened. Sizes in bytes, times in seconds.
 
+    ``prices`` are those of the bill, ``monthly_budget`` is in dollars.
     ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
     writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
     """
@@ -58,6 +60,8 @@ class VolumeOptions:
     #: Whether block 0's metadata is asked for (the original's noAutoDetect turns it off).
     detect: bool = True
     encoding: EncodingOptions = AS_THE_VOLUME
+    prices: Prices = CURRENT
+    monthly_budget: float | None = None
 
     def budget(self, block_size: int) -> int:
         """Return the memory budget in bytes for blocks of that size."""

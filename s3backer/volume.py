@@ -38,6 +38,8 @@ from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import MountToken, remove_token
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
 from s3backer.stores.base import Buffer, ObjectStore
+from s3backer.telemetry.bill import Budget, bill
+from s3backer.telemetry.prices import GB
 from s3backer.telemetry.stats import Statistics
 from s3backer.units import exact_size
 
@@ -79,9 +81,17 @@ class Volume:
                 f"a memory budget of {exact_size(memory)} is more than this machine gives",
                 hint="Use a smaller --memory, or raise the limit (ulimit -v).",
             ) from None
-        self._driver = Driver(self._slab, layout, threads=plan.threads, write_delay=options.write_delay)
+        self._began = time.monotonic()
+        self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
+        self._driver = Driver(
+            self._slab, layout, threads=plan.threads, write_delay=options.write_delay, stretch=self._look_at_budget
+        )
         self._statistics = Statistics(
-            store.counters, self._slab, self._driver.cache.counts, layout.presence.count_absent
+            store.counters,
+            self._slab,
+            self._driver.cache.counts,
+            layout.presence.count_absent,
+            options.prices,
         )
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
@@ -241,6 +251,28 @@ class Volume:
             "cache_slots": self._slab.slots,
             "cache_used": self._slab.used,
         }
+
+    def bill(self) -> dict[str, object]:
+        """Return what ``info`` shows of costs, in dollars."""
+        prices = self._options.prices
+        found = bill(self._store.counters, prices, time.monotonic() - self._began)
+        return {
+            "cost": found.total,
+            "cost_by_kind": found.by_kind,
+            "cost_per_month": found.per_month,
+            "stored_cost_per_month": self._layout.presence.count_present() * self.block_size * prices.storage / GB,
+            "prices_as_of": prices.as_of,
+            "hedged_requests": self._store.counters.hedges,
+            "budget": None if self._budget is None else self._budget.amount,
+            "write_delay_factor": 1.0 if self._budget is None else self._budget.stretch,
+        }
+
+    def _look_at_budget(self) -> float:
+        """Return by what the write delay is multiplied for the sake of the budget."""
+        if self._budget is None:
+            return 1.0
+        spent = sum(self._options.prices.of_requests(self._store.counters.snapshot()).values())
+        return self._budget.look(spent, time.monotonic())
 
     def stats_text(self) -> str:
         """Return the text of the stats file."""

@@ -19,7 +19,19 @@ from collections.abc import Sequence
 from s3backer import __version__
 from s3backer.errors import S3backerError, out_of_memory
 
-COMMANDS = ("create", "mount", "unmount", "info", "resize", "copy", "erase", "unlock", "import-cache", "install-system")
+COMMANDS = (
+    "create",
+    "mount",
+    "unmount",
+    "info",
+    "resize",
+    "copy",
+    "erase",
+    "unlock",
+    "import-cache",
+    "advise",
+    "install-system",
+)
 
 _HELP = """\
 Usage: s3backer COMMAND ...                              see 's3backer COMMAND --help'
@@ -37,6 +49,7 @@ Commands:
   erase URL                destroy it
   unlock URL               remove the mark of a mount that has died
   import-cache FILE URL    bring home what a crashed mount of the original left in its cache file
+  advise                   what a workload would cost, for each block size
   install-system           put mount helper, systemd unit, man pages and completions in place
 
 A URL is s3://BUCKET[/PREFIX] or file:///DIRECTORY. Credentials, region and endpoint come from the AWS environment

@@ -12,6 +12,7 @@ import click
 from s3backer.admin import inspect_volume
 from s3backer.cli.common import Target, options
 from s3backer.config import HASH, Option
+from s3backer.telemetry.prices import dollars
 from s3backer.units import format_size
 
 _JSON = Option("--json", "as_json", "Print JSON.")
@@ -73,9 +74,20 @@ def _text(known: dict[str, Any]) -> str:
         for kind, counts in known["requests"].items():
             if counts["requests"]:
                 lines.append((f"{kind} requests", f"{counts['requests']}, of them failed {counts['failures']}"))
+        if known.get("hedged_requests"):
+            lines.append(("asked twice", f"{known['hedged_requests']} slow reads"))
         # In a directory requests cost nothing; the figure says what the same work would cost in a bucket.
         name = "cost in a bucket" if known["url"].startswith("file:") else "cost so far"
-        lines.append((name, f"${known['cost']:.4f} for requests, by prices of {known['prices_as_of']}"))
+        lines.append((name, f"{dollars(known['cost'])} for requests, by prices of {known['prices_as_of']}"))
+        if known.get("cost_per_month") is None:
+            lines.append(("a month", "too early to say"))
+        else:
+            lines.append(("a month", f"{dollars(known['cost_per_month'])} at this rate"))
+        if known.get("stored_cost_per_month") is not None:
+            lines.append(("storage", f"at most {dollars(known['stored_cost_per_month'])} a month"))
+        if known.get("budget") is not None:
+            state = "used up, write-back is slowed down" if known["write_delay_factor"] > 1 else "kept"
+            lines.append(("budget", f"{dollars(known['budget'])} a month, {state}"))
     elif known["mounted"]:
         lines.append(("mounted", f"by {known['mounted_by'] or 'an unknown host'} since {known['mounted_at'] or '?'}"))
     else:

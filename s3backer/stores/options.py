@@ -16,7 +16,7 @@ class StoreOptions:
     ``first_pause``: upper bound of the first of them, in seconds.
     ``acl``, ``storage_class``, ``encryption`` and ``encryption_key``: what is sent with every PUT.
     ``instance_role``: credentials come from the instance's metadata service and from nowhere else.
-    ``upload_limit`` and ``download_limit``: bits per second of one transfer, on average over it.
+    ``upload_limit`` and ``download_limit``: bits per second of everything together, on average.
     ``type_of_service``: the IP header's byte of that name.
     """
 

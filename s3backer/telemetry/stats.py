@@ -8,11 +8,13 @@ which is called one way before the original's 1.6 and the other way since.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from s3backer._fast import Slab
 from s3backer.cache import CacheCounts
-from s3backer.s3.prices import cost
+from s3backer.telemetry.bill import bill
+from s3backer.telemetry.prices import CURRENT, Prices
 from s3backer.telemetry.requests import RequestCounters
 
 _Totals = dict[str, float]
@@ -22,12 +24,19 @@ class Statistics:
     """The numbers of one volume since it was opened, or since ``reset``. ``absent``: blocks known to have no object."""
 
     def __init__(
-        self, counters: RequestCounters, slab: Slab, counts: CacheCounts, absent: Callable[[], int] = lambda: 0
+        self,
+        counters: RequestCounters,
+        slab: Slab,
+        counts: CacheCounts,
+        absent: Callable[[], int] = lambda: 0,
+        prices: Prices = CURRENT,
     ) -> None:
         self._counters = counters
         self._slab = slab
         self._counts = counts
         self._absent = absent
+        self._prices = prices
+        self._began = time.monotonic()
         self._before: _Totals = {}
 
     def reset(self) -> None:
@@ -111,13 +120,21 @@ class Statistics:
             ("http_lists", number("list")),
             ("http_bytes_sent", number("bytes sent")),
             ("http_bytes_received", number("bytes received")),
+            ("http_hedges", number("hedges")),
+            ("http_hedges_won", number("hedges won")),
             ("request_cost_dollars", f"{now['cost']:.6f}"),
+            ("request_cost_dollars_per_month", self._per_month()),
             ("unsaved_blocks", str(slab.unsaved)),
             ("zero_blocks_skipped", number("zeros skipped")),
             ("fetch_errors", number("fetch errors")),
             ("store_errors", number("store errors")),
         )
         return "".join(f"{name:<28} {value}\n" for name, value in lines)
+
+    def _per_month(self) -> str:
+        """Return what a month costs at the rate since the start, unknown where it is too early to say."""
+        per_month = bill(self._counters, self._prices, time.monotonic() - self._began).per_month
+        return "unknown" if per_month is None else f"{per_month:.6f}"
 
     def _totals(self) -> _Totals:
         """Return everything that only ever grows."""
@@ -128,7 +145,9 @@ class Statistics:
             **{f"{kind} seconds": count.seconds for kind, count in requests.items()},
             "bytes sent": sum(count.bytes_sent for count in requests.values()),
             "bytes received": sum(count.bytes_received for count in requests.values()),
-            "cost": cost(counters),
+            "cost": sum(self._prices.of_requests(requests).values()),
+            "hedges": counters.hedges,
+            "hedges won": counters.hedges_won,
             **counters.failures(),
             "retries": counters.retries,
             "retry seconds": counters.retry_seconds,
