@@ -21,6 +21,8 @@ from s3backer.stores.base import ListEntry, ObjectStore
 from s3backer.volume import Volume
 
 _ERASE_THREADS = 16
+#: Blocks deleted by one request, where the store can.
+_ERASE_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,14 @@ def erase_volume(
     last: list[str] = []
     with ThreadPoolExecutor(_ERASE_THREADS, thread_name_prefix="s3backer-erase") as pool:
         keys = (entry.key for entry, block in volume_objects(store, prefix, last_keys=last) if block is not None)
-        while batch := list(islice(keys, 256)):
-            for _ in pool.map(store.delete, batch):
-                erased += 1
-            if progress:
-                progress(erased)
-    for key in last:
-        store.delete(key)
-        erased += 1
+        while some := list(islice(keys, _ERASE_BATCH * _ERASE_THREADS)):
+            batches = [some[start : start + _ERASE_BATCH] for start in range(0, len(some), _ERASE_BATCH)]
+            for batch, _ in zip(batches, pool.map(store.delete_many, batches), strict=True):
+                erased += len(batch)
+                if progress:
+                    progress(erased)
+    store.delete_many(last)
+    erased += len(last)
     if token is not None:
         store.delete(prefix + TOKEN_NAME)
     if progress:

@@ -162,8 +162,8 @@ _TABLE: tuple[OriginalOption, ...] = (
         note="pauses are drawn at random below what doubles, so that many clients do not come back at once",
     ),
     _same("maxRetryPause", "patience", "Sum of the pauses between attempts. [30000]", milliseconds, "MS"),
-    _same("maxUploadSpeed", "upload_limit", "Bits per second of one upload.", positive_size, "SPEED"),
-    _same("maxDownloadSpeed", "download_limit", "Bits per second of one download.", positive_size, "SPEED"),
+    _same("maxUploadSpeed", "upload_limit", "Bits per second of all uploads together.", positive_size, "SPEED"),
+    _same("maxDownloadSpeed", "download_limit", "Bits per second of all downloads together.", positive_size, "SPEED"),
     _same("sse", "encryption", "Encryption by the server.", one_of("AES256", "aws:kms"), "TYPE"),
     _same("sse-key-id", "encryption_key", "Its key, for aws:kms.", str, "ID"),
     _same(

@@ -49,7 +49,7 @@ class Checksums:
         """Return the headers that go with a body."""
         headers = {_CRC64: _crc64(body)}
         if not self._knows_crc:
-            headers["Content-MD5"] = base64.b64encode(_md5(body).digest()).decode()
+            headers["Content-MD5"] = md5_base64(body)
         return headers
 
     def etag_of(self, body: Buffer) -> str | None:
@@ -74,6 +74,11 @@ class Checksums:
                     return checksum(answer.body) == kept
         expected = md5_of_etag(answer)
         return expected is None or self._etags_differ or _md5(answer.body).hexdigest() == expected
+
+
+def md5_base64(body: Buffer) -> str:
+    """Return what Content-MD5 says of a body."""
+    return base64.b64encode(_md5(body).digest()).decode()
 
 
 def _md5(body: Buffer) -> hashlib._Hash:

@@ -7,7 +7,7 @@
 Guarantees
   * What comes out as an error was tried as long as ``StoreOptions.patience`` allows; ``close`` ends such waiting.
   * A GET that is much slower than others is asked for twice (s3/hedging.py); a write never while the first may arrive.
-  * PUT and DELETE are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
+  * Writes are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
     late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
   * The server's clock is followed, and so is the region in which it says the bucket is, unless one was asked for.
   * LostAnswer says that a condition failed, but perhaps by our own earlier attempt: who asked has to look.
@@ -74,6 +74,8 @@ class Request:
     at_most: int | None = None
     #: For a write: what the object has to be for it to take effect (s3/unsettled.py).
     accepts: str = ANYTHING
+    #: Which keys it writes, if not the resource alone.
+    keys: tuple[str, ...] = ()
 
     @property
     def writes(self) -> bool:
@@ -184,7 +186,8 @@ class Engine:
                     raise LostAnswer from None
                 unsettled = unsettled or failure.unsettled
                 if failure.unsettled and request.writes:
-                    self.unsettled.add(request.resource, request.accepts, sent_at)
+                    for key in request.keys or (request.resource,):
+                        self.unsettled.add(key, request.accepts, sent_at)
                 pause = None
                 if failure.retried:
                     pause = self.policy.pause(attempt, waited, self._random, failure.retry_after)
@@ -301,7 +304,7 @@ class Engine:
         now = self._clock() + self._offset
         # TLS keeps the body whole and its checksum is signed; on plain http the signature has to cover it.
         payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
-        if request.method in ("PUT", "DELETE"):
+        if request.writes:
             target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, self._expiry)
             return target, headers
         headers = self._signer.sign(request.method, path, query, headers, payload, keys, now)

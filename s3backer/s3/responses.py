@@ -6,16 +6,22 @@ is refused, so there are no entities to expand.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 from s3backer.s3.http1 import Answer
 from s3backer.stores.base import ListEntry, ListPage, ObjectInfo
 
+#: What XML would otherwise read as a newline or a blank.
+_LINE_ENDS = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
+_NOT_XML = re.compile("[^\\t\\n\\r\x20-\\ud7ff\\ue000-\\ufffd\U00010000-\U0010ffff]")
 _META = "x-amz-meta-"
 
 
@@ -33,9 +39,10 @@ class Fault:
 
 
 class _Reader:
-    """Collects the text of the elements at each path, such as ``Contents/Key``, below the root."""
+    """Collects the text of the elements below the root, and below each ``item`` of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, item: str = "Contents") -> None:
+        self._item = [item]
         self.root = ""
         self.texts: dict[str, str] = {}
         self.items: list[dict[str, str]] = []
@@ -61,7 +68,7 @@ class _Reader:
         self._path.append(local)
         if len(self._path) > 32:
             raise BadAnswer("XML nested too deep")
-        if self._path[1:] == ["Contents"]:
+        if self._path[1:] == self._item:
             self.items.append({})
         self._text.clear()
 
@@ -71,7 +78,7 @@ class _Reader:
         self._text.clear()
         if len(path) == 1:
             self.texts.setdefault(path[0], text)
-        elif len(path) == 2 and path[0] == "Contents":
+        elif len(path) == 2 and path[:1] == self._item:
             self.items[-1].setdefault(path[1], text)
         self._path.pop()
 
@@ -125,6 +132,32 @@ def parse_list(body: bytes, prefix: str, start_after: str) -> ListPage:
     if any(a >= b for a, b in pairwise(keys)):
         raise BadAnswer("keys out of order, so that the listing cannot be continued")
     return ListPage(tuple(entries), truncated)
+
+
+def parse_deleted(body: bytes, keys: Set[str]) -> dict[str, Fault]:
+    """Return which of the keys were not deleted and why; BadAnswer if it is no answer to that request."""
+    reader = _Reader("Error")
+    reader.feed(body)
+    if reader.root != "DeleteResult":
+        raise BadAnswer(f"a document {printable(reader.root)!r} in place of a result")
+    faults = {
+        item.get("Key", ""): Fault(printable(item.get("Code", "")), printable(item.get("Message", "")))
+        for item in reader.items
+    }
+    if not faults.keys() <= keys:
+        raise BadAnswer("keys that were not to be deleted")
+    return faults
+
+
+def deletion(keys: Iterable[str]) -> bytes:
+    """Return the document that asks for the deletion of these keys, all of which XML can carry."""
+    objects = "".join(f"<Object><Key>{escape(key, _LINE_ENDS)}</Key></Object>" for key in keys)
+    return f"<Delete><Quiet>true</Quiet>{objects}</Delete>".encode()
+
+
+def fits_xml(key: str) -> bool:
+    """Return whether XML can carry a key."""
+    return _NOT_XML.search(key) is None
 
 
 def object_info(key: str, answer: Answer, size: int) -> ObjectInfo:

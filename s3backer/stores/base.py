@@ -14,7 +14,7 @@ against all of them. Calls block, may be made from any number of threads, and ra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -99,6 +99,9 @@ class ObjectStore(Protocol):
 
         Some servers ignore the condition.
         """
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove these objects. Absent already is a success; the first failure is raised, and says of which."""
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` (1 to 1000) entries whose keys begin with prefix and follow ``start_after``."""

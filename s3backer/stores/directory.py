@@ -29,7 +29,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
@@ -211,6 +211,11 @@ class DirectoryStore:
                 self._remove_sidecar(call, key)
             if not present:
                 self._check_still_there(call)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove these objects, one after the other."""
+        for key in keys:
+            self.delete(key)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return the first ``limit`` entries of a prefix after a key, over all subdirectories."""

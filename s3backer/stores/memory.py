@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from s3backer.errors import ObjectNotFound, PreconditionFailed
@@ -88,6 +88,11 @@ class MemoryStore:
             self._objects.pop(key, None)
 
         self._counted("delete", effect)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove these objects, one after the other."""
+        for key in keys:
+            self.delete(key)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return the first ``limit`` entries of a prefix after a key."""

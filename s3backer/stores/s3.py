@@ -15,16 +15,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
-from s3backer.s3.checksums import ASK, Checksums
+from s3backer.s3.checksums import ASK, Checksums, md5_base64
 from s3backer.s3.engine import EXPIRY, Engine, LostAnswer, Request
 from s3backer.s3.http1 import Answer
-from s3backer.s3.responses import BadAnswer, object_info, parse_list, quoted_etag
-from s3backer.s3.retries import MAX_ALTERED
+from s3backer.s3.responses import (
+    BadAnswer,
+    Fault,
+    deletion,
+    fits_xml,
+    object_info,
+    parse_deleted,
+    parse_list,
+    quoted_etag,
+)
+from s3backer.s3.retries import MAX_ALTERED, is_retried
 from s3backer.s3.unsettled import ABSENT, ANYTHING
 from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
 from s3backer.stores.checks import check_key, check_listing, checked_metadata
@@ -33,6 +42,10 @@ from s3backer.telemetry.requests import RequestCounters
 
 #: Statuses of a HEAD that are looked into further: its answer has no body that tells a reason.
 _SILENT = (400, 401, 403, 404)
+#: Statuses by which a server says that it does not know a request.
+_UNKNOWN = (405, 501)
+#: Keys that one request may delete.
+_BATCH = 1000
 
 
 class S3Store:
@@ -67,6 +80,8 @@ class S3Store:
         }
         self._put_headers = {name: value for name, value in asked.items() if value is not None}
         self._checksums = Checksums()
+        #: Whether the server has shown that it deletes one object at a time.
+        self._single_deletes = False
         #: Whether the server has shown that the bucket exists.
         self._bucket_seen = False
 
@@ -195,6 +210,51 @@ class S3Store:
                 raise PreconditionFailed(key) from None
         except ObjectNotFound:
             self._prove_bucket(key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove these objects, up to 1000 with one request where the server can and XML can carry the key."""
+        batch = [key for key in keys if fits_xml(key)]
+        for start in range(0, len(batch), _BATCH):
+            if self._single_deletes or not self._delete_batch(batch[start : start + _BATCH]):
+                for key in batch[start : start + _BATCH]:
+                    self.delete(key)
+        for key in keys:
+            if not fits_xml(key):
+                self.delete(key)
+
+    def _delete_batch(self, keys: Sequence[str]) -> bool:
+        """Remove at most 1000 objects; False if the server does not know how."""
+        for key in keys:
+            check_key(key)
+        body = deletion(keys)
+        faults: dict[str, Fault] = {}
+
+        def verify(answer: Answer) -> S3backerError | None:
+            nonlocal faults
+            if answer.status != 200:
+                return None
+            try:
+                faults = parse_deleted(answer.body, set(keys))
+            except BadAnswer as error:
+                return self._unusable("", str(error))
+            again = next((key for key, fault in faults.items() if is_retried(200, fault.code)), None)
+            return None if again is None else self._not_deleted(again, faults[again])
+
+        headers = {"Content-Type": "application/xml", "Content-MD5": md5_base64(body)}
+        request = Request("delete", "POST", "", {"delete": ""}, headers, body, keys=tuple(keys))
+        self._engine.wait(max(self._engine.unsettled.wait_before(key, lambda: ABSENT) for key in keys))
+        if self._engine.perform(request, success=(200, *_UNKNOWN), verify=verify).status != 200:
+            self._single_deletes = True
+            return False
+        self._bucket_seen = True
+        for key, fault in faults.items():
+            if fault.code != "NoSuchKey":
+                raise self._not_deleted(key, fault)
+        return True
+
+    def _not_deleted(self, key: str, fault: Fault) -> S3backerError:
+        denied = fault.code == "AccessDenied"
+        return messages.explain_fault(self._engine.place, key, Answer(403 if denied else 500, {}, b""), fault)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` entries whose keys begin with prefix and follow ``start_after``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import hypothesis.strategies as st
@@ -13,7 +14,10 @@ from s3backer.s3.http1 import Answer
 from s3backer.s3.responses import (
     BadAnswer,
     Fault,
+    deletion,
+    fits_xml,
     object_info,
+    parse_deleted,
     parse_fault,
     parse_list,
     printable,
@@ -158,6 +162,32 @@ def test_a_damaged_document_is_parsed_or_refused(data):
     except BadAnswer:
         return
     assert all(entry.key.startswith("p/") for entry in page.entries)
+
+
+# ── deleting many ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(fits_xml), max_size=10))
+def test_every_key_that_xml_can_carry_arrives(keys):
+    found = ElementTree.fromstring(deletion(keys))
+    assert [element.findtext("Key") for element in found.findall("Object")] == keys
+    assert found.findtext("Quiet") == "true"
+
+
+@pytest.mark.parametrize("key", ["\x01", "a\x1f", "\ufffe", "a\x0b"])
+def test_keys_that_xml_cannot_carry(key):
+    assert not fits_xml(key)
+
+
+def test_what_was_not_deleted():
+    text = (
+        "<DeleteResult><Error><Key>a&amp;b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>"
+    )
+    assert parse_deleted(text.encode(), {"a&b", "c"}) == {"a&b": Fault("AccessDenied", "no")}
+    assert parse_deleted(b"<DeleteResult/>", {"c"}) == {}
+    for body in (b"", b"<html/>", b"<DeleteResult><Error><Key>x</Key></Error></DeleteResult>", b"<DeleteResult>"):
+        with pytest.raises(BadAnswer):
+            parse_deleted(body, {"c"})
 
 
 # ── headers ──────────────────────────────────────────────────────────────────────────────────────────────

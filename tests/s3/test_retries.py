@@ -538,3 +538,56 @@ def test_credentials_that_stay_expired_are_an_error(no_configuration):
         assert "aws sso login" in caught.value.hint
         assert len(server.requests) == 1
         store.close()
+
+
+# ── deleting many ────────────────────────────────────────────────────────────────────────────────────────
+
+NONE_LEFT = reply(200, "<DeleteResult/>")
+
+
+def not_deleted(code: str) -> bytes:
+    return reply(200, f"<DeleteResult><Error><Key>a</Key><Code>{code}</Code></Error></DeleteResult>")
+
+
+def test_ten_thousand_are_deleted_by_ten_requests():
+    with talk(NONE_LEFT) as (store, server):
+        store.delete_many([f"{number:08x}" for number in range(10_000)])
+        assert len(server.requests) == 10
+        assert all(request.body.count(b"<Key>") == 1000 for request in server.requests)
+        assert all("X-Amz-Expires=60" in request.target for request in server.requests)
+
+
+@pytest.mark.parametrize("code", ["InternalError", "SlowDown"])
+def test_what_was_not_deleted_for_a_moment_is_tried_again(code):
+    with talk(not_deleted(code), NONE_LEFT) as (store, server):
+        store.delete_many(["a", "b"])
+        assert len(server.requests) == 2
+
+
+def test_what_may_not_be_deleted_is_named():
+    with talk(not_deleted("AccessDenied")) as (store, _), pytest.raises(AccessDenied, match="s3://bucket/a"):
+        store.delete_many(["a", "b"])
+    with talk(not_deleted("Odd")) as (store, _), pytest.raises(StoreError, match="Odd"):
+        store.delete_many(["a", "b"])
+    with talk(not_deleted("NoSuchKey")) as (store, _):
+        store.delete_many(["a", "b"])
+
+
+@pytest.mark.parametrize("unknown", [fault(501, "NotImplemented"), reply(405)])
+def test_a_server_that_deletes_one_at_a_time(unknown):
+    with talk(unknown, reply(204)) as (store, server):
+        store.delete_many(["a", "b"])
+        store.delete_many(["c"])
+        assert [request.method for request in server.requests] == ["POST", "DELETE", "DELETE", "DELETE"]
+
+
+def test_keys_that_xml_cannot_carry_are_deleted_alone():
+    with talk(NONE_LEFT, reply(204)) as (store, server):
+        store.delete_many(["a", "b\x01"])
+        assert [request.method for request in server.requests] == ["POST", "DELETE"]
+
+
+@pytest.mark.parametrize("answer", [reply(200, "<html></html>"), reply(200, "<DeleteResult>"), reply(200)])
+def test_an_answer_that_is_none_is_not_taken_for_a_success(answer):
+    with talk(answer, patience=1.0) as (store, _), pytest.raises(StoreError, match="unusable answer"):
+        store.delete_many(["a"])

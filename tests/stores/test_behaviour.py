@@ -192,6 +192,26 @@ def test_delete_if_it_is_the_same(store):
         assert keys_of(store) == [] and store.name.startswith("s3://")
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, 1000, 2100])
+def test_many_are_deleted(store, count):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.put(f"k{number:05d}", b"x"), range(min(count, 30))))
+    store.put("stays", b"x")
+    before = store.counters.snapshot()["delete"].requests
+    store.delete_many([f"k{number:05d}" for number in range(count)])
+    assert keys_of(store) == ["stays"]
+    if store.name.startswith("s3://"):
+        assert store.counters.snapshot()["delete"].requests - before == -(-count // 1000)
+
+
+def test_many_odd_keys_are_deleted(store):
+    odd = [key for key in ODD_KEYS if not (store.name.startswith("file:") and key.endswith("/"))]
+    for key in odd:
+        store.put(key, b"x")
+    store.delete_many(odd)
+    assert keys_of(store) == []
+
+
 @pytest.mark.parametrize("key", ODD_KEYS)
 def test_odd_keys(store, key):
     etag = store.put(key, key.encode(), metadata={"a": "1"})

@@ -69,6 +69,10 @@ class FaultyStore:
     def delete(self, key: str, **options: Any) -> None:
         self._call("delete", key, **options)
 
+    def delete_many(self, keys: Any) -> None:
+        for key in keys:
+            self.delete(key)
+
     def list(self, prefix: str, **options: Any) -> Any:
         return self._call("list", prefix, **options)
 

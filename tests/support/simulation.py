@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -127,6 +127,9 @@ class WorldStore:
         except Fault:
             self.unsettled.add(key, accepts, world.now)
             raise
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        raise NotImplementedError
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         return self._around(lambda: self.inner.list(prefix, start_after=start_after, limit=3))
