@@ -105,7 +105,7 @@ static uint32_t s3b_crc32c_table(uint32_t crc, const unsigned char *data, size_t
 
 #if S3B_X86
 __attribute__((target("pclmul,sse4.1")))
-static inline __m128i s3b_fold_once(__m128i value, __m128i constants, __m128i next)
+static inline __m128i s3b_fold_once_sse4(__m128i value, __m128i constants, __m128i next)
 {
     __m128i low = _mm_clmulepi64_si128(value, constants, 0x00);
     __m128i high = _mm_clmulepi64_si128(value, constants, 0x11);
@@ -113,7 +113,7 @@ static inline __m128i s3b_fold_once(__m128i value, __m128i constants, __m128i ne
 }
 
 __attribute__((target("pclmul,sse4.1")))
-static uint64_t s3b_crc64_clmul(uint64_t crc, const unsigned char *data, size_t length)
+static uint64_t s3b_crc64_sse4_clmul(uint64_t crc, const unsigned char *data, size_t length)
 {
     if (length < 128)
         return s3b_crc64_table(crc, data, length);
@@ -126,18 +126,18 @@ static uint64_t s3b_crc64_clmul(uint64_t crc, const unsigned char *data, size_t 
     lane[0] = _mm_xor_si128(lane[0], _mm_set_epi64x(0, (long long)crc));
     for (from += 4, length -= 64; length >= 64; from += 4, length -= 64)
         for (int i = 0; i < 4; i++)
-            lane[i] = s3b_fold_once(lane[i], far, _mm_loadu_si128(from + i));
+            lane[i] = s3b_fold_once_sse4(lane[i], far, _mm_loadu_si128(from + i));
     for (int i = 1; i < 4; i++)
-        lane[i] = s3b_fold_once(lane[i - 1], near, lane[i]);
+        lane[i] = s3b_fold_once_sse4(lane[i - 1], near, lane[i]);
     for (; length >= 16; from++, length -= 16)
-        lane[3] = s3b_fold_once(lane[3], near, _mm_loadu_si128(from));
+        lane[3] = s3b_fold_once_sse4(lane[3], near, _mm_loadu_si128(from));
     unsigned char last[16];
     _mm_storeu_si128((__m128i *)last, lane[3]);
     return s3b_crc64_table(s3b_crc64_table(0, last, 16), (const unsigned char *)from, length);
 }
 
 __attribute__((target("sse4.2")))
-static uint32_t s3b_crc32c_sse(uint32_t crc, const unsigned char *data, size_t length)
+static uint32_t s3b_crc32c_sse4(uint32_t crc, const unsigned char *data, size_t length)
 {
     uint64_t wide = crc;
     for (; length >= 8; data += 8, length -= 8) {
@@ -156,7 +156,7 @@ static uint64_t s3b_crc64(uint64_t value, const unsigned char *data, size_t leng
 {
 #if S3B_X86
     if (s3b_has_clmul && !by_table)
-        return ~s3b_crc64_clmul(~value, data, length);
+        return ~s3b_crc64_sse4_clmul(~value, data, length);
 #endif
     return ~s3b_crc64_table(~value, data, length);
 }
@@ -165,7 +165,7 @@ static uint32_t s3b_crc32c(uint32_t value, const unsigned char *data, size_t len
 {
 #if S3B_X86
     if (s3b_has_crc32 && !by_table)
-        return ~s3b_crc32c_sse(~value, data, length);
+        return ~s3b_crc32c_sse4(~value, data, length);
 #endif
     return ~s3b_crc32c_table(~value, data, length);
 }

@@ -14,6 +14,7 @@ from s3backer.daemon import MountRequest
 from s3backer.opening import VolumeOptions
 from s3backer.original_options import ORIGINAL
 from s3backer.stores.options import StoreOptions
+from s3backer.telemetry.prices import TABLES
 from tests.support.commands import Run
 
 FIELDS = {field.name for kind in (MountRequest, StoreOptions, VolumeOptions, EncodingOptions) for field in fields(kind)}
@@ -46,7 +47,8 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
         "-o ro,max_read=65536 -o allow_root --quiet --debug --endpoint-url https://host --region r --profile p "
         "--no-sign-request --ca-bundle /ca --no-verify-tls --virtual-host --timeout 7 "
         f"--compress ZSTD --compress-level -5 --encrypt aes256 --password-file {tmp_path}/password --key-length 40 "
-        "--default-content-encoding deflate"
+        "--default-content-encoding deflate --upload-limit 1MiB --download-limit 2MiB --retry-time 99 --prices 2010 "
+        "--budget 5/month"
     )
     answer = run(*words.split())
     assert (answer.code, answer.err) == (0, "")
@@ -64,6 +66,9 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
                 verify_tls=False,
                 timeout=7,
                 connections=8,
+                upload_limit=8 << 20,
+                download_limit=16 << 20,
+                patience=99,
             ),
             volume_options=VolumeOptions(
                 memory=64 << 20,
@@ -74,6 +79,8 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
                 size=1 << 30,
                 block_size=4096,
                 block_hash_prefix=True,
+                prices=TABLES["2010"],
+                monthly_budget=5,
                 encoding=EncodingOptions(
                     compress="zstd",
                     compress_level=-5,

@@ -140,7 +140,7 @@ def test_a_whole_listing_may_come_in_any_order():
         (listing("p/1", size=""), "", "without key or size"),
         (listing("p/1", size="x"), "", "without key or size"),
         (listing("p/1").replace(b"Key>", b"Kex>"), "", "without key or size"),
-        (b"<ListBucketResult>" + b"<a>" * 100_000, "", "too deep"),
+        (b"<ListBucketResult>" + b"<a>" * 100_000, "", "no valid XML"),
     ],
 )
 def test_what_is_no_listing(body, after, problem):
@@ -237,3 +237,16 @@ def test_which_etags_may_be_md5s(found, expected):
 def test_the_clock_of_the_server(text, expected):
     assert server_time(answer(Date=text)) == expected
     assert server_time(answer()) is None
+
+
+def test_a_document_however_deep_does_no_harm():
+    depth = 200_000
+    with pytest.raises(BadAnswer, match="in place of a listing"):
+        parse_list(b"<a>" * depth + b"</a>" * depth, "", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_document_type_is_not_hidden_by_an_encoding(encoding):
+    text = "<!DOCTYPE x [<!ENTITY a 'b'>]><ListBucketResult>&a;</ListBucketResult>"
+    with pytest.raises(BadAnswer, match="document type"):
+        parse_list(text.encode(encoding), "", "")
