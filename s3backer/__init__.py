@@ -19,7 +19,7 @@ def open(
     *,
     read_only: bool = False,
     memory: int = 256 << 20,
-    threads: int = 16,
+    threads: int = 64,
     write_delay: float = 5.0,
     force: bool = False,
     size: int | None = None,

@@ -93,10 +93,14 @@ class FlushRequest(Request):
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read a block from the layout, then call ``fetched``. ``urgent``: somebody waits for it."""
+    """Read a block from the layout, then call ``fetched``.
+
+    ``urgent``: somebody waits for it. ``ahead``: perhaps somebody soon will; otherwise it is part of a store.
+    """
 
     block: int
     urgent: bool
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,13 @@ class BlockCache:
             self._read_block(request, block)
         if not request.pending and not request.failed:
             self._reply(request, None)
+
+    def prefetch(self, blocks: range) -> None:
+        """Fetch those of the blocks that are neither known nor under way; those beyond the end do no harm."""
+        for block in blocks[: max(0, self._layout.block_count - blocks.start)]:
+            if not (block in self._fetches or self._slab.contains(block) or self._layout.known_absent(block)):
+                self._fetches[block] = _PendingFetch(self._flush_count)
+                self._actions.append(Fetch(block, urgent=False, ahead=True))
 
     def write(self, request: WriteRequest, now: float) -> None:
         """Start a write; a Reply follows when the slab holds all of it."""

@@ -160,7 +160,7 @@ ENCODING: tuple[Option, ...] = (
 MOUNT: tuple[Option, ...] = (
     Option("--foreground", "foreground", "Stay in the foreground and log to standard error.", alias="-f"),
     Option("--memory", "memory", "Budget for cache, blocks under way and bookkeeping. [256MiB]", positive_size, "SIZE"),
-    Option("--threads", "threads", "Requests at once. [16]", whole(1, 1000), "N", alias="--blockCacheThreads"),
+    Option("--threads", "threads", "Most requests at once. [64]", whole(1, 1000), "N", alias="--blockCacheThreads"),
     Option("--write-delay", "write_delay", "Longest time a written block waits. [5]", seconds, "SECONDS"),
     Option("--read-only", "read_only", "Refuse writes, and leave the mount token alone.", alias="--readOnly"),
     FORCE_OPEN,

@@ -7,7 +7,8 @@
 Guarantees
   * No thread waits for the network while it holds the lock; a hit never waits for a miss.
   * Every call ends: the layout's requests end, with a result or an error, and each ends the calls that need it.
-  * Neither starves the other: stores never take all workers, and of four workers one takes stores first.
+  * Neither starves the other: stores never take all workers, and of four workers one takes stores first. What is read
+    ahead comes after both, and never takes all workers.
   * ``close`` returns when everything is in the bucket and every thread has ended. While the store is away it
     waits; it gives nothing up.
 """
@@ -38,6 +39,7 @@ from s3backer.cache import (
 )
 from s3backer.errors import S3backerError, StoreError
 from s3backer.layouts.base import Layout
+from s3backer.readahead import ReadAhead
 from s3backer.stores.base import Buffer
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,13 @@ class Driver:
         self._jobs = threading.Condition(threading.Lock())
         self._fetch_jobs: deque[Fetch | Store] = deque()
         self._store_jobs: deque[Fetch | Store] = deque()
+        self._ahead_jobs: deque[Fetch | Store] = deque()
+        #: Workers that fetch what nobody waits for yet; some are always left to others.
+        self._fetching_ahead = 0
+        self._most_ahead = threads * 3 // 4
+        # No more than a quarter of the cache, so that what is read ahead is still there when it is read.
+        self._read_ahead = ReadAhead(slab.block_size, min(self._most_ahead, slab.slots // 4))
+        self._ahead_lock = threading.Lock()
         self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
@@ -107,9 +116,18 @@ class Driver:
         """Return ``length`` bytes from ``offset``; both lie inside the volume."""
         buffer = bytearray(length)
         missing = self._slab.read(offset, buffer)
+        with self._ahead_lock:
+            ahead = self._read_ahead.read(offset, length)
         if missing:
             request = ReadRequest(offset=offset, buffer=buffer)
-            self._perform(request, lambda now: self.cache.read(request, missing))
+
+            def step(now: float) -> None:
+                self.cache.read(request, missing)
+                self.cache.prefetch(ahead)
+
+            self._perform(request, step)
+        elif ahead:
+            self._call(lambda now: self.cache.prefetch(ahead))
         return buffer
 
     def write(self, offset: int, data: Buffer) -> None:
@@ -207,8 +225,10 @@ class Driver:
                 waiter.done.set()
                 continue
             # A fetch that only completes a block to be stored is part of write-back.
-            urgent = isinstance(action, Fetch) and action.urgent
-            (self._fetch_jobs if urgent else self._store_jobs).append(action)
+            queue = self._store_jobs
+            if isinstance(action, Fetch) and (action.urgent or action.ahead):
+                queue = self._fetch_jobs if action.urgent else self._ahead_jobs
+            queue.append(action)
             jobs += 1
         if jobs:
             with self._jobs:
@@ -225,6 +245,10 @@ class Driver:
             except Exception:
                 # A worker that ends would let everybody wait for ever.
                 log.exception("a worker met a defect and goes on")
+            if isinstance(job, Fetch) and job.ahead:
+                with self._jobs:
+                    self._fetching_ahead -= 1
+                    self._jobs.notify()
             if len(self._threads) <= _STORE_SHARE:
                 # With few workers they take turns.
                 turn += 1
@@ -232,12 +256,15 @@ class Driver:
             del job
 
     def _next_job(self, *, stores_first: bool) -> Fetch | Store | None:
-        queues = (self._store_jobs, self._fetch_jobs) if stores_first else (self._fetch_jobs, self._store_jobs)
+        queues = [self._store_jobs, self._fetch_jobs] if stores_first else [self._fetch_jobs, self._store_jobs]
         with self._jobs:
             while True:
                 for queue in queues:
                     if queue:
                         return queue.popleft()
+                if self._ahead_jobs and self._fetching_ahead < self._most_ahead:
+                    self._fetching_ahead += 1
+                    return self._ahead_jobs.popleft()
                 if self._stopping:
                     return None
                 self._jobs.wait()

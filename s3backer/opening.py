@@ -47,7 +47,7 @@ class VolumeOptions:
     cache_blocks: int | None = None
     max_dirty: int = 0
     write_through: bool = False
-    threads: int = 16
+    threads: int = 64
     write_delay: float = 5.0
     read_only: bool = False
     force: bool = False

@@ -232,7 +232,7 @@ _TABLE: tuple[OriginalOption, ...] = (
         "BLOCKS",
         note=f"{_CACHE}, N times the block size and never less than what works; without it the budget is 256 MiB",
     ),
-    _same("blockCacheThreads", "threads", "Requests at once. [16]", whole(1, 1000), "N"),
+    _same("blockCacheThreads", "threads", "Most requests at once. [64]", whole(1, 1000), "N"),
     _accepted("blockCacheTimeout", "Drop clean blocks after this.", _COUNT, "MS", note="they go when room is needed"),
     _same("blockCacheWriteDelay", "write_delay", "Longest time a written block waits. [250]", milliseconds, "MS"),
     _same("blockCacheMaxDirty", "max_dirty", "Blocks not stored yet at which writers wait.", _COUNT, "BLOCKS"),

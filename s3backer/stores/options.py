@@ -11,7 +11,7 @@ class StoreOptions:
 
     ``virtual_host`` None: the bucket is in the host name on AWS, unless it has a dot; elsewhere in the path.
     ``timeout``: seconds that connecting, sending and receiving may take, each, in one attempt.
-    ``connections``: how many requests are on their way at once.
+    ``connections``: how many requests are on their way at once, at most.
     ``patience``: sum of the pauses between attempts, in seconds, after which an error is final.
     ``first_pause``: upper bound of the first of them, in seconds.
     ``acl``, ``storage_class``, ``encryption`` and ``encryption_key``: what is sent with every PUT.
@@ -30,7 +30,7 @@ class StoreOptions:
     ca_bundle: str | None = None
     verify_tls: bool = True
     timeout: float = 30.0
-    connections: int = 16
+    connections: int = 64
     patience: float = 30.0
     first_pause: float = 0.2
     acl: str | None = None

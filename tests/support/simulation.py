@@ -162,6 +162,9 @@ class Client:
             missing = world.slab.read(offset, buffer)
             read = ReadRequest(offset=offset, buffer=buffer)
             read.context = partial(self._read_done, read)
+            if random_source.random() < 0.2:
+                ahead = range(offset // BLOCK, offset // BLOCK + random_source.randint(0, 40))
+                world.call(lambda: cache.prefetch(ahead))
             if missing:
                 world.call(lambda: cache.read(read, missing))
             else:

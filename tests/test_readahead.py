@@ -1,0 +1,142 @@
+"""Sequential readers are recognised and served ahead of time; random ones trigger nothing."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from s3backer.admin import create_volume
+from s3backer.opening import VolumeOptions
+from s3backer.readahead import ReadAhead
+from s3backer.stores.memory import MemoryStore
+from s3backer.volume import Volume
+
+BLOCK = 4096
+
+
+def stream(ahead: ReadAhead, start: int, reads: int, length: int = BLOCK) -> list[int]:
+    """Read in order; return the blocks that are to be fetched."""
+    return [block for number in range(reads) for block in ahead.read(start + number * length, length)]
+
+
+def test_the_window_grows_and_no_block_is_named_twice():
+    found = stream(ReadAhead(BLOCK, 32), 0, 100)
+    assert found == list(range(3, 3 + len(found)))
+    assert 100 + 16 <= found[-1] <= 100 + 32
+
+
+@pytest.mark.parametrize("length", [512, 1000, BLOCK, 3 * BLOCK, 100 * BLOCK])
+def test_any_size_of_reads(length):
+    found = stream(ReadAhead(BLOCK, 32), 7, 50, length)
+    assert found == sorted(set(found))
+    end = (7 + 50 * length) // BLOCK
+    # Small reads name a few blocks, and always those after the last one.
+    assert not found or end < found[-1] <= end + 33
+
+
+@given(st.integers(0, 2**32))
+def test_random_reads_trigger_nothing(seed):
+    source, ahead = random.Random(seed), ReadAhead(BLOCK, 32)
+    found = [len(ahead.read(source.randrange(10**6) * BLOCK, BLOCK)) for _ in range(300)]
+    assert sum(found) == 0
+
+
+def test_several_streams_are_told_apart():
+    ahead = ReadAhead(BLOCK, 16)
+    starts = [number * 10**6 * BLOCK for number in range(8)]
+    found: dict[int, list[int]] = {start: [] for start in starts}
+    for number in range(40):
+        for start in starts:
+            found[start] += ahead.read(start + number * BLOCK, BLOCK)
+    for start, blocks in found.items():
+        first = start // BLOCK + 3
+        assert blocks == list(range(first, first + len(blocks)))
+        assert len(blocks) > 40
+
+
+def test_reads_a_little_out_of_order_belong_together():
+    ahead = ReadAhead(BLOCK, 16)
+    found: list[int] = []
+    for number in range(0, 40, 2):
+        for block in (number + 1, number):
+            found += ahead.read(block * BLOCK, BLOCK)
+    assert found == list(range(found[0], found[0] + len(found)))
+    assert len(ahead._streams) <= 2 and len(found) > 30
+
+
+def test_turned_off():
+    assert stream(ReadAhead(BLOCK, 0), 0, 100) == []
+
+
+class Slow(MemoryStore):
+    """Each GET takes a while; counts how many are under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.under_way = self.most = 0
+
+    def get(self, key, *, at_most=None):
+        with self.lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        time.sleep(0.01)
+        with self.lock:
+            self.under_way -= 1
+        return super().get(key, at_most=at_most)
+
+
+@pytest.fixture
+def store() -> Slow:
+    store = Slow()
+    create_volume(store, "", size=1 << 20, block_size=BLOCK)
+    with Volume.open(store, "", VolumeOptions(memory=4 << 20)) as volume:
+        volume.write(0, CONTENT)
+    return store
+
+
+CONTENT = random.Random(1).randbytes(1 << 20)
+
+
+def test_a_sequential_reader_has_many_requests_under_way_and_each_block_once(store: Slow):
+    with Volume.open(store, "", VolumeOptions(memory=4 << 20, threads=16)) as volume:
+        before = store.counters.snapshot()["get"].requests
+        found = b"".join(volume.read(offset, BLOCK) for offset in range(0, 1 << 20, BLOCK))
+        assert found == CONTENT
+        assert 6 <= store.most <= 13
+        assert store.counters.snapshot()["get"].requests - before == 256
+
+
+def test_a_reader_in_random_order_has_one_request_under_way(store: Slow):
+    with Volume.open(store, "", VolumeOptions(memory=4 << 20, threads=16)) as volume:
+        store.most = 0
+        for block in random.Random(2).sample(range(0, 256, 8), 30):
+            assert volume.read(block * BLOCK, BLOCK) == CONTENT[block * BLOCK : (block + 1) * BLOCK]
+        assert store.most == 1
+
+
+def test_what_is_read_ahead_and_fails_harms_nobody(store: Slow, monkeypatch: pytest.MonkeyPatch):
+    real = MemoryStore.get
+    failed: list[str] = []
+
+    def get(self, key, *, at_most=None):
+        if len(key) == 8 and key not in failed:
+            failed.append(key)
+            raise OSError("away")
+        return real(self, key, at_most=at_most)
+
+    with Volume.open(store, "", VolumeOptions(memory=4 << 20, threads=8)) as volume:
+        monkeypatch.setattr(MemoryStore, "get", get)
+        found = 0
+        for offset in range(0, 1 << 20, BLOCK):
+            try:
+                assert volume.read(offset, BLOCK) == CONTENT[offset : offset + BLOCK]
+                found += 1
+            except Exception as error:
+                assert "away" in str(error)
+        assert volume.read(0, 1 << 20) == CONTENT
