@@ -108,16 +108,19 @@ class Limiter:
         figure = statistics.median(kind.seconds)
         kind.seconds.clear()
         kind.rounds += 1
+        if kind.rounds == 0:
+            # These began before the level was lowered.
+            return
         if figure <= kind.standing:
             kind.standing, kind.rounds = figure, 0
         elif kind.rounds >= _MEMORY:
-            kind.standing, kind.rounds = math.inf, 0
+            kind.standing, kind.rounds = math.inf, -1
             self._allowed = max(self._least, self._allowed / 4)
             return
         queue = self._allowed * (1.0 - kind.standing / figure) if figure > 0 else 0.0
         # What was not used up says nothing about more.
         if self._full and queue < 2.0 + 0.1 * self._allowed:
-            self._allowed = min(self._most, self._allowed + max(1.0, self._allowed / 2))
+            self._allowed = min(self._most, self._allowed * 2)
         elif queue > 4.0 + 0.3 * self._allowed:
             self._allowed = max(self._least, self._allowed * 7 / 8)
         self._full = False
