@@ -189,7 +189,7 @@ MOUNT: tuple[Option, ...] = (
     ),
     Option("--upload-limit", "upload_limit", "Bytes a second sent by the whole mount.", speed, "SIZE"),
     Option("--download-limit", "download_limit", "Bytes a second received by the whole mount.", speed, "SIZE"),
-    Option("--retry-time", "patience", "Pauses between the attempts of a read, in all. [30]", seconds, "SECONDS"),
+    Option("--retry-time", "patience", "Pauses between the attempts of a read, in all. [300]", seconds, "SECONDS"),
     PRICES,
     Option(
         "--budget",

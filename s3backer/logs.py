@@ -170,6 +170,8 @@ def configure_logging(
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.getLogger("s3backer").setLevel(level)
     logging.getLogger("llfuse").setLevel(logging.WARNING)
+    # What it fails at is an exception, which we tell; its own lines are tracebacks.
+    logging.getLogger("botocore").setLevel(logging.CRITICAL)
     return guard
 
 

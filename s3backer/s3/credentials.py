@@ -4,15 +4,20 @@
     region       option · AWS_REGION · AWS_DEFAULT_REGION · the profile · us-east-1
     credentials  options · botocore's chain: environment, profile, files, SSO, roles, container, instance
 
-Credentials are looked up at the first request and refreshed by botocore before they expire.
+Credentials are looked up at the first request and refreshed by botocore before they expire. While new ones cannot be
+had those in use go on, until S3 says that they have expired. Those of assumed roles are
+kept where the AWS command line keeps them, if it does, so that a code for MFA that was given there does here as well.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
+import math
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,6 +29,17 @@ from s3backer.s3.signing import Keys
 from s3backer.stores.options import StoreOptions
 
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+#: Where the AWS command line keeps the credentials of roles, and the providers that do so.
+_CACHE = "~/.aws/cli/cache"
+_CACHING = ("assume-role", "assume-role-with-web-identity", "sso")
+#: Seconds between attempts to refresh credentials that cannot be had now.
+_LOOK_AGAIN = 30.0
+#: Seconds for which others wait for the one who looks for credentials.
+_LOOKING = 60.0
+#: Seconds for which credentials are new: many requests are told at once that the old ones have expired.
+_JUST_NOW = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +77,11 @@ class Environment:
     def __init__(self, options: StoreOptions, environ: Mapping[str, str] = os.environ) -> None:
         self._options = options
         self._environ = environ
-        self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._credentials: Any = None
+        #: What was found last, and the earliest times at which to look again.
+        self._last: Keys | None = None
+        self._look_again_at = self._renewed_at = -math.inf
         if (options.access_key is None) != (options.secret_key is None):
             raise UsageError("an access key and a secret key go together", hint="Give both of them, or neither.")
         # Imported here because it takes longer than everything else at start-up.
@@ -99,35 +118,73 @@ class Environment:
         options = self._options
         if options.access_key is not None and options.secret_key is not None:
             return Keys(options.access_key, options.secret_key)
+        last = self._last
+        # Nobody waits for a refresh who has credentials.
+        if not self._looking.acquire(blocking=last is None, timeout=-1 if last else _LOOKING):
+            if last is None:
+                raise _cannot_be_had(f"looking for them takes more than {_LOOKING:g} s")
+            return last
         try:
-            with self._lock:
-                if self._credentials is None:
-                    self._credentials = self._find_credentials()
-                credentials = self._credentials
-            if credentials is None:
-                return None
-            frozen = credentials.get_frozen_credentials()
-        except self._errors.BotoCoreError as error:
-            raise AccessDenied(
-                f"the AWS credentials cannot be had: {error}",
-                hint="Check the profile, or log in again, for example with 'aws sso login'.",
-            ) from None
-        return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
+            if self._last is None or time.monotonic() >= self._look_again_at:
+                self._last = self._look()
+        except AccessDenied as error:
+            if self._last is None:
+                raise
+            self._look_again_at = time.monotonic() + _LOOK_AGAIN
+            log.warning("%s; those in use go on", error.message)
+        finally:
+            self._looking.release()
+        return self._last
 
     def renew(self) -> bool:
-        """Look for credentials anew, because those in use are not valid any more; return whether others were found."""
+        """Look for credentials anew, because those in use are not valid any more; return whether others were found.
+
+        AccessDenied if they cannot be had.
+        """
         if self._options.access_key is not None:
             return False
-        before = self.keys()
-        with self._lock:
+        if not self._looking.acquire(timeout=_LOOKING):
+            return False
+        try:
+            if time.monotonic() < self._renewed_at + _JUST_NOW:
+                return True
+            before = self._last
             self._session = self._botocore.Session(profile=self._options.profile)
             self._credentials = None
-        return self.keys() != before
+            self._last = self._look()
+            self._renewed_at = time.monotonic()
+            return self._last != before
+        finally:
+            self._looking.release()
+
+    def _look(self) -> Keys | None:
+        try:
+            if self._credentials is None:
+                self._credentials = self._find_credentials()
+            if self._credentials is None:
+                return None
+            frozen = self._credentials.get_frozen_credentials()
+        except (self._errors.BotoCoreError, self._errors.ClientError) as error:
+            raise _cannot_be_had(str(error)) from None
+        except EOFError:
+            raise AccessDenied(
+                "the profile asks for a code (MFA), and there is no terminal to ask for it",
+                hint="Run 'aws sts get-caller-identity' with this profile first; what it is given is used here, too.",
+            ) from None
+        except Exception as error:
+            # Whatever a provider meets in files, programs and answers that are not as it expects.
+            raise _cannot_be_had(f"their source gives something else ({type(error).__name__}: {error})") from None
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
 
     def _find_credentials(self) -> Any:
-        if not self._options.instance_role:
-            return self._session.get_credentials()
-        return self._session.get_component("credential_provider").get_provider("iam-role").load()
+        providers = self._session.get_component("credential_provider")
+        if self._options.instance_role:
+            return providers.get_provider("iam-role").load()
+        path = os.path.expanduser(_CACHE)
+        if os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            for name in _CACHING:
+                providers.get_provider(name).cache = import_module("botocore.utils").JSONFileCache(path)
+        return self._session.get_credentials()
 
     def endpoint_in(self, region: str) -> Endpoint:
         """Return where requests for a bucket in this region go."""
@@ -152,6 +209,13 @@ class Environment:
             or self._profile.get("endpoint_url")
         )
         return found
+
+
+def _cannot_be_had(why: str) -> AccessDenied:
+    return AccessDenied(
+        f"the AWS credentials cannot be had: {why}",
+        hint="Check the profile, or log in again, for example with 'aws sso login'.",
+    )
 
 
 def is_region(text: str) -> bool:

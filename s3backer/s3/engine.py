@@ -5,7 +5,8 @@
         └── pause ◄── worth another attempt? (s3/retries.py) ◄── failure ◄─┘
 
 Guarantees
-  * What comes out as an error was tried as long as ``StoreOptions.patience`` allows; ``close`` ends such waiting.
+  * What comes out as an error was tried as long as ``StoreOptions.patience`` allows, writes and everything before the
+    first answer for at most SHORT_PATIENCE; ``close`` ends such waiting.
   * A GET that is much slower than others is asked for twice (s3/hedging.py); a write never while the first may arrive.
   * Writes are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
     late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
@@ -24,15 +25,17 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from s3backer.errors import ObjectNotFound, PreconditionFailed, S3backerError
+from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.concurrency import Limiter, Pace
 from s3backer.s3.credentials import Environment
 from s3backer.s3.hedging import Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
-from s3backer.s3.responses import Fault, is_xml, parse_fault, server_time
+from s3backer.s3.proxies import find_proxy
+from s3backer.s3.responses import Fault, is_xml, parse_fault
 from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_retried, is_slow_down, parse_retry_after
+from s3backer.s3.server_clock import DOUBT, ServerClock, boot_time, steady_clock
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
 from s3backer.s3.unsettled import ANYTHING, Unsettled
@@ -43,12 +46,10 @@ from s3backer.telemetry.requests import RequestCounters, failure_of_status
 
 #: Seconds for which the signature of a PUT or DELETE is good. Source: DESIGN, "Writers, requests and time".
 EXPIRY = 60
+#: Seconds for which writes are tried again here, and everything before the service has answered for the first time.
+SHORT_PATIENCE = 30.0
 #: Statuses that do not count as failed attempts.
 _EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
-#: How far the clocks may differ, in seconds, before signatures follow the server's.
-_SKEW = 10
-#: Seconds that the server's date may be off: it has whole seconds, and clocks differ a little without being told.
-_DOUBT = 2
 #: How often one request follows the server's clock, its region or new credentials.
 _MOST_CORRECTIONS = 3
 _EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
@@ -83,16 +84,15 @@ class Request:
         return self.method in ("PUT", "DELETE", "POST")
 
 
-def _boot_time() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class LostAnswer(Exception):
     """A condition failed, but perhaps by our own earlier attempt."""
 
 
 class Engine:
-    """Requests to one bucket. ``clock`` in seconds since 1970; ``sleep(seconds)`` makes the pauses between attempts."""
+    """Requests to one bucket.
+
+    ``clock`` in seconds since 1970, never set; ``sleep(seconds)`` makes the pauses between attempts.
+    """
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Engine:
         options: StoreOptions,
         counters: RequestCounters,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
         expiry: int = EXPIRY,
@@ -109,22 +109,22 @@ class Engine:
         self._bucket = bucket
         self._options = options
         self._counters = counters
-        self._clock = clock
-        #: Seconds to add to the clock so that it is the server's.
-        self._offset = 0.0
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
         self._random = random_source or random.SystemRandom()
-        self.policy = RetryPolicy(patience=options.patience, first_pause=options.first_pause)
+        self.policy = RetryPolicy(first_pause=options.first_pause)
+        #: Whether the service has ever answered: one that has not is rather a mistaken URL than an outage.
+        self._known = False
         self.limiter = Limiter(options.connections)
         self._hedging = Hedging(time.monotonic)
         self._upload = Pace(options.upload_limit, time.monotonic)
         self._download = Pace(options.download_limit, time.monotonic)
         self._expiry = expiry
         #: Its clock does not stand still while the computer sleeps, and neither does a request on its way.
-        self.unsettled = Unsettled(_boot_time, expiry + 3 * options.timeout + _DOUBT)
+        self.unsettled = Unsettled(boot_time, expiry + 3 * options.timeout + DOUBT)
         self._lock = threading.Lock()
         self._connect(self._environment.region)
+        self._server_clock = ServerClock(clock or steady_clock(), self.place.endpoint)
 
     def _connect(self, region: str) -> None:
         """Direct requests to the bucket in this region."""
@@ -139,10 +139,11 @@ class Engine:
         self._host = endpoint.netloc(bucket if in_host else "")
         self._root = endpoint.path if in_host else f"{endpoint.path}/{bucket}"
         self._secure = endpoint.scheme == "https"
+        host = f"{bucket}.{endpoint.host}" if in_host else endpoint.host
         self._transport = Transport(
             self.place,
             scheme=endpoint.scheme,
-            host=f"{bucket}.{endpoint.host}" if in_host else endpoint.host,
+            host=host,
             port=endpoint.port,
             timeout=options.timeout,
             type_of_service=options.type_of_service,
@@ -153,6 +154,7 @@ class Engine:
             )
             if self._secure
             else None,
+            proxy=find_proxy(endpoint.scheme, host, endpoint.port),
             on_connect=self._counters.add_connection,
         )
 
@@ -171,11 +173,11 @@ class Engine:
         while True:
             if self._closed.is_set():
                 raise closed(self.place)
-            sent_at = _boot_time()
+            sent_at = boot_time()
             try:
                 answer = self._attempt(request)
                 if answer.status not in success:
-                    raise self._failure(request, answer, _boot_time() - sent_at)
+                    raise self._failure(request, answer, boot_time() - sent_at)
                 problem = verify(answer) if verify else None
                 if problem is None:
                     return answer
@@ -190,7 +192,8 @@ class Engine:
                         self.unsettled.add(key, request.accepts, sent_at)
                 pause = None
                 if failure.retried:
-                    pause = self.policy.pause(attempt, waited, self._random, failure.retry_after)
+                    patience = self._patience(request)
+                    pause = self.policy.pause(attempt, waited, patience, self._random, failure.retry_after)
                 corrections += failure.at_once
                 if pause is None and not (failure.at_once and corrections <= _MOST_CORRECTIONS):
                     raise failure.error from None
@@ -200,6 +203,11 @@ class Engine:
                 waited += pause
             attempt += 1
             self._counters.add_retry(pause or 0.0)
+
+    def _patience(self, request: Request) -> float:
+        """Return for how long a request is tried again: writes have whoever wrote to try again."""
+        patience = self._options.patience
+        return min(patience, SHORT_PATIENCE) if request.writes or not self._known else patience
 
     def wait(self, seconds: float) -> None:
         """Wait, or raise StoreError if the store is closed meanwhile."""
@@ -221,7 +229,7 @@ class Engine:
         self._last_at_least(self._upload.take(size) if request.writes else 0.0)
         if not self.limiter.begin(write=request.writes):
             raise closed(self.place)
-        started = time.perf_counter()
+        started, asked = time.perf_counter(), self._server_clock.ours()
         answer: Answer | None = None
         try:
             send = self._hedged if request.hedged else self._once
@@ -251,6 +259,10 @@ class Engine:
                 failed=answer is None or answer.status not in _EXPECTED,
             )
         self._last_at_least(self._download.take(len(answer.body)))
+        self._known = self._known or answer.status < 500
+        off = self._server_clock.observe(answer, asked) and not self._options.anonymous
+        if off and not 200 <= answer.status < 300:
+            raise Failure(self._clock_off(), retried=False, unsettled=False, at_once=True)
         return answer
 
     def _last_at_least(self, seconds: float) -> None:
@@ -301,7 +313,7 @@ class Engine:
         if self._options.anonymous:
             return (f"{path}?{query}" if query else path), headers
         keys = self._keys()
-        now = self._clock() + self._offset
+        now = self._server_clock.now()
         # TLS keeps the body whole and its checksum is signed; on plain http the signature has to cover it.
         payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
         if request.writes:
@@ -311,7 +323,11 @@ class Engine:
         return (f"{path}?{query}" if query else path), headers
 
     def _keys(self) -> Keys:
-        keys = self._environment.keys()
+        try:
+            keys = self._environment.keys()
+        except AccessDenied as error:
+            # Where there were some before, their source is away rather than wrong.
+            raise Failure(error, retried=self._known, unsettled=False) from None
         if keys is None:
             raise messages.no_credentials(self.place)
         return keys
@@ -351,14 +367,10 @@ class Engine:
     def _correct(self, answer: Answer, fault: Fault | None) -> Failure | None:
         """Follow the server's clock, or to the bucket's region, where the answer says that ours was wrong."""
         code = fault.code if fault else ""
-        if code in _EXPIRED_KEYS and self._environment.renew():
-            log.info("the credentials have expired; there are new ones")
-            error = messages.explain_fault(self.place, "", answer, fault)
-            return Failure(error, retried=False, unsettled=False, at_once=True)
-        if answer.status == 403 or code == "RequestTimeTooSkewed":
-            failure = self._follow_clock(answer, code)
-            if failure is not None:
-                return failure
+        if code in _EXPIRED_KEYS and not self._options.anonymous:
+            return self._renew(messages.explain_fault(self.place, "", answer, fault))
+        if code == "RequestTimeTooSkewed":
+            return Failure(self._clock_off(), retried=False)
         region = messages.region_of(answer, fault)
         if region and region != self.place.region and not self._environment.region_given:
             with self._lock:
@@ -372,16 +384,15 @@ class Engine:
             )
         return None
 
-    def _follow_clock(self, answer: Answer, code: str) -> Failure | None:
-        said = server_time(answer)
-        if said is None or self._options.anonymous:
-            return (
-                Failure(messages.clock_off(self.place, None), retried=False) if code == "RequestTimeTooSkewed" else None
-            )
-        offset = said - self._clock()
-        error = messages.clock_off(self.place, -offset)
-        if abs(offset - self._offset) > _SKEW:
-            log.warning("the clock of this computer differs from that of %s by %.0f s", self.place.endpoint, offset)
-            self._offset = offset if abs(offset) > _DOUBT else 0.0
-            return Failure(error, retried=False, unsettled=False, at_once=True)
-        return Failure(error, retried=False) if code == "RequestTimeTooSkewed" else None
+    def _renew(self, error: S3backerError) -> Failure:
+        """Look for other credentials, because the server says that these have expired."""
+        try:
+            found = self._environment.renew()
+        except AccessDenied as why:
+            return Failure(why, retried=True, unsettled=False)
+        if found:
+            log.info("the credentials have expired; there are new ones")
+        return Failure(error, retried=False, unsettled=False, at_once=found)
+
+    def _clock_off(self) -> S3backerError:
+        return messages.clock_off(self.place, self._server_clock.ahead or None)

@@ -79,21 +79,20 @@ class Failure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to go on trying; all in seconds."""
+    """The pauses between attempts; all in seconds."""
 
-    patience: float = 30.0
     first_pause: float = 0.2
     longest_pause: float = 10.0
     shortest_pause: float = 0.01
 
     def pause(
-        self, attempt: int, waited: float, random_source: random.Random, retry_after: float = 0.0
+        self, attempt: int, waited: float, patience: float, random_source: random.Random, retry_after: float = 0.0
     ) -> float | None:
         """Return how long to wait after the failed attempt 1, 2, …; None if it was the last.
 
-        ``waited`` is the sum of the pauses so far.
+        ``waited`` is the sum of the pauses so far, ``patience`` what it may be.
         """
-        left = self.patience - waited
+        left = patience - waited
         if left <= 0:
             return None
         ceiling = min(self.longest_pause, self.first_pause * 2.0 ** min(attempt - 1, 30))

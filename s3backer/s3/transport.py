@@ -33,6 +33,8 @@ from s3backer.errors import StoreError, UsageError
 from s3backer.s3 import messages
 from s3backer.s3.http1 import Answer, BadHTTP, Connection, Exchange, request_head
 from s3backer.s3.messages import Place
+from s3backer.s3.proxies import Proxy
+from s3backer.s3.responses import printable
 from s3backer.s3.retries import Failure
 from s3backer.stores.base import Buffer
 
@@ -54,6 +56,7 @@ class Transport:
         timeout: float,
         type_of_service: int | None = None,
         tls: ssl.SSLContext | None,
+        proxy: Proxy | None = None,
         on_connect: Callable[[], None],
     ) -> None:
         self._place = place
@@ -74,6 +77,10 @@ class Transport:
             self._more["socket_options"] = [*usual, (socket.IPPROTO_IP, socket.IP_TOS, type_of_service)]
         if scheme == "https":
             self._more["ssl_context"] = tls
+        self._proxy = proxy
+        #: What goes before a target for a proxy that passes requests on, and what it wants to know.
+        self._origin = "" if proxy is None or tls is not None else f"http://{host}" + (f":{port}" if port else "")
+        self._for_proxy = proxy.headers if proxy is not None and self._origin else {}
         self._connection_class = (
             urllib3.connection.HTTPSConnection if scheme == "https" else urllib3.connection.HTTPConnection
         )
@@ -88,7 +95,7 @@ class Transport:
         at_most: int | None = None,
     ) -> Exchange:
         """Send a request on a connection of its own; Failure if it does not go out."""
-        head = request_head(method, target, headers, body)
+        head = request_head(method, self._origin + target, {**headers, **self._for_proxy}, body)
         connection = self._take()
         try:
             connection.send(head, body, self._seconds)
@@ -185,7 +192,11 @@ class Transport:
 
     def _connect(self) -> Connection:
         self._on_connect()
-        made: Any = self._connection_class(self._host, self._port, **self._more)
+        proxy = self._proxy
+        where = (self._host, self._port) if proxy is None else (proxy.host, proxy.port)
+        made: Any = self._connection_class(*where, **self._more)
+        if proxy is not None and not self._origin:
+            made.set_tunnel(self._host, self._port or 443, headers=proxy.headers)
         try:
             made.connect()
         except (HTTPError, OSError) as error:
@@ -231,11 +242,19 @@ class Transport:
             )
         if isinstance(cause, ssl.SSLError):
             return self._tls_failed()
+        if str(error).startswith("Tunnel connection failed"):
+            return self._unreachable(
+                f"the proxy {self._proxy} refuses a connection to it ({printable(str(error).partition(': ')[2])})",
+                "Check HTTPS_PROXY with user and password, and NO_PROXY.",
+                retried=" 407 " not in str(error),
+            )
         match error:
             case NameResolutionError():
                 return self._unreachable(
-                    "the host name is unknown",
-                    "Check the endpoint URL and the name service.",
+                    "the host name is unknown" if self._proxy is None else f"the proxy's name {self._proxy} is unknown",
+                    "Check the endpoint URL and the name service."
+                    if self._proxy is None
+                    else "Check HTTPS_PROXY and HTTP_PROXY.",
                     counted_as="host unknown",
                 )
             case LocationValueError():
@@ -250,16 +269,19 @@ class Transport:
                 error, (ConnectTimeoutError, TimeoutError)
             ):
                 return self._unreachable(
-                    f"{_system_error(error) or 'no connection'}",
+                    f"{_system_error(error) or 'no connection'}{self._by_proxy()}",
                     "Check the endpoint URL, and that the server runs.",
                     counted_as="connect failed",
                 )
             case _:
                 return self._unreachable(
-                    f"no connection within {self._connect_seconds:g} s",
+                    f"no connection within {self._connect_seconds:g} s{self._by_proxy()}",
                     "Check the endpoint URL, the network and the firewall.",
                     counted_as="timeout",
                 )
+
+    def _by_proxy(self) -> str:
+        return "" if self._proxy is None else f", at its proxy {self._proxy}"
 
     def _tls_failed(self) -> Failure:
         return self._unreachable(

@@ -12,7 +12,8 @@ class StoreOptions:
     ``virtual_host`` None: the bucket is in the host name on AWS, unless it has a dot; elsewhere in the path.
     ``timeout``: seconds that connecting, sending and receiving may take, each, in one attempt.
     ``connections``: how many requests are on their way at once, at most.
-    ``patience``: sum of the pauses between attempts, in seconds, after which an error is final.
+    ``patience``: sum of the pauses between attempts, in seconds, after which an error is final. Writes, and requests
+    to a service that has never answered, wait less (s3/engine.py).
     ``first_pause``: upper bound of the first of them, in seconds.
     ``acl``, ``storage_class``, ``encryption`` and ``encryption_key``: what is sent with every PUT.
     ``instance_role``: credentials come from the instance's metadata service and from nowhere else.
@@ -31,7 +32,7 @@ class StoreOptions:
     verify_tls: bool = True
     timeout: float = 30.0
     connections: int = 64
-    patience: float = 30.0
+    patience: float = 300.0
     first_pause: float = 0.2
     acl: str | None = None
     storage_class: str | None = None

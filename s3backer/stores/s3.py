@@ -14,7 +14,6 @@ Guarantees beyond those of every store
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -61,7 +60,7 @@ class S3Store:
         bucket: str,
         options: StoreOptions,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
         expiry: int = EXPIRY,

@@ -79,7 +79,7 @@ TOLD = {
     "clock": (
         fault(403, "RequestTimeTooSkewed", Date=formatdate(NOW - 7200)),
         AccessDenied,
-        ["clock of this computer is off by 7200 s (ahead)"],
+        ["clock of this computer is off by 7199 s (ahead)"],
         "timedatectl",
     ),
     "clock without a date": (fault(403, "RequestTimeTooSkewed"), AccessDenied, ["computer is wrong"], "timedatectl"),

@@ -23,12 +23,13 @@ from s3backer.errors import (
     StoreError,
     StoreUnreachable,
 )
+from s3backer.s3.engine import SHORT_PATIENCE
 from s3backer.s3.retries import RETRIED_CODES, RetryPolicy, is_retried, parse_retry_after
 from s3backer.stores.options import StoreOptions
 from s3backer.stores.s3 import S3Store
 from tests.support.nasty import NastyServer, Request, Step, fault, reply
 from tests.support.servers import free_ports
-from tests.support.talks import A_ETAG, NO_KEY, OK, PUT_OK
+from tests.support.talks import A_ETAG, CALLS, NO_KEY, OK, PUT_OK
 
 LOST = Step(end="close")
 FAILED = fault(412, "PreconditionFailed")
@@ -197,9 +198,9 @@ def test_how_many_attempts_the_defaults_are():
     """The manual's times until an unmount gives its reason come from here."""
     counts = []
     for seed in range(300):
-        policy, source, waited = RetryPolicy(StoreOptions().patience), random.Random(seed), 0.0
+        policy, source, waited = RetryPolicy(), random.Random(seed), 0.0
         attempts = 1
-        while (pause := policy.pause(attempts, waited, source)) is not None:
+        while (pause := policy.pause(attempts, waited, SHORT_PATIENCE, source)) is not None:
             waited += pause
             attempts += 1
         assert waited == pytest.approx(30)
@@ -214,6 +215,22 @@ def test_retry_after_makes_a_pause_longer():
         store.get("key")
         assert store.pauses[0] == 7.0
         assert store.pauses[1] < 1.0
+
+
+@pytest.mark.parametrize("name", ["get", "head", "list", "put", "delete"])
+def test_reads_have_patience_with_a_service_that_is_known(name):
+    """Before its first answer it may be a mistaken URL; writes have whoever wrote to try again."""
+    away = reply(503)
+    with talk(away, OK, away, patience=300.0) as (store, _):
+        store.get("key")
+        store.pauses.clear()
+        with pytest.raises(StoreError):
+            CALLS[name](store)
+        assert sum(store.pauses) == pytest.approx(300 if name in ("get", "head", "list") else 30)
+    with talk(away, patience=300.0) as (store, _):
+        with pytest.raises(StoreError):
+            CALLS[name](store)
+        assert sum(store.pauses) == pytest.approx(30)
 
 
 def test_retry_after_beyond_all_patience():
@@ -234,9 +251,11 @@ def test_retry_after_as_text(text, seconds):
 
 @given(st.integers(0, 2**32), st.floats(0, 100), st.floats(0, 20))
 def test_pauses_are_drawn_below_a_ceiling_that_doubles_and_add_up_to_the_patience(seed, patience, retry_after):
-    policy, source = RetryPolicy(patience=patience), random.Random(seed)
+    policy, source = RetryPolicy(), random.Random(seed)
     waited, attempt = 0.0, 1
-    while (pause := policy.pause(attempt, waited, source, retry_after if attempt % 3 == 0 else 0.0)) is not None:
+    while (
+        pause := policy.pause(attempt, waited, patience, source, retry_after if attempt % 3 == 0 else 0.0)
+    ) is not None:
         ceiling = min(policy.longest_pause, policy.first_pause * 2 ** (attempt - 1))
         assert 0 < pause <= max(ceiling, retry_after if attempt % 3 == 0 else 0.0)
         waited, attempt = waited + pause, attempt + 1
@@ -246,7 +265,7 @@ def test_pauses_are_drawn_below_a_ceiling_that_doubles_and_add_up_to_the_patienc
 
 def test_pauses_differ_between_clients():
     policy = RetryPolicy()
-    pauses = [policy.pause(5, 0.0, random.Random(seed)) or 0.0 for seed in range(200)]
+    pauses = [policy.pause(5, 0.0, 30.0, random.Random(seed)) or 0.0 for seed in range(200)]
     assert min(pauses) < 0.3
     assert max(pauses) > 2.9
 
@@ -460,6 +479,17 @@ def test_the_clock_of_the_server_is_followed(off, code):
         assert store.pauses == []
     moments = [calendar.timegm(time.strptime(stamp(r), "%Y%m%dT%H%M%SZ")) for r in server.requests]
     assert [round((moment - moments[0]) / 60) for moment in moments] == [0, *[round(off / 60)] * 3]
+
+
+def test_the_clock_is_followed_before_anything_is_refused():
+    """A clock that is ahead would make signatures good for longer than later writes wait."""
+    fine = reply(200, "a", ETag=A_ETAG, Date=formatdate(time.time() - 40, usegmt=True))
+    with talk(fine, PUT_OK) as (store, server):
+        store.get("key")
+        put(store)
+        assert store.pauses == []
+    moments = [calendar.timegm(time.strptime(stamp(r), "%Y%m%dT%H%M%SZ")) for r in server.requests]
+    assert -42 <= moments[1] - moments[0] <= -38
 
 
 def test_a_clock_that_cannot_be_followed_is_an_error():
