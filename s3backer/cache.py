@@ -104,6 +104,13 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Hurry:
+    """Somebody waits for a Fetch that was handed out as ``ahead``."""
+
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """Write a block to the layout (None: zeros), then call ``stored``."""
 
@@ -119,7 +126,7 @@ class Reply:
     error: S3backerError | None
 
 
-Action = Fetch | Store | Reply
+Action = Fetch | Hurry | Store | Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,9 @@ class _Attempt:
 @dataclass(slots=True, eq=False)
 class _PendingFetch:
     flushes: int
+    #: It began before anybody asked for the block.
+    ahead: bool = False
+    hurried: bool = False
     readers: list[ReadRequest] = field(default_factory=list)
     writers: list[WriteRequest | TouchRequest] = field(default_factory=list)
     stale: bool = False
@@ -229,7 +239,7 @@ class BlockCache:
         """Fetch those of the blocks that are neither known nor under way; those beyond the end do no harm."""
         for block in blocks[: max(0, self._layout.block_count - blocks.start)]:
             if not (block in self._fetches or self._slab.contains(block) or self._layout.known_absent(block)):
-                self._fetches[block] = _PendingFetch(self._flush_count)
+                self._fetches[block] = _PendingFetch(self._flush_count, ahead=True)
                 self._actions.append(Fetch(block, urgent=False, ahead=True))
 
     def write(self, request: WriteRequest, now: float) -> None:
@@ -265,10 +275,17 @@ class BlockCache:
         fetch = self._fetches.pop(block)
         if error is not None:
             self.counts.fetch_errors += 1
+            # Who came later than the attempt began gets one of their own.
             for reader in fetch.readers:
-                self._fail_read(reader, error)
+                if fetch.ahead:
+                    self._finish_read(reader, block, stale=True, body=None)
+                else:
+                    self._fail_read(reader, error)
             for writer in fetch.writers:
-                self._reply(writer, error)
+                if fetch.ahead:
+                    self._advance(writer, now)
+                else:
+                    self._reply(writer, error)
             if fetch.store_sequence:
                 self._store_failed(block, _Attempt(fetch.store_sequence, fetch.flushes), error, now)
         else:
@@ -342,6 +359,9 @@ class BlockCache:
         if fetch is None:
             fetch = self._fetches[block] = _PendingFetch(self._flush_count)
             self._actions.append(Fetch(block, urgent))
+        elif fetch.ahead and not fetch.hurried:
+            fetch.hurried = True
+            self._actions.append(Hurry(block))
         return fetch
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ Guarantees
   * No thread waits for the network while it holds the lock; a hit never waits for a miss.
   * Every call ends: the layout's requests end, with a result or an error, and each ends the calls that need it.
   * Neither starves the other: stores never take all workers, and of four workers one takes stores first. What is read
-    ahead comes after both, and never takes all workers.
+    ahead comes after both, and never takes all workers; once somebody waits for it, it is a read like others.
   * ``close`` returns when everything is in the bucket and every thread has ended. While the store is away it
     waits; it gives nothing up.
 """
@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from s3backer import _fast
@@ -29,6 +29,7 @@ from s3backer.cache import (
     BlockCache,
     Fetch,
     FlushRequest,
+    Hurry,
     ReadRequest,
     Reply,
     Request,
@@ -90,7 +91,8 @@ class Driver:
         self._jobs = threading.Condition(threading.Lock())
         self._fetch_jobs: deque[Fetch | Store] = deque()
         self._store_jobs: deque[Fetch | Store] = deque()
-        self._ahead_jobs: deque[Fetch | Store] = deque()
+        #: By block; those asked for first come first.
+        self._ahead_jobs: dict[int, Fetch] = {}
         #: Workers that fetch what nobody waits for yet; some are always left to others.
         self._fetching_ahead = 0
         self._most_ahead = threads * 3 // 4
@@ -224,11 +226,20 @@ class Driver:
                 waiter.error = action.error
                 waiter.done.set()
                 continue
-            # A fetch that only completes a block to be stored is part of write-back.
-            queue = self._store_jobs
-            if isinstance(action, Fetch) and (action.urgent or action.ahead):
-                queue = self._fetch_jobs if action.urgent else self._ahead_jobs
-            queue.append(action)
+            with self._jobs:
+                match action:
+                    case Fetch(block, ahead=True):
+                        self._ahead_jobs[block] = action
+                    case Hurry(block):
+                        # A worker may have it already.
+                        waiting = self._ahead_jobs.pop(block, None)
+                        if waiting is not None:
+                            self._fetch_jobs.append(replace(waiting, urgent=True, ahead=False))
+                    case Fetch(urgent=True):
+                        self._fetch_jobs.append(action)
+                    case _:
+                        # A fetch that only completes a block to be stored is part of write-back.
+                        self._store_jobs.append(action)
             jobs += 1
         if jobs:
             with self._jobs:
@@ -264,7 +275,7 @@ class Driver:
                         return queue.popleft()
                 if self._ahead_jobs and self._fetching_ahead < self._most_ahead:
                     self._fetching_ahead += 1
-                    return self._ahead_jobs.popleft()
+                    return self._ahead_jobs.pop(next(iter(self._ahead_jobs)))
                 if self._stopping:
                     return None
                 self._jobs.wait()

@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from s3backer.admin import create_volume
+from s3backer.admin import create_volume, resize_volume
+from s3backer.errors import StoreError
 from s3backer.opening import VolumeOptions
 from s3backer.readahead import ReadAhead
 from s3backer.stores.memory import MemoryStore
@@ -140,3 +141,52 @@ def test_what_is_read_ahead_and_fails_harms_nobody(store: Slow, monkeypatch: pyt
             except Exception as error:
                 assert "away" in str(error)
         assert volume.read(0, 1 << 20) == CONTENT
+
+
+def test_who_waits_for_what_is_read_ahead_waits_no_longer_than_others(store: Slow):
+    """With more readers than workers there is always somebody who has waited longer than nobody."""
+    stop = threading.Event()
+    resize_volume(store, "", 64 << 20)
+
+    with Volume.open(store, "", VolumeOptions(memory=4 << 20, threads=2, list_blocks=False)) as volume:
+
+        def read_at_random(seed: int) -> None:
+            for block in random.Random(seed).sample(range(256, 16384), 1000):
+                if stop.is_set():
+                    return
+                volume.read(block * BLOCK, BLOCK)
+
+        others = [threading.Thread(target=read_at_random, args=(seed,)) for seed in range(8)]
+        for other in others:
+            other.start()
+        for offset in range(0, 32 * BLOCK, BLOCK):
+            assert volume.read(offset, BLOCK) == CONTENT[offset : offset + BLOCK]
+        assert all(other.is_alive() for other in others)
+        stop.set()
+        for other in others:
+            other.join()
+
+
+def test_who_comes_after_an_attempt_ahead_began_gets_one_of_his_own(store: Slow, monkeypatch: pytest.MonkeyPatch):
+    real = MemoryStore.get
+    began, go_on = threading.Event(), threading.Event()
+
+    def get(self, key, *, at_most=None):
+        if key == f"{4:08x}" and not began.is_set():
+            began.set()
+            go_on.wait()
+            raise StoreError("away")
+        return real(self, key, at_most=at_most)
+
+    with Volume.open(store, "", VolumeOptions(memory=4 << 20, threads=8)) as volume:
+        monkeypatch.setattr(MemoryStore, "get", get)
+        for offset in range(0, 4 * BLOCK, BLOCK):
+            volume.read(offset, BLOCK)
+        assert began.wait(10)
+        found: list[bytes] = []
+        reader = threading.Thread(target=lambda: found.append(bytes(volume.read(4 * BLOCK, BLOCK))))
+        reader.start()
+        time.sleep(0.05)
+        go_on.set()
+        reader.join()
+        assert found == [CONTENT[4 * BLOCK : 5 * BLOCK]]

@@ -24,6 +24,7 @@ from s3backer.cache import (
     BlockCache,
     Fetch,
     FlushRequest,
+    Hurry,
     ReadRequest,
     Reply,
     Request,
@@ -337,7 +338,7 @@ class World:
         for action in self.cache.take_actions():
             if isinstance(action, Reply):
                 self.ready.append(partial(self._deliver, action.request, action.error))
-            else:
+            elif not isinstance(action, Hurry):
                 self.ready.append(partial(self._carry_out, action))
 
     @staticmethod
