@@ -6,6 +6,7 @@ Each function leaves the bucket unchanged when it raises, except that an erase t
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
+from s3backer.layouts.listing import Claim, is_in, walk
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token
 from s3backer.opening import VolumeOptions, volume_name
-from s3backer.stores.base import ListEntry, ObjectStore
+from s3backer.stores.base import ListEntry, ListPage, ObjectStore
 from s3backer.volume import Volume
 
 _ERASE_THREADS = 16
+_COUNT_THREADS = 8
 #: Blocks deleted by one request, where the store can.
 _ERASE_BATCH = 1000
 
@@ -83,11 +86,28 @@ def inspect_volume(
         )
     objects = stored = None
     if count:
-        objects = stored = 0
-        for entry, block in volume_objects(store, prefix):
-            if block is not None:
-                objects, stored = objects + 1, stored + entry.size
+        objects, stored = count_objects(store, prefix)
     return VolumeFacts(metadata.size, metadata.block_size, metadata.content_encoding, token, objects, stored)
+
+
+def count_objects(store: ObjectStore, prefix: str) -> tuple[int, int]:
+    """Return the number of the blocks' objects, under either naming, and their bytes."""
+    lock = threading.Lock()
+    objects = stored = 0
+
+    def fetch(after: str, claim: Claim) -> ListPage:
+        nonlocal objects, stored
+        page = store.list(prefix, start_after=after)
+        places = claim(page)
+        with lock:
+            for entry in page.entries:
+                name = entry.key[len(prefix) :]
+                if is_in(name, places) and _block_of(name) is not None:
+                    objects, stored = objects + 1, stored + entry.size
+        return page
+
+    walk(prefix, fetch, threads=_COUNT_THREADS)
+    return objects, stored
 
 
 def erase_volume(
@@ -162,9 +182,7 @@ def volume_objects(
         page = store.list(prefix, start_after=after)
         for entry in page.entries:
             name = entry.key[len(prefix) :]
-            block = parse_block_name(name)
-            if block is None:
-                block = parse_block_name(name, hash_prefix=True)
+            block = _block_of(name)
             if block == 0 and last_keys is not None:
                 last_keys.append(entry.key)
             elif block is not None or name == TOKEN_NAME:
@@ -172,3 +190,8 @@ def volume_objects(
         if not page.truncated:
             return
         after = page.entries[-1].key
+
+
+def _block_of(name: str) -> int | None:
+    block = parse_block_name(name)
+    return parse_block_name(name, hash_prefix=True) if block is None else block

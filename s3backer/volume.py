@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 #: Pause in seconds between two attempts of ``close`` to remove the mount token.
 _TOKEN_RETRY = 1.0
+#: Pages of the listing under way at once, beside the work.
+_SURVEY_THREADS = 8
 #: Seconds between two reports while closing.
 _LOOK = 0.2
 
@@ -338,7 +340,7 @@ class Volume:
 
     def _run_survey(self) -> None:
         try:
-            self._layout.survey(self._stop_survey.is_set)
+            self._layout.survey(self._stop_survey.is_set, threads=_SURVEY_THREADS)
         except S3backerError as error:
             log.warning(
                 "listing the blocks of %s failed, reads of empty blocks will ask the store: %s", self.name, error

@@ -25,12 +25,14 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from s3backer.codec.block import PLAIN, BadBlock, BlockCodec
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
 from s3backer.layouts.etags import ETags
+from s3backer.layouts.listing import POSITIONS, Claim, is_in, walk
 from s3backer.layouts.presence import PresenceMap
-from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
+from s3backer.stores.base import ListPage, ObjectInfo, ObjectStore, StoredObject
 
 BLOCK_CONTENT_TYPE = "application/x-s3backer-block"
 META_BLOCK_SIZE = "s3backer-blocksize"
@@ -141,9 +143,10 @@ class ClassicLayout:
         self._lock = threading.Lock()
         self._writing: set[int] = set()
         self._reading: dict[int, list[_Read]] = {}
-        self._touched: set[int] | None = None
-        #: Blocks whose writes have begun since the survey asked for its last page.
-        self._rewritten: set[int] = set()
+        #: For each page that is being listed, the blocks that were being written meanwhile.
+        self._listings: list[set[int]] = []
+        #: During a survey with hashed names: blocks of which a page may say nothing, and which are not known since.
+        self._unclear: set[int] | None = None
 
     @property
     def size(self) -> int:
@@ -208,10 +211,8 @@ class ClassicLayout:
             self._writing.add(block)
             for read in self._reading.get(block, ()):
                 read.overtaken = True
-            if self._touched is not None:
-                self._rewritten.add(block)
-                if not self.hash_prefix:
-                    self._touched.add(block)
+            for written in self._listings:
+                written.add(block)
         # What a failed request did is unknown: it may have taken effect although its answer was lost.
         outcome: bool | None = None
         etag: str | None = None
@@ -229,8 +230,8 @@ class ClassicLayout:
                 if self._etags is not None:
                     self._etags.set(block, etag)
                 self._writing.discard(block)
-                if self._touched is not None and outcome is None:
-                    self._touched.add(block)
+                if self._unclear is not None and outcome is None:
+                    self._unclear.add(block)
 
     def _write_if(self, block: int, body: bytes | None) -> str | None:
         """Put a block, or delete it, if its object is what it is known to be, and return its ETag."""
@@ -319,57 +320,65 @@ class ClassicLayout:
             return block
         return self._presence.next_possibly_present(block, stop)
 
-    def survey(self, stop_asked: Callable[[], bool]) -> bool:
-        """List the whole volume page by page and learn which blocks are absent.
+    def survey(self, stop_asked: Callable[[], bool], *, threads: int = 1) -> bool:
+        """List the whole volume, page by page, and learn which blocks are there and which are not.
 
         Returns False if it was stopped. Only one survey may run at a time.
         """
-        after, next_block = "", 0
-        # Of what is added while it runs, earlier pages were not asked.
+        # Of what is added while it runs nothing was asked.
         count = self.block_count
         forgotten = self._presence.forgotten_pages
+        with self._lock:
+            self._unclear = set(self._writing)
         try:
-            while not stop_asked():
+            whole = walk(
+                self.prefix,
+                partial(self._survey_page, count),
+                end=POSITIONS if self.hash_prefix else count,
+                exact=not self.hash_prefix,
+                threads=threads,
+                stop_asked=stop_asked,
+            )
+            if whole and self.hash_prefix:
+                # Hashed keys tell about absence only at the end.
                 with self._lock:
-                    # In key order the pages are ranges of blocks; hashed keys tell about absence only at the end.
-                    if self._touched is None or not self.hash_prefix:
-                        self._touched = set(self._writing)
-                    self._rewritten = set(self._writing)
-                page = self._store.list(self.prefix, start_after=after)
-                blocks = [b for b in (self._parse(entry.key) for entry in page.entries) if b is not None and b < count]
-                if page.truncated:
-                    after = page.entries[-1].key
-                    stop = (blocks[-1] + 1 if blocks else next_block) if not self.hash_prefix else 0
-                else:
-                    stop = count
-                with self._lock:
-                    if self._etags is not None:
-                        for entry in page.entries:
-                            found = self._parse(entry.key)
-                            if found is not None and found not in self._rewritten:
-                                self._etags.set(found, entry.etag)
-                    if self.hash_prefix:
-                        # Those whose writes have ended well are known, or their page was forgotten.
-                        self._touched |= self._writing
-                    if self.hash_prefix:
-                        for block in blocks:
-                            if block not in self._touched and self._presence.get(block) is None:
-                                self._presence.set(block, True)
-                    if not self.hash_prefix or not page.truncated:
-                        self._presence.learn(
-                            next_block,
-                            max(stop, next_block),
-                            blocks,
-                            self._touched,
-                            unless_forgotten=forgotten if self.hash_prefix else None,
-                        )
-                next_block = max(stop, next_block)
-                if not page.truncated:
-                    return True
-            return False
+                    unclear = self._unclear | self._writing
+                    self._presence.learn(0, count, (), unclear, unless_forgotten=forgotten)
+            return whole
         finally:
             with self._lock:
-                self._touched = None
+                self._unclear = None
+
+    def _survey_page(self, count: int, after: str, claim: Claim) -> ListPage:
+        """List one page and learn from it, except about blocks that are written meanwhile."""
+        with self._lock:
+            written = set(self._writing)
+            self._listings.append(written)
+        try:
+            page = self._store.list(self.prefix, start_after=after)
+            places = claim(page)
+            with self._lock:
+                present = []
+                for entry in page.entries:
+                    name = entry.key[len(self.prefix) :]
+                    block = self._parse(entry.key)
+                    if block is None or block >= count or not is_in(name, places):
+                        continue
+                    present.append(block)
+                    if block in written:
+                        continue
+                    if self._etags is not None:
+                        self._etags.set(block, entry.etag)
+                    if self.hash_prefix and self._presence.get(block) is None:
+                        self._presence.set(block, True)
+                if not self.hash_prefix:
+                    for some in places:
+                        inside = [block for block in present if block in some]
+                        self._presence.learn(some.start, some.stop, inside, written)
+            return page
+        finally:
+            with self._lock:
+                self._listings = [other for other in self._listings if other is not written]
 
     def _parse(self, key: str) -> int | None:
         return parse_block_name(key[len(self.prefix) :], hash_prefix=self.hash_prefix)
