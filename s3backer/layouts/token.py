@@ -132,7 +132,10 @@ def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToke
     if found is not None and found.value != mine.value:
         return found
     if found is not None:
-        store.delete(prefix + TOKEN_NAME)
+        try:
+            store.delete(prefix + TOKEN_NAME, if_match=found.etag)
+        except PreconditionFailed:
+            return read_token(store, prefix)
     return None
 
 

@@ -50,6 +50,8 @@ EXPIRY = 60
 SHORT_PATIENCE = 30.0
 #: Statuses that do not count as failed attempts.
 _EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
+#: Statuses of failures that say that nothing was done: a conflict with another write, a request not implemented.
+_WITHOUT_EFFECT = frozenset({409, 501})
 #: How often one request follows the server's clock, its region or new credentials.
 _MOST_CORRECTIONS = 3
 _EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
@@ -360,7 +362,8 @@ class Engine:
         return Failure(
             error,
             retried=broken or expired or is_retried(answer.status, code),
-            unsettled=broken or is_retried(answer.status, code) or answer.status >= 500,
+            unsettled=broken
+            or (answer.status not in _WITHOUT_EFFECT and (is_retried(answer.status, code) or answer.status >= 500)),
             retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
         )
 

@@ -106,9 +106,13 @@ def clock_off(place: Place, seconds: float | None) -> AccessDenied:
     )
 
 
-def no_conditions(place: Place, key: str) -> StoreError:
+class NoConditions(StoreError):
+    """The server says that it cannot do conditional writes."""
+
+
+def no_conditions(place: Place, key: str) -> NoConditions:
     """Return the error for a server that cannot do conditional writes."""
-    return StoreError(
+    return NoConditions(
         f"{place.endpoint} does not support conditional writes, which {place.describe(key)} needs",
         hint="Without them two writers cannot be kept apart. Use a newer version of the server, or another one.",
     )

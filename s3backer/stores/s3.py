@@ -13,9 +13,12 @@ Guarantees beyond those of every store
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
@@ -45,6 +48,11 @@ _SILENT = (400, 401, 403, 404)
 _UNKNOWN = (405, 501)
 #: Keys that one request may delete.
 _BATCH = 1000
+#: The conditional PUT that is repeated to see whether its conditions are heeded, and an ETag that no object has.
+_TRIED = 2
+_NO_ETAG = '"00000000000000000000000000000000"'
+
+log = logging.getLogger(__name__)
 
 
 class S3Store:
@@ -81,6 +89,12 @@ class S3Store:
         self._checksums = Checksums()
         #: Whether the server has shown that it deletes one object at a time.
         self._single_deletes = False
+        #: Whether the server has shown that it knows no conditions for deletions.
+        self._plain_deletes = False
+        #: Whether it has shown that it heeds the conditions of PUTs, and how many have succeeded without a trial.
+        self.conditions: bool | None = None
+        self._untried = 0
+        self._lock = threading.Lock()
         #: Whether the server has shown that the bucket exists.
         self._bucket_seen = False
 
@@ -169,7 +183,7 @@ class S3Store:
             headers=headers,
             body=body,
             conditional=if_match is not None or if_none_match,
-            accepts=if_match or (ABSENT if if_none_match else ANYTHING),
+            accepts=(if_match or (ABSENT if if_none_match else ANYTHING)) if self.conditions else ANYTHING,
         )
         self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(body)))
         try:
@@ -188,7 +202,40 @@ class S3Store:
             raise
         self._bucket_seen = True
         self._checksums.learn(sums, answer)
+        if request.conditional and self.conditions is None:
+            answer = self._try_conditions(request) or answer
         return quoted_etag(answer.headers["etag"])
+
+    def _try_conditions(self, done: Request) -> Answer | None:
+        """Repeat a PUT under conditions that do not hold; return the answer if the server does it all the same.
+
+        The first conditional PUT is left out: it is the mount token, and an opening shall cost little.
+        """
+        with self._lock:
+            self._untried += 1
+            if self._untried != _TRIED:
+                return None
+        heeded, last = True, None
+        plain = {name: value for name, value in done.headers.items() if name not in ("If-Match", "If-None-Match")}
+        try:
+            for condition in ({"If-None-Match": "*"}, {"If-Match": _NO_ETAG}):
+                try:
+                    last = self._engine.perform(replace(done, headers=plain | condition, accepts=ANYTHING))
+                    heeded = False
+                except (PreconditionFailed, LostAnswer):
+                    pass
+        except S3backerError:
+            # The next one will tell.
+            self._untried = _TRIED - 1
+            return last
+        self.conditions = heeded
+        if not heeded:
+            log.warning(
+                "%s does not heed the conditions of writes: it cannot keep two writers apart, and after a lost answer "
+                "the next write of the same block waits",
+                self.endpoint,
+            )
+        return last
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object. Absent already is a success; PreconditionFailed where the server heeds the condition."""
@@ -197,11 +244,15 @@ class S3Store:
         def verify(answer: Answer) -> S3backerError | None:
             return self._unusable(key, "a document in reply to a DELETE") if answer.body else None
 
-        headers = {} if if_match is None else {"If-Match": if_match}
-        request = Request("delete", "DELETE", key, headers=headers, conditional=if_match is not None)
+        conditional = if_match is not None and not self._plain_deletes
+        headers = {"If-Match": if_match} if if_match is not None and conditional else {}
+        request = Request("delete", "DELETE", key, headers=headers, conditional=conditional)
         self._engine.wait(self._engine.unsettled.wait_before(key, lambda: ABSENT))
         try:
             self._engine.perform(request, success=(200, 204), verify=verify)
+        except messages.NoConditions:
+            self._plain_deletes = True
+            self.delete(key)
         except (LostAnswer, PreconditionFailed):
             # SeaweedFS says so of an object that is absent, too.
             with suppress(ObjectNotFound):

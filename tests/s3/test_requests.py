@@ -21,6 +21,7 @@ from tests.support.talks import (
     ACCESS,
     CALLS,
     EMPTY_LIST,
+    NO_KEY,
     NOW,
     OK,
     PUT_OK,
@@ -93,7 +94,7 @@ def test_a_put():
         store.put("key", b"")
         store.put("key", b"x", if_match=etag)
         store.put("key", b"x", if_none_match=True)
-    first, empty, over, new = server.requests
+    first, empty, over, new, *_ = server.requests
     assert (first.method, first.target.partition("?")[0], first.body) == ("PUT", "/bucket/pre/a%20b", b"body")
     assert first.headers["content-md5"] == base64.b64encode(hashlib.md5(b"body").digest()).decode()
     assert (first.headers["content-type"], first.headers["content-encoding"]) == ("t/x", "deflate")
@@ -279,3 +280,56 @@ def test_no_secret_is_in_any_log_or_error(monkeypatch, caplog, certificate):
         for secret in (SECRET, TOKEN, "AWS4-HMAC", *signatures):
             assert secret not in text
         assert "authorization:" not in text.lower()
+
+
+REFUSED = fault(412, "PreconditionFailed")
+
+
+def conditions_of(server: NastyServer) -> list[tuple[str | None, str | None]]:
+    return [(request.headers.get("if-match"), request.headers.get("if-none-match")) for request in server.requests]
+
+
+@pytest.mark.parametrize(
+    ("trials", "heeded"),
+    [
+        ([REFUSED, REFUSED], True),
+        ([fault(409, "ConditionalRequestConflict"), REFUSED, REFUSED], True),
+        ([REFUSED, NO_KEY], True),
+        ([REFUSED, PUT_OK], False),
+        ([PUT_OK, REFUSED], False),
+        ([PUT_OK, PUT_OK], False),
+    ],
+)
+def test_whether_conditions_are_heeded_is_tried_once(trials, heeded, caplog):
+    """With the second conditional PUT: the first is the mount token, and an opening costs little."""
+    with talk(PUT_OK, PUT_OK, *trials, PUT_OK, patience=30.0) as (store, server):
+        store._engine._sleep = lambda _: None
+        store.put("token", b"t", if_none_match=True)
+        assert store.conditions is None and len(server.requests) == 1
+        store.put("key", b"x", if_none_match=True)
+        assert store.conditions is heeded
+        store.put("key", b"y", if_match=A_ETAG)
+        assert len(server.requests) == 3 + len(trials)
+        tried = server.requests[2 : 2 + len(trials)]
+        assert {(request.target.partition("?")[0], request.body) for request in tried} == {("/bucket/key", b"x")}
+        assert {"*", None} == {request.headers.get("if-none-match") for request in tried}
+        assert sum(request.headers.get("if-match") == f'"{"0" * 32}"' for request in tried) == 1
+    assert ("does not heed the conditions" in caplog.text) is not heeded
+
+
+def test_a_trial_that_fails_is_made_again():
+    away = reply(500)
+    with talk(PUT_OK, PUT_OK, away, PUT_OK, REFUSED, REFUSED) as (store, _):
+        for key in ("token", "one"):
+            store.put(key, b"", if_none_match=True)
+        assert store.conditions is None
+        store.put("two", b"", if_none_match=True)
+        assert store.conditions is True
+
+
+def test_a_server_without_conditions_for_deletions_is_asked_without_them():
+    unknown = fault(501, "NotImplemented")
+    with talk(unknown, reply(204)) as (store, server):
+        store.delete("key", if_match=A_ETAG)
+        store.delete("key", if_match=A_ETAG)
+    assert [condition for condition, _ in conditions_of(server)] == [A_ETAG, None, None]

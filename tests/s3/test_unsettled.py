@@ -69,6 +69,11 @@ def make_held(s3_server):
 
         def make(expiry: int = 60) -> Held:
             made.append(Held(s3_server, proxy, expiry))
+            # By now it is known that the server heeds conditions.
+            for key in ("one", "another"):
+                made[-1].store.put(key, b"", if_none_match=True)
+                made[-1].plain.delete(key)
+            assert made[-1].store.conditions
             return made[-1]
 
         yield make
