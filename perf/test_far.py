@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from perf.side_by_side import Report, compare
 from tests.support.minio_program import find_minio
 from tests.support.original import ORIGINAL, OURS, program_mounted
-from tests.support.servers import MinioServer, free_ports
+from tests.support.proxied import proxied
+from tests.support.servers import MinioServer
 
 SIZE = 64 << 20
 BLOCK = 128 << 10
 ROUNDS = 5
+FAR = {"get": "0.35", "head": "0.35", "put": "0.2"}
 TUNED = ("-o", "big_writes", "-o", "max_readahead=131072")
 
 pytestmark = [
@@ -34,24 +31,6 @@ pytestmark = [
         not Path(ORIGINAL[0]).exists(), reason="Debian's s3backer is not installed: apt install s3backer"
     ),
 ]
-
-
-@contextmanager
-def far(server: MinioServer) -> Iterator[str]:
-    port = free_ports(1)[0]
-    command = [sys.executable, "-m", "tools.fault_proxy", "--to", urlsplit(server.endpoint).netloc, "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--latency", "get=0.35", "--latency", "head=0.35", "--latency", "put=0.2"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def once(program: str, server: MinioServer, url: str, directory: Path) -> tuple[float, float]:
@@ -81,7 +60,7 @@ def once(program: str, server: MinioServer, url: str, directory: Path) -> tuple[
 @pytest.mark.parametrize("rival", ["defaults", "tuned"])
 def test_sequential_far_away(rival: str, tmp_path: Path, report: Report) -> None:
     times: dict[str, list[tuple[float, float]]] = {"ours": [], rival: []}
-    with MinioServer() as server, far(server) as url:
+    with MinioServer() as server, proxied(server, latency=FAR) as url:
         for number in range(ROUNDS):
             for program in sorted(times, reverse=bool(number % 2)):
                 times[program].append(once(program, server, url, tmp_path / f"{program}{number}"))

@@ -13,15 +13,11 @@ import os
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -30,7 +26,8 @@ from s3backer.s3.hedging import Hedging
 from s3backer.stores.s3 import S3Store
 from tests.support.minio_program import find_minio
 from tests.support.original import ORIGINAL, program_mounted, reach
-from tests.support.servers import MinioServer, free_ports
+from tests.support.proxied import proxied
+from tests.support.servers import MinioServer
 
 ROUNDS = 5
 CALLERS = 8
@@ -131,23 +128,6 @@ def test_cpu_of_a_request(size: int, server: MinioServer, tmp_path: Path, report
         )
 
 
-@contextmanager
-def slowed(server: MinioServer, latency: str) -> Iterator[str]:
-    """Run the fault proxy as a process of its own, and return its URL."""
-    port = free_ports(1)[0]
-    command = [sys.executable, "-m", "tools.fault_proxy", "--to", urlsplit(server.endpoint).netloc]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--seed", "1", "--latency", f"get={latency}"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def read_randomly(store: S3Store, reads: int, seed: int) -> list[float]:
     """Return the seconds of each of so many random reads, 16 in flight."""
     took: list[float] = []
@@ -171,7 +151,7 @@ def test_reads_with_a_heavy_tail(server: MinioServer, report: Report, monkeypatc
     for hedged in (True, False):
         if not hedged:
             monkeypatch.setattr(Hedging, "allowed", lambda *_: False)
-        with slowed(server, "0.02,0.2,0.01,10") as url:
+        with proxied(server, latency={"get": "0.02,0.2,0.01,10"}) as url:
             store = S3Store(bucket, replace(server.options(), endpoint_url=url, connections=32))
             took = read_randomly(store, 20_000, 1)
             store.close()
@@ -199,7 +179,10 @@ def test_a_general_slow_down_is_not_answered_with_more_requests(server: MinioSer
     for number in range(100):
         plain.put(f"{number:08x}", os.urandom(4096))
     plain.close()
-    with slowed(server, "0.02,0.2") as fast, slowed(server, "0.2,0.2") as slow:
+    with (
+        proxied(server, latency={"get": "0.02,0.2"}) as fast,
+        proxied(server, latency={"get": "0.2,0.2"}) as slow,
+    ):
         store = S3Store(bucket, replace(server.options(), endpoint_url=fast, connections=32))
         read_randomly(store, 2000, 1)
         before = store.counters.hedges

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import pytest
 
 from s3backer.errors import ObjectNotFound
 from s3backer.stores.s3 import S3Store
-from tests.support.servers import S3Server, free_ports
+from tests.support.proxied import proxied
+from tests.support.servers import S3Server
 from tools.fault_proxy import KINDS
 
 IN_FLIGHT = 64
@@ -27,26 +23,6 @@ TIMEOUT = 0.5
 EXPIRY = 2
 #: A redirect is final by design: it says where else to go.
 SPOILING = [kind for kind in KINDS if kind != "redirect"]
-
-
-@contextmanager
-def proxied(server: S3Server, share: float, seed: int) -> Iterator[str]:
-    """Run the fault proxy as a process of its own, before a server, and return its URL."""
-    port = free_ports(1)[0]
-    command = [sys.executable, "-m", "tools.fault_proxy", "--to", urlsplit(server.endpoint).netloc]
-    command += ["--port", str(port), "--seed", str(seed), "--stall", str(2 * TIMEOUT)]
-    for kind in SPOILING:
-        command += ["--fault", f"{kind}={share}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("http://")
-        yield f"http://127.0.0.1:{port}"
-        process.send_signal(2)
-        print(process.communicate(timeout=60)[0])
-    finally:
-        process.kill()
-        process.wait()
 
 
 class Worker:
@@ -107,7 +83,7 @@ def storm(server: S3Server, *, share: float, requests: int, seed: int) -> None:
     """Let ``IN_FLIGHT`` callers make ``requests`` requests through the proxy, then compare."""
     bucket = server.make_bucket()
     threads_before, files_before = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    with proxied(server, share, seed) as url:
+    with proxied(server, faults=dict.fromkeys(SPOILING, share), stall=2 * TIMEOUT, seed=seed) as url:
         options = replace(server.options(), endpoint_url=url, timeout=TIMEOUT, connections=IN_FLIGHT, patience=3600.0)
         store = S3Store(bucket, options, sleep=lambda seconds: time.sleep(seconds / 100), expiry=EXPIRY)
         workers = [Worker(store, number, seed) for number in range(IN_FLIGHT)]
