@@ -1,0 +1,143 @@
+"""The article's replay: large files copied onto a filesystem in the bucket, round after round, while requests fail.
+
+Files of 10 to 100 MB that do not compress, onto xfs on a loop device (direct I/O) on the volume, blocks of 128 KiB,
+MinIO. Of the attempts 2.5 % get a 500 and 2.5 % no answer in time: ``--timeout 2``, four times what the slowest answer
+takes here, and what is late comes to the server after it was given up. A round is closed by a flush, so that
+its bytes are in the bucket; all rounds have files of the same sizes. In 2010 the rate fell from 27.8 MB/s to 0.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from perf.side_by_side import Ratio, Report
+from s3backer.admin import create_volume
+from s3backer.stores.options import StoreOptions
+from s3backer.stores.s3 import S3Store
+from tests.support.minio_program import NOT_BUILT, find_minio
+from tests.support.mounts import filesystem, loop_device, mounted, needs_mounts
+from tests.support.proxied import proxied
+from tests.support.servers import MinioServer
+from tests.support.tools import run
+
+ROUNDS = 5
+FILES = 4
+SEED = 2010
+MB = 1_000_000
+PIECE = 1 << 20
+BLOCK = 128 << 10
+VOLUME = 4 << 30
+TIMEOUT = 2.0
+#: Silence ends after the attempt was given up: the request then still goes on to the server.
+STALL = 3.0
+FAULTS = {"error500": 0.025, "stall": 0.025}
+
+pytestmark = [needs_mounts, pytest.mark.skipif(find_minio() is None, reason=NOT_BUILT)]
+
+
+def sizes() -> list[int]:
+    """Return the bytes of each file of a round."""
+    source = random.Random(SEED)
+    return [source.randrange(10 * MB, 100 * MB) for _ in range(FILES)]
+
+
+@contextmanager
+def attached(bucket: str, options: StoreOptions, directory: Path) -> Iterator[str]:
+    """Mount the volume, and yield a loop device on it; on leaving see that everything could be stored."""
+    mountpoint = directory / "volume"
+    mountpoint.mkdir(exist_ok=True)
+    store = {name: getattr(options, name) for name in ("endpoint_url", "region", "access_key", "secret_key", "timeout")}
+    what = {"url": f"s3://{bucket}", "mountpoint": str(mountpoint), "store": store, "request": {"foreground": True}}
+    with mounted(what, directory) as mount:
+        with loop_device(mount.file) as device:
+            yield device
+        mount.umount()
+        mount.wait()
+        assert mount.process.returncode == 0
+
+
+def copy(content: bytes, path: Path) -> None:
+    """Copy a file as cp does."""
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(content), PIECE):
+            file.write(content[start : start + PIECE])
+
+
+def flush(paths: list[Path]) -> None:
+    """Return when these files and their filesystem are in the bucket."""
+    # Together first: fsync of one file after the other would wait for the slowest attempt as often as there are files.
+    run("sync", "-f", str(paths[0]))
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def stalled_seconds() -> float:
+    """Return for how many seconds so far some process of this machine has waited for a CPU."""
+    match = re.search(r"some .*total=(\d+)", Path("/proc/pressure/cpu").read_text())
+    assert match
+    return int(match[1]) / 1e6
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_files_copied_while_requests_fail(tmp_path: Path, report: Report) -> None:
+    source = random.Random(SEED)
+    sums: dict[str, str] = {}
+    rates: list[float] = []
+    waited: list[float] = []
+    with MinioServer() as server:
+        bucket = server.make_bucket()
+        store = S3Store(bucket, server.options())
+        create_volume(store, "", size=VOLUME, block_size=BLOCK)
+        store.close()
+        place = tmp_path / "xfs"
+        with (
+            proxied(server, faults=FAULTS, stall=STALL, seed=SEED) as url,
+            attached(bucket, replace(server.options(), endpoint_url=url, timeout=TIMEOUT), tmp_path) as device,
+        ):
+            run("mkfs.xfs", "-q", device)
+            with filesystem(device, place):
+                for number in range(ROUNDS):
+                    contents = {f"{number}-{index}": source.randbytes(size) for index, size in enumerate(sizes())}
+                    sums |= {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+                    started, stalled = time.perf_counter(), stalled_seconds()
+                    for name, content in contents.items():
+                        copy(content, place / name)
+                    flush([place / name for name in contents])
+                    seconds = time.perf_counter() - started
+                    rates.append(sum(sizes()) / seconds / MB)
+                    waited.append((stalled_seconds() - stalled) / seconds)
+        # What the bucket has, without what the first mount had in memory, and without faults.
+        with attached(bucket, server.options(), tmp_path) as device:
+            run("xfs_repair", "-n", device)
+            with filesystem(device, place, "-o", "ro"):
+                found = {name: checksum(place / name) for name in sums}
+    assert found == sums
+    print("Somebody waited for a CPU:", ", ".join(f"{share:.0%} of round {n}" for n, share in enumerate(waited, 1)))
+    for number, rate in enumerate(rates, 1):
+        ratio = rate / rates[0]
+        report.add(
+            Ratio(
+                f"round {number} of {sum(sizes()) / MB:.0f} MB, 5 % faults: {rate:.1f} MB/s",
+                f"the first: {rates[0]:.1f} MB/s",
+                ratio,
+                ratio,
+                ratio,
+                0.8 if number == ROUNDS else None,
+            )
+        )
