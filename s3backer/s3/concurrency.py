@@ -7,8 +7,8 @@
     SlowDown   more than one answer in five of a round: 0.7 of what was allowed
 
 Guarantees
-  * Reads go first, and writes never hold more than three quarters of what is allowed: queued writes starve no read.
-    While writes wait, reads leave them a quarter.
+  * Reads go first, and writes never hold more than three quarters of what is allowed: queued writes starve no read,
+    also while more of them are under way than are allowed by now. While writes wait, reads leave them a quarter.
   * Never fewer than ``least`` are allowed, never more than ``most``.
 """
 
@@ -126,10 +126,13 @@ class Limiter:
         self._full = False
 
     def _has_room(self, write: bool) -> bool:
-        total = self.under_way
-        if total >= int(self._allowed):
+        allowed = int(self._allowed)
+        share = max(1, allowed * 3 // 4)
+        if not write and self._reads.under_way < allowed - share:
+            # Also when less was allowed after the writes under way had begun: reads do not wait until they end.
+            return True
+        if self.under_way >= allowed:
             return False
-        share = max(1, int(self._allowed) * 3 // 4)
         if write:
             return self._writes.under_way < share
         return not self._writes.waiting or self._reads.under_way < share

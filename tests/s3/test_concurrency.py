@@ -115,6 +115,28 @@ def test_queued_writes_leave_reads_a_quarter_and_never_hold_one_up():
     assert limiter.begin(write=False) is False
 
 
+def test_writes_that_began_when_more_was_allowed_hold_no_read_up():
+    limiter = Limiter(64)
+    Model(limiter, latency=0.05, servers=1000).run(2000)
+    for _ in range(limiter.under_way):
+        limiter.end(write=False, seconds=None)
+    for _ in range(48):
+        assert limiter.begin(write=True)
+
+    def read() -> None:
+        while limiter.allowed > LEAST and limiter.begin(write=False):
+            limiter.end(write=False, seconds=None, slow_down=True)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join(20)
+    assert limiter.allowed == LEAST
+    assert limiter.begin(write=False) and limiter.begin(write=False)
+    assert limiter.under_way == 50
+    limiter.close()
+    reader.join(20)
+
+
 def test_reads_leave_waiting_writes_a_quarter():
     limiter = Limiter(8)
     for _ in range(8):
