@@ -80,6 +80,11 @@ class Wire:
     def __init__(self, server: MinioServer) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc)
 
+    def renew(self) -> None:
+        """Connect anew: the server closes a connection that is idle for long."""
+        self._connection.close()
+        self._connection.connect()
+
     def ask(self, requests: list[Prepared]) -> int:
         """Send these requests one after the other, read the answers and return their bytes."""
         received = 0
@@ -143,6 +148,7 @@ def test_deleting(server: MinioServer, store: S3Store, report: Report) -> None:
         for name in list(contenders)[number % 3 :] + list(contenders)[: number % 3]:
             fill(store, NAMES if name == "store" else NAMES[:SOME])
             scale = 1 if name == "store" else OBJECTS / SOME
+            wire.renew()
             before = store.counters.snapshot()["delete"].requests
             started, used = time.perf_counter(), time.process_time()
             contenders[name]()
