@@ -21,6 +21,8 @@ from typing import Protocol
 from s3backer.telemetry.requests import RequestCounters
 
 Buffer = bytes | bytearray | memoryview
+#: What is put: one buffer, or several that follow one another. It is not changed before the call returns.
+Body = Buffer | Sequence[Buffer]
 
 
 @dataclass(frozen=True, slots=True)
