@@ -15,7 +15,8 @@ from s3backer.errors import StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
 from s3backer.opening import VolumeOptions
-from s3backer.stores.base import Buffer, ListPage, StoredObject
+from s3backer.stores.base import Body, ListPage, StoredObject
+from s3backer.stores.bodies import pieces
 from s3backer.stores.memory import MemoryStore
 from s3backer.volume import Volume
 
@@ -35,7 +36,7 @@ class SlowStore(MemoryStore):
         time.sleep(self.delay)
         return super().get(key, at_most=at_most)
 
-    def put(self, key: str, body: Buffer, **options: Any) -> str:
+    def put(self, key: str, body: Body, **options: Any) -> str:
         if key.endswith("mounted") and self.before_token:
             before, self.before_token = self.before_token, None
             before()
@@ -224,8 +225,8 @@ class OneByOne(MemoryStore):
     gate: threading.Event | None = None
     inside = threading.Event()
 
-    def put(self, key: str, body: Buffer, **more: Any) -> str:
-        if bytes(body[:1]) == b"F":
+    def put(self, key: str, body: Body, **more: Any) -> str:
+        if b"".join(pieces(body))[:1] == b"F":
             raise StoreError("away")
         if self.gate:
             self.inside.set()
@@ -388,7 +389,7 @@ def test_shrinking_while_the_store_is_away_fails_and_stops_nobody(store: SlowSto
 def test_a_token_whose_answer_was_lost_is_not_left_behind(store: SlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put = store.put
 
-    def lost(key: str, body: Buffer, **more: Any) -> str:
+    def lost(key: str, body: Body, **more: Any) -> str:
         put(key, body, **more)
         raise StoreError("the answer was lost")
 

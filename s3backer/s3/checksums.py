@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 from s3backer import _checksum
 from s3backer.s3.http1 import Answer
-from s3backer.stores.base import Buffer
+from s3backer.stores.base import Body
+from s3backer.stores.bodies import pieces
 
-_CRC64 = "x-amz-checksum-crc64nvme"
+CRC64 = "x-amz-checksum-crc64nvme"
 _CRC32C = "x-amz-checksum-crc32c"
 #: Asks for the checksum that is kept with an object.
 ASK = {"x-amz-checksum-mode": "ENABLED"}
@@ -25,15 +26,19 @@ def _encoded(value: int, size: int) -> str:
     return base64.b64encode(value.to_bytes(size, "big")).decode()
 
 
-def _crc64(body: Buffer) -> str:
-    return _encoded(_checksum.crc64nvme(body), 8)
+def crc64(body: Body) -> str:
+    """Return the CRC-64/NVME of a body as headers and documents of S3 say it."""
+    value = 0
+    for piece in pieces(body):
+        value = _checksum.crc64nvme(piece, value)
+    return _encoded(value, 8)
 
 
-def _crc32c(body: Buffer) -> str:
+def _crc32c(body: bytes) -> str:
     return _encoded(_checksum.crc32c(body), 4)
 
 
-_KNOWN: tuple[tuple[str, Callable[[Buffer], str]], ...] = ((_CRC64, _crc64), (_CRC32C, _crc32c))
+_KNOWN: tuple[tuple[str, Callable[[bytes], str]], ...] = ((CRC64, crc64), (_CRC32C, _crc32c))
 
 
 class Checksums:
@@ -45,20 +50,28 @@ class Checksums:
         self._etags_agree = False
         self._etags_differ = False
 
-    def of_put(self, body: Buffer) -> dict[str, str]:
+    def of_put(self, body: Body) -> dict[str, str]:
         """Return the headers that go with a body."""
-        headers = {_CRC64: _crc64(body)}
+        headers = {CRC64: crc64(body)}
         if not self._knows_crc:
             headers["Content-MD5"] = md5_base64(body)
         return headers
 
-    def etag_of(self, body: Buffer) -> str | None:
+    def etag_of(self, body: Body) -> str | None:
         """Return the ETag that an object with this body will have, None where this server's are no MD5s."""
         return None if self._etags_differ or not self._etags_agree else f'"{_md5(body).hexdigest()}"'
 
+    def confirmed(self, sent: dict[str, str], answer: Answer) -> bool:
+        """Whether nothing in the answer to a PUT contradicts the headers ``sent``, as far as the server is known."""
+        if answer.headers.get(CRC64, sent[CRC64]) != sent[CRC64]:
+            return False
+        if "Content-MD5" not in sent or not self._etags_agree:
+            return True
+        return md5_of_etag(answer) in (None, base64.b64decode(sent["Content-MD5"]).hex())
+
     def learn(self, sent: dict[str, str], answer: Answer) -> None:
         """Learn from a PUT that succeeded: the server has compared what it knows of the headers ``sent``."""
-        if answer.headers.get(_CRC64) == sent[_CRC64]:
+        if answer.headers.get(CRC64) == sent[CRC64]:
             self._knows_crc = True
         if "Content-MD5" in sent:
             etag, own = md5_of_etag(answer), base64.b64decode(sent["Content-MD5"]).hex()
@@ -76,13 +89,16 @@ class Checksums:
         return expected is None or self._etags_differ or _md5(answer.body).hexdigest() == expected
 
 
-def md5_base64(body: Buffer) -> str:
+def md5_base64(body: Body) -> str:
     """Return what Content-MD5 says of a body."""
     return base64.b64encode(_md5(body).digest()).decode()
 
 
-def _md5(body: Buffer) -> hashlib._Hash:
-    return hashlib.md5(body, usedforsecurity=False)
+def _md5(body: Body) -> hashlib._Hash:
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces(body):
+        digest.update(piece)
+    return digest
 
 
 def md5_of_etag(answer: Answer) -> str | None:

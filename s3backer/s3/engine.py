@@ -11,7 +11,8 @@ Guarantees
   * Writes are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
     late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
   * The server's clock is followed, and so is the region in which it says the bucket is, unless one was asked for.
-  * LostAnswer says that a condition failed, but perhaps by our own earlier attempt: who asked has to look.
+  * LostAnswer says that a condition failed, or an upload is gone, but perhaps by our own earlier attempt: who asked
+    has to look.
   * No key, token or signature is in any message or log line.
 """
 
@@ -33,13 +34,14 @@ from s3backer.s3.hedging import Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
 from s3backer.s3.proxies import find_proxy
-from s3backer.s3.responses import Fault, is_xml, parse_fault
+from s3backer.s3.responses import Fault, is_xml, parse_fault, unmasked
 from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_retried, is_slow_down, parse_retry_after
 from s3backer.s3.server_clock import DOUBT, ServerClock, boot_time, steady_clock
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
 from s3backer.s3.unsettled import ANYTHING, Unsettled
-from s3backer.stores.base import Buffer
+from s3backer.stores.base import Body
+from s3backer.stores.bodies import size_of
 from s3backer.stores.checks import too_large
 from s3backer.stores.options import StoreOptions
 from s3backer.telemetry.requests import RequestCounters, failure_of_status
@@ -71,12 +73,12 @@ class Request:
     resource: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Buffer | None = None
+    body: Body | None = None
     conditional: bool = False
     hedged: bool = False
     at_most: int | None = None
-    #: For a write: what the object has to be for it to take effect (s3/unsettled.py).
-    accepts: str = ANYTHING
+    #: For a write: what the object has to be for it to take effect (s3/unsettled.py); None if it changes no object.
+    accepts: str | None = ANYTHING
     #: Which keys it writes, if not the resource alone.
     keys: tuple[str, ...] = ()
 
@@ -87,7 +89,7 @@ class Request:
 
 
 class LostAnswer(Exception):
-    """A condition failed, but perhaps by our own earlier attempt."""
+    """A condition failed, or an upload is not there any more, but perhaps by our own earlier attempt."""
 
 
 class Engine:
@@ -169,7 +171,7 @@ class Engine:
         """Send a request, again where that may help, and return its successful answer or raise what went wrong.
 
         ``verify`` returns what is wrong with a successful answer, which is then asked for again. Raises LostAnswer
-        where a condition failed after an attempt that may have taken effect.
+        where a condition failed, or an upload is gone, after an attempt that may have taken effect.
         """
         waited, attempt, altered, corrections, unsettled = 0.0, 1, 0, 0, False
         while True:
@@ -186,10 +188,10 @@ class Engine:
                 altered += 1
                 raise Failure(problem, retried=altered < MAX_ALTERED)
             except Failure as failure:
-                if isinstance(failure.error, PreconditionFailed) and unsettled:
+                if isinstance(failure.error, (PreconditionFailed, messages.NoUpload)) and unsettled:
                     raise LostAnswer from None
-                unsettled = unsettled or failure.unsettled
-                if failure.unsettled and request.writes:
+                if failure.unsettled and request.writes and request.accepts is not None:
+                    unsettled = True
                     for key in request.keys or (request.resource,):
                         self.unsettled.add(key, request.accepts, sent_at)
                 pause = None
@@ -227,7 +229,7 @@ class Engine:
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
     def _attempt(self, request: Request) -> Answer:
-        size = memoryview(request.body).nbytes if request.body is not None else 0
+        size = size_of(request.body or ())
         self._last_at_least(self._upload.take(size) if request.writes else 0.0)
         if not self.limiter.begin(write=request.writes):
             raise closed(self.place)
@@ -242,11 +244,15 @@ class Engine:
                 if not failure.stale or request.writes:
                     raise
                 answer = send(request)
+            if request.method == "POST":
+                answer = unmasked(answer)
             self._counters.add_failure(failure_of_status(answer.status))
         except Failure as failure:
             self._counters.add_failure(failure.counted_as)
             raise
         except LongAnswer as long:
+            if "Range" in request.headers:
+                raise messages.no_ranges(self.place, request.resource, long.at_most) from None
             raise too_large(f"s3://{self._bucket}", request.resource, long.at_most) from None
         finally:
             seconds = time.perf_counter() - started
@@ -349,7 +355,9 @@ class Engine:
         broken = fault is None and answer.status != 412 and is_xml(answer)
         if broken:
             error = messages.bad_answer(self.place, key, f"status {answer.status} with broken XML")
-        elif request.conditional and (answer.status == 412 or code in ("PreconditionFailed", "NoSuchKey")):
+        elif request.conditional and (
+            answer.status == 412 or code == "PreconditionFailed" or (request.writes and code == "NoSuchKey")
+        ):
             error = PreconditionFailed(key)
         elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
             error = messages.no_conditions(self.place, key)

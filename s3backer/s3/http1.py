@@ -19,7 +19,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 from s3backer import _fast
-from s3backer.stores.base import Buffer
+from s3backer.stores.base import Body
+from s3backer.stores.bodies import Unsent, pieces, size_of
 
 _MAX_HEAD = 1 << 16
 _MAX_HEADERS = 128
@@ -38,7 +39,7 @@ class BadHTTP(Exception):
 
 
 class LongAnswer(Exception):
-    """An answer has more than ``at_most`` bytes."""
+    """A success has more than ``at_most`` bytes."""
 
     def __init__(self, at_most: int) -> None:
         super().__init__(at_most)
@@ -71,19 +72,14 @@ class Connection:
         """Whether bytes have come that the system's poll does not see."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
-    def send(self, head: bytes, body: Buffer | None, seconds: float) -> None:
+    def send(self, head: bytes, body: Body | None, seconds: float) -> None:
         """Send a request within ``seconds``; TimeoutError or OSError if it does not go out whole."""
         deadline = time.monotonic() + seconds
-        views = [memoryview(head)]
-        if body is not None and len(body):
-            views.append(memoryview(body).cast("B"))
+        unsent = Unsent((memoryview(head), *pieces(body or ())))
         self.sock.settimeout(seconds)
-        while views:
-            sent = self.sock.send(views[0][:_PIECE]) if self._tls else self.sock.sendmsg(views)
-            while views and sent >= len(views[0]):
-                sent -= len(views.pop(0))
-            if views:
-                views[0] = views[0][sent:]
+        while unsent:
+            unsent.take(self.sock.send(unsent.first(_PIECE)) if self._tls else self.sock.sendmsg(unsent.next_ones()))
+            if unsent:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError("timed out")
@@ -272,11 +268,11 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
     return int(code), headers, version == "HTTP/1.1" and "close" not in connection
 
 
-def request_head(method: str, target: str, headers: Mapping[str, str], body: Buffer | None) -> bytes:
+def request_head(method: str, target: str, headers: Mapping[str, str], body: Body | None) -> bytes:
     """Return the bytes before the body. Headers are printable ASCII already; Host is among them."""
     lines = [f"{method} {target} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
-        lines.append(f"Content-Length: {memoryview(body).nbytes}")
+        lines.append(f"Content-Length: {size_of(body)}")
     lines.append("\r\n")
     return "\r\n".join(lines).encode("latin-1")

@@ -66,6 +66,11 @@ def explain_fault(place: Place, key: str, answer: Answer, fault: Fault | None) -
                 f"the temporary credentials for {what} are not valid any more ({code})",
                 hint="Get new ones, for example with 'aws sso login', or check AWS_SESSION_TOKEN.",
             )
+        case "NoSuchUpload":
+            return NoUpload(
+                f"{where} has lost the parts of {what}",
+                hint="Another program or a rule of the bucket removed them before they were put together. Try again.",
+            )
         case "InvalidBucketName":
             return UsageError(f"{place.bucket!r} is no valid name of a bucket", hint="Check the URL.")
     if region or answer.status in _REDIRECTS:
@@ -106,6 +111,10 @@ def clock_off(place: Place, seconds: float | None) -> AccessDenied:
     )
 
 
+class NoUpload(StoreError):
+    """The server knows nothing of an upload in parts: it is complete already, or was aborted."""
+
+
 class NoConditions(StoreError):
     """The server says that it cannot do conditional writes."""
 
@@ -132,6 +141,14 @@ def bad_answer(place: Place, key: str, problem: str) -> StoreError:
     return StoreError(
         f"{place.endpoint} gave an unusable answer for {place.describe(key)}: {problem}",
         hint="Check the network, and that the endpoint is an S3 service without a proxy that changes answers.",
+    )
+
+
+def no_ranges(place: Place, key: str, at_most: int) -> StoreError:
+    """Return the error for a server that gives all of a large object where a range of it was asked for."""
+    return StoreError(
+        f"{place.endpoint} answers a request for a part of {place.describe(key)} with more than {at_most} bytes",
+        hint="It, or a proxy before it, ignores Range. Use another one.",
     )
 
 

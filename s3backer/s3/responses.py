@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from operator import itemgetter
 from urllib.parse import unquote_plus
@@ -22,6 +22,8 @@ from s3backer.stores.base import ListEntry, ListPage, ObjectInfo
 _LINE_ENDS = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
 _NOT_XML = re.compile("[^\\t\\n\\r\x20-\\ud7ff\\ue000-\\ufffd\U00010000-\U0010ffff]")
 _META = "x-amz-meta-"
+_RANGE = re.compile("bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,19})")
 
 
 class BadAnswer(Exception):
@@ -42,7 +44,7 @@ def _document(body: bytes) -> Element:
     if b"<!DOCTYPE" in body or b"\0" in body:  # the latter in encodings that hide the former
         raise BadAnswer("XML with a document type declaration, or in UTF-16")
     try:
-        return fromstring(body)  # noqa: S314 - without a document type there is nothing to expand or to fetch
+        return fromstring(body.lstrip())  # noqa: S314 - without a document type there is nothing to expand or to fetch
     except (ParseError, LookupError, ValueError) as error:  # the latter two for its encoding
         raise BadAnswer(f"no valid XML: {error}") from None
 
@@ -64,6 +66,18 @@ def parse_fault(body: bytes) -> Fault | None:
         return None
     code, message, region = (printable(root.findtext(f"{space}{name}", "")) for name in ("Code", "Message", "Region"))
     return Fault(code, message, region)
+
+
+def unmasked(answer: Answer) -> Answer:
+    """Return an answer to a POST with the status that it should have.
+
+    S3 may say 200 before it knows how putting parts together ends, send blanks meanwhile, and an error after them.
+    Source: the description of CompleteMultipartUpload in Amazon's S3 API reference.
+    """
+    fault = parse_fault(answer.body) if answer.status == 200 else None
+    if fault is None:
+        return answer
+    return replace(answer, status={"PreconditionFailed": 412, "AccessDenied": 403}.get(fault.code, 400))
 
 
 def is_xml(answer: Answer) -> bool:
@@ -118,6 +132,52 @@ def parse_deleted(body: bytes, keys: Set[str]) -> dict[str, Fault]:
     if not faults.keys() <= keys:
         raise BadAnswer("keys that were not to be deleted")
     return faults
+
+
+def parse_upload(body: bytes) -> str:
+    """Return the id of an upload that has been begun; BadAnswer if it does not say."""
+    return _said(body, "InitiateMultipartUploadResult", "UploadId")
+
+
+def parse_completed(body: bytes) -> str:
+    """Return the ETag of an object whose parts have been put together; BadAnswer if it does not say."""
+    return quoted_etag(_said(body, "CompleteMultipartUploadResult", "ETag"))
+
+
+def _said(body: bytes, document: str, name: str) -> str:
+    root = _document(body)
+    space = _named(root, document)
+    if space is None:
+        raise BadAnswer(f"a document {printable(root.tag)!r} in place of {document}")
+    text = root.findtext(f"{space}{name}", "").strip()
+    if not text:
+        raise BadAnswer(f"no {name}")
+    return text
+
+
+def completion(parts: Iterable[tuple[str, str]]) -> bytes:
+    """Return the document that puts parts together, given the ETag and the CRC-64/NVME of each in order."""
+    listed = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag>"
+        f"<ChecksumCRC64NVME>{crc}</ChecksumCRC64NVME></Part>"
+        for number, (etag, crc) in enumerate(parts, 1)
+    )
+    return f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+
+
+def parse_range(answer: Answer) -> tuple[int, int, int]:
+    """Return (first byte, bytes, bytes of the whole object) of a 206; BadAnswer if it does not say, or not clearly."""
+    found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+    if found is None:
+        raise BadAnswer("it does not say which range of the object it is")
+    first, last, size = map(int, found.groups())
+    return first, last - first + 1, size
+
+
+def size_past(answer: Answer) -> int | None:
+    """Return the size in bytes of an object that has nothing of a range (416), None if the answer does not say."""
+    found = _UNSATISFIED.fullmatch(answer.headers.get("content-range", ""))
+    return int(found[1]) if found else None
 
 
 def deletion(keys: Iterable[str]) -> bytes:

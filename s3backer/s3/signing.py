@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from s3backer.stores.base import Buffer
+from s3backer.stores.base import Body
+from s3backer.stores.bodies import pieces
 
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 #: Headers that proxies may change.
@@ -40,9 +41,12 @@ def encode_query(query: Mapping[str, str]) -> str:
     return "&".join(f"{name}={value}" for name, value in pairs)
 
 
-def payload_hash(body: Buffer) -> str:
+def payload_hash(body: Body) -> str:
     """Return the SHA-256 of a body as it is signed."""
-    return hashlib.sha256(body).hexdigest()
+    digest = hashlib.sha256()
+    for piece in pieces(body):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class Signer:

@@ -36,7 +36,7 @@ from s3backer.s3.messages import Place
 from s3backer.s3.proxies import Proxy
 from s3backer.s3.responses import printable
 from s3backer.s3.retries import Failure
-from s3backer.stores.base import Buffer
+from s3backer.stores.base import Body
 
 _CONNECT_SECONDS = 10.0
 #: How long an unused connection is kept. Servers close theirs after some 20 s or more.
@@ -90,7 +90,7 @@ class Transport:
         method: str,
         target: str,
         headers: Mapping[str, str],
-        body: Buffer | None,
+        body: Body | None,
         *,
         at_most: int | None = None,
     ) -> Exchange:

@@ -21,6 +21,8 @@ from typing import Protocol
 from s3backer.telemetry.requests import RequestCounters
 
 Buffer = bytes | bytearray | memoryview
+#: What is put: one buffer, or several that follow one another. It is not changed before the call returns.
+Body = Buffer | Sequence[Buffer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ class StoredObject:
 
     info: ObjectInfo
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRange:
+    """What a ranged GET tells: the bytes of the range that there are, and the size of the whole object in bytes."""
+
+    body: bytes
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +88,21 @@ class ObjectStore(Protocol):
         Of one that is larger no more than that is read.
         """
 
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
+        """Return ``length`` bytes (1 or more) from byte ``start`` of the object; ``ObjectNotFound`` if absent.
+
+        Of a range that goes over the end there is what fits, of one at or after the end, or of an empty object,
+        nothing: the size tells. ``PreconditionFailed`` if the object has another ETag than ``if_match``.
+        The bytes are as many as they should be; no checksum that the store keeps covers a part of an object.
+        """
+
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ``ObjectNotFound`` if absent."""
 
     def put(
         self,
         key: str,
-        body: Buffer,
+        body: Body,
         *,
         content_type: str = "application/octet-stream",
         content_encoding: str = "",
@@ -93,6 +111,23 @@ class ObjectStore(Protocol):
         if_none_match: bool = False,
     ) -> str:
         """Store the object and return its ETag; ``PreconditionFailed`` if a condition does not hold."""
+
+    def put_large(
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str = "application/octet-stream",
+        content_encoding: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> str:
+        """Do what ``put`` does, in several requests where the object is too large for one.
+
+        Its ETag is then not the MD5 of its body on any server: never for blocks of the classic layout. And between
+        writers at the same moment the condition may be less exact than that of ``put`` (docs/requests.md).
+        """
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object. Absent already is a success; PreconditionFailed if it has another ETag than this.

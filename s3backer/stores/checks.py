@@ -4,6 +4,7 @@ key        1 to 1024 bytes of UTF-8, no NUL
 metadata   names of lower-case letters, digits, '-', '_' and '.'; values of printable ASCII, not empty and
            without blanks at the ends: what an HTTP header carries through any S3 server unchanged
 limit      1 to 1000
+range      from byte 0 or later, of 1 byte or more, before byte 2**63
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from s3backer.errors import CorruptObject, UsageError
 
 MAX_KEY_BYTES = 1024
 MAX_LIST = 1000
+_MAX_SIZE = 1 << 63
 _NAME = re.compile(r"[a-z0-9._-]+")
 _VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
@@ -38,6 +40,12 @@ def check_listing(prefix: str, start_after: str, limit: int) -> None:
         raise UsageError(f"a listing page has 1 to {MAX_LIST} entries, not {limit}")
     for text in filter(None, (prefix, start_after)):
         check_key(text)
+
+
+def check_range(start: int, length: int) -> None:
+    """Raise UsageError unless these can be the first byte and the length of a range."""
+    if start < 0 or length < 1 or start + length > _MAX_SIZE:
+        raise UsageError(f"{length} bytes from byte {start} on are no range of an object")
 
 
 def too_large(store: str, key: str, at_most: int) -> CorruptObject:

@@ -32,7 +32,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from s3backer.errors import (
@@ -46,9 +46,19 @@ from s3backer.errors import (
     UsageError,
 )
 from s3backer.stores import sidecar
-from s3backer.stores.base import Buffer, ListEntry, ListPage, ObjectInfo, StoredObject
-from s3backer.stores.checks import check_key, check_listing, checked_metadata, too_large
-from s3backer.stores.files import OPEN, create_temporary, digest_file, exists, open_directory, read_file, walk
+from s3backer.stores.base import Body, ListEntry, ListPage, ObjectInfo, ObjectRange, StoredObject
+from s3backer.stores.bodies import Unsent, pieces, size_of
+from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata, too_large
+from s3backer.stores.files import (
+    OPEN,
+    create_temporary,
+    digest_file,
+    exists,
+    open_directory,
+    read_file,
+    read_range,
+    walk,
+)
 from s3backer.stores.sidecar import Entry
 from s3backer.telemetry.requests import RequestCounters
 
@@ -139,6 +149,22 @@ class DirectoryStore:
             call.received = len(body)
             return StoredObject(_info(key, len(body), entry), body)
 
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
+        """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag.
+
+        Reads no more than the range, but all of the object for its ETag where one is asked for.
+        """
+        names = self._names(key)
+        check_range(start, length)
+        with self._call("get", key) as call:
+            with self._missing_is_absent(call, key):
+                place = call.directory(names[:-1])
+                found = read_range(place, names[-1], start, length, with_digest=if_match is not None)
+            if if_match is not None and _quoted(found.digest) != if_match:
+                raise PreconditionFailed(key)
+            call.received = len(found.body)
+            return ObjectRange(found.body, found.size)
+
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ObjectNotFound if absent. Reads the body for its ETag, but a piece at a time."""
         names = self._names(key)
@@ -149,7 +175,7 @@ class DirectoryStore:
     def put(
         self,
         key: str,
-        body: Buffer,
+        body: Body,
         *,
         content_type: str = "application/octet-stream",
         content_encoding: str = "",
@@ -184,8 +210,12 @@ class DirectoryStore:
                 raise PreconditionFailed(key) from None
             if entries and new.plain:
                 self._remove_sidecar(call, key)
-            call.sent = memoryview(body).nbytes
+            call.sent = size_of(body)
             return new.etag
+
+    def put_large(self, key: str, body: Body, **facts: Any) -> str:
+        """Do what ``put`` does: there is nothing that it would be too large for."""
+        return self.put(key, body, **facts)
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object if it is there, first the body, then what is said about it."""
@@ -291,7 +321,7 @@ class DirectoryStore:
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, call: _Call, place: int, name: str, body: Buffer, *, new_only: bool = False) -> None:
+    def _write(self, call: _Call, place: int, name: str, body: Body, *, new_only: bool = False) -> None:
         """Put a whole file into a directory, atomically and durably.
 
         FileExistsError if it must be new and is not.
@@ -300,9 +330,9 @@ class DirectoryStore:
         temporary, descriptor = create_temporary(temporaries)
         there = True
         try:
-            view = memoryview(body).cast("B")
-            while view:
-                view = view[os.write(descriptor, view) :]
+            unwritten = Unsent(pieces(body))
+            while unwritten:
+                unwritten.take(os.writev(descriptor, unwritten.next_ones()))
             os.fsync(descriptor)
             if new_only and self._link(temporaries, temporary, place, name):
                 os.unlink(temporary, dir_fd=temporaries)
@@ -452,8 +482,11 @@ class DirectoryStore:
                 return StoreError(what, hint="Check the directory and the filesystem it is on.")
 
 
-def _etag(body: Buffer) -> str:
-    return _quoted(hashlib.md5(body, usedforsecurity=False).hexdigest())
+def _etag(body: Body) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces(body):
+        digest.update(piece)
+    return _quoted(digest.hexdigest())
 
 
 def _quoted(digest: str) -> str:

@@ -15,6 +15,7 @@ import secrets
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | OPEN
@@ -59,14 +60,43 @@ def read_file(place: int, name: str, *, at_most: int | None = None) -> bytes:
         return file.readall()
 
 
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """The bytes of a range of a file, the file's size in bytes, and its MD5 in hex if that was asked for."""
+
+    body: bytes
+    size: int
+    digest: str = ""
+
+
+def read_range(place: int, name: str, start: int, length: int, *, with_digest: bool) -> FileRange:
+    """Return what a regular file has of a range; raises what ``read_file`` does, EAGAIN if it shrinks meanwhile."""
+    with _open_file(place, name) as file:
+        digest = _digest(file)[1] if with_digest else ""
+        size = os.fstat(file.fileno()).st_size
+        fits = max(0, min(length, size - start))
+        found: list[bytes] = []
+        left = fits
+        while left:
+            found.append(os.pread(file.fileno(), left, start + fits - left))
+            if not found[-1]:
+                raise OSError(errno.EAGAIN, "another program changed it while it was read", name)
+            left -= len(found[-1])
+        return FileRange(b"".join(found), size, digest)
+
+
 def digest_file(place: int, name: str) -> tuple[int, str]:
     """Return a regular file's size in bytes and its MD5 in hex, in little memory; raises what ``read_file`` does."""
+    with _open_file(place, name) as file:
+        return _digest(file)
+
+
+def _digest(file: io.FileIO) -> tuple[int, str]:
     digest = hashlib.md5(usedforsecurity=False)
     size = 0
-    with _open_file(place, name) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+        size += len(piece)
     return size, digest.hexdigest()
 
 

@@ -6,6 +6,8 @@ Guarantees beyond those of every store
     CorruptObject in the end. So is an answer asked for again that no S3 server gives.
   * "There is no such object" comes from an answer that says so of the object and not of the bucket, or from a bare
     404 once the bucket has been seen to exist.
+  * A range is of the object's present content, and exactly the one that was asked for. A server that gives all of the
+    object is believed, up to _MOST_WHOLE bytes.
   * A conditional PUT whose answer was lost is settled by reading the object back.
   * No late or repeated attempt of a write replaces what was written after it by this store (s3/unsettled.py), as long
     as the writes are conditional or the one that follows has time to wait.
@@ -25,6 +27,7 @@ from s3backer.s3 import messages
 from s3backer.s3.checksums import ASK, Checksums, md5_base64
 from s3backer.s3.engine import EXPIRY, Engine, LostAnswer, Request
 from s3backer.s3.http1 import Answer
+from s3backer.s3.multipart import PART, Upload, cut_parts
 from s3backer.s3.responses import (
     BadAnswer,
     Fault,
@@ -33,12 +36,15 @@ from s3backer.s3.responses import (
     object_info,
     parse_deleted,
     parse_list,
+    parse_range,
     quoted_etag,
+    size_past,
 )
 from s3backer.s3.retries import MAX_ALTERED, is_retried
 from s3backer.s3.unsettled import ABSENT, ANYTHING
-from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
-from s3backer.stores.checks import check_key, check_listing, checked_metadata
+from s3backer.stores.base import Body, ListPage, ObjectInfo, ObjectRange, StoredObject
+from s3backer.stores.bodies import Pieces, pieces, same, size_of
+from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata
 from s3backer.stores.options import StoreOptions
 from s3backer.telemetry.requests import RequestCounters
 
@@ -48,6 +54,8 @@ _SILENT = (400, 401, 403, 404)
 _UNKNOWN = (405, 501)
 #: Keys that one request may delete.
 _BATCH = 1000
+#: Bytes of a whole object that are taken in answer to a request for a range of it.
+_MOST_WHOLE = 64 << 20
 #: The conditional PUT that is repeated to see whether its conditions are heeded, and an ETag that no object has.
 _TRIED = 2
 _NO_ETAG = '"00000000000000000000000000000000"'
@@ -58,7 +66,7 @@ log = logging.getLogger(__name__)
 class S3Store:
     """One bucket. ``clock`` in seconds since 1970; ``sleep(seconds)`` makes the pauses between attempts.
 
-    ``expiry``: seconds for which the signature of a write is good.
+    ``expiry``: seconds for which the signature of a write is good; ``part_size``: bytes of the parts of large objects.
     """
 
     delayed = True
@@ -72,6 +80,7 @@ class S3Store:
         sleep: Callable[[float], object] | None = None,
         random_source: random.Random | None = None,
         expiry: int = EXPIRY,
+        part_size: int = PART,
     ) -> None:
         self.name = f"s3://{bucket}"
         self.bucket = bucket
@@ -87,6 +96,7 @@ class S3Store:
         }
         self._put_headers = {name: value for name, value in asked.items() if value is not None}
         self._checksums = Checksums()
+        self._part_size = part_size
         #: Whether the server has shown that it deletes one object at a time.
         self._single_deletes = False
         #: Whether the server has shown that it knows no conditions for deletions.
@@ -112,21 +122,72 @@ class S3Store:
         """
         check_key(key)
 
-        def verify(answer: Answer) -> S3backerError | None:
-            if not answer.headers.get("etag"):
-                return self._no_etag(key)
-            if self._checksums.fits(answer):
-                return None
-            return CorruptObject(
-                f"object {key!r} in {self.name} does not have the content of its checksum or ETag "
-                f"{answer.headers['etag']}",
-                hint="It was altered in the store or on the way. Read it with another program and compare.",
-            )
-
         request = Request("get", "GET", key, headers=ASK, hedged=True, at_most=at_most)
-        answer = self._engine.perform(request, verify=verify)
+        answer = self._engine.perform(request, verify=lambda answer: self._check_whole(key, answer))
         self._bucket_seen = True
         return StoredObject(object_info(key, answer, len(answer.body)), answer.body)
+
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
+        """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag."""
+        check_key(key)
+        check_range(start, length)
+
+        def verify(answer: Answer) -> S3backerError | None:
+            if answer.status == 416:
+                return self._not_there(key) if (size_past(answer) or 0) > start else None
+            if answer.status == 200 or not answer.headers.get("etag"):
+                return self._check_whole(key, answer)
+            try:
+                first, count, size = parse_range(answer)
+            except BadAnswer as error:
+                return self._unusable(key, str(error))
+            if (first, count) == (start, min(length, size - start)) and count == len(answer.body):
+                return None
+            return self._unusable(key, f"{len(answer.body)} bytes said to be {count} from byte {first} of {size}")
+
+        headers = {"Range": f"bytes={start}-{start + length - 1}"}
+        if if_match is not None:
+            headers["If-Match"] = if_match
+        request = Request(
+            "get",
+            "GET",
+            key,
+            headers=headers,
+            conditional=if_match is not None,
+            hedged=True,
+            at_most=max(length, _MOST_WHOLE),
+        )
+        try:
+            answer = self._engine.perform(request, success=(200, 206, 416), verify=verify)
+        except ObjectNotFound:
+            # With If-Match SeaweedFS says so of a bucket that does not exist.
+            self._prove_bucket(key)
+            raise
+        except PreconditionFailed:
+            self.head(key)
+            raise
+        self._bucket_seen = True
+        if answer.status == 416:
+            return ObjectRange(b"", self._end_of(key, start, if_match, size_past(answer)))
+        if if_match is not None and quoted_etag(answer.headers["etag"]) != if_match:
+            raise PreconditionFailed(key)
+        if answer.status == 206:
+            return ObjectRange(answer.body, parse_range(answer)[2])
+        return ObjectRange(answer.body[start : start + length], len(answer.body))
+
+    def _end_of(self, key: str, start: int, if_match: str | None, said: int | None) -> int:
+        """Return the size of an object that ends before ``start``, as its server ``said`` if it did.
+
+        Whether the condition holds is not known: which of the two is answered first differs between servers.
+        """
+        if said is not None and if_match is None:
+            return said
+        info = self.head(key)
+        if if_match is not None and info.etag != if_match:
+            raise PreconditionFailed(key)
+        if info.size > start:
+            raise self._not_there(key)
+        return info.size
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's facts; ObjectNotFound if absent."""
@@ -155,7 +216,7 @@ class S3Store:
     def put(
         self,
         key: str,
-        body: Buffer,
+        body: Body,
         *,
         content_type: str = "application/octet-stream",
         content_encoding: str = "",
@@ -166,26 +227,19 @@ class S3Store:
         """Store the object and return its ETag; PreconditionFailed if a condition does not hold."""
         check_key(key)
         kept = checked_metadata(content_type, content_encoding, metadata)
-        sums = self._checksums.of_put(body)
-        headers = {"Content-Type": content_type, **sums}
-        if content_encoding:
-            headers["Content-Encoding"] = content_encoding
-        headers |= {f"x-amz-meta-{name}": value for name, value in kept.items()}
-        headers |= self._put_headers
-        if if_match is not None:
-            headers["If-Match"] = if_match
-        if if_none_match:
-            headers["If-None-Match"] = "*"
+        whole = pieces(body)
+        sums = self._checksums.of_put(whole)
+        condition = _condition(if_match, if_none_match)
         request = Request(
             "put",
             "PUT",
             key,
-            headers=headers,
-            body=body,
-            conditional=if_match is not None or if_none_match,
-            accepts=(if_match or (ABSENT if if_none_match else ANYTHING)) if self.conditions else ANYTHING,
+            headers=self._facts(content_type, content_encoding, kept) | sums | condition,
+            body=whole,
+            conditional=bool(condition),
+            accepts=self._accepts(if_match, if_none_match),
         )
-        self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(body)))
+        self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(whole)))
         try:
             answer = self._engine.perform(
                 request, verify=lambda answer: None if answer.headers.get("etag") else self._no_etag(key)
@@ -193,7 +247,7 @@ class S3Store:
         except LostAnswer:
             with suppress(ObjectNotFound):
                 found = self.get(key)
-                if found.body == bytes(body) and dict(found.info.metadata) == kept:
+                if same(found.body, whole) and dict(found.info.metadata) == kept:
                     return found.info.etag
             raise PreconditionFailed(key) from None
         except PreconditionFailed:
@@ -205,6 +259,82 @@ class S3Store:
         if request.conditional and self.conditions is None:
             answer = self._try_conditions(request) or answer
         return quoted_etag(answer.headers["etag"])
+
+    def put_large(
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str = "application/octet-stream",
+        content_encoding: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> str:
+        """Store an object, in parts if it is larger than one, and return its ETag, which then is no MD5.
+
+        PreconditionFailed if a condition does not hold: before anything is sent where that is to be seen, else when
+        the parts are put together. Also if an answer was lost and the object is then another's.
+        """
+        parts = cut_parts(body, self._part_size)
+        if len(parts) <= 1:
+            return self.put(
+                key,
+                body,
+                content_type=content_type,
+                content_encoding=content_encoding,
+                metadata=metadata,
+                if_match=if_match,
+                if_none_match=if_none_match,
+            )
+        check_key(key)
+        kept = checked_metadata(content_type, content_encoding, metadata)
+        condition = _condition(if_match, if_none_match)
+        if condition:
+            self._check_condition(key, if_match)
+        upload = Upload(self._engine, self._checksums, key, self._facts(content_type, content_encoding, kept))
+        self._bucket_seen = True
+        try:
+            return upload.finish(parts, condition, self._accepts(if_match, if_none_match))
+        except LostAnswer:
+            with suppress(ObjectNotFound):
+                info = self.head(key)
+                if dict(info.metadata) == kept and self._consists_of(info, parts):
+                    return info.etag
+            raise PreconditionFailed(key) from None
+
+    def _check_condition(self, key: str, if_match: str | None) -> None:
+        """Raise PreconditionFailed if the object has another ETag than this, or is there where it should be absent."""
+        try:
+            found: str | None = self.head(key).etag
+        except ObjectNotFound:
+            found = None
+        if found != if_match:
+            raise PreconditionFailed(key)
+
+    def _consists_of(self, info: ObjectInfo, parts: Sequence[Pieces]) -> bool:
+        """Return whether an object has these parts. Reads it, a part at a time."""
+        if info.size != sum(map(size_of, parts)):
+            return False
+        start = 0
+        for part in parts:
+            size = size_of(part)
+            if not same(self.get_range(info.key, start, size, if_match=info.etag).body, part):
+                return False
+            start += size
+        return True
+
+    def _facts(self, content_type: str, content_encoding: str, metadata: Mapping[str, str]) -> dict[str, str]:
+        """Return the headers that say of a new object what its body does not."""
+        headers = {"Content-Type": content_type}
+        if content_encoding:
+            headers["Content-Encoding"] = content_encoding
+        headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+        return headers | self._put_headers
+
+    def _accepts(self, if_match: str | None, if_none_match: bool) -> str:
+        """Return what an object has to be for a write under this condition to take effect."""
+        return (if_match or (ABSENT if if_none_match else ANYTHING)) if self.conditions else ANYTHING
 
     def _try_conditions(self, done: Request) -> Answer | None:
         """Repeat a PUT under conditions that do not hold; return the answer if the server does it all the same.
@@ -337,6 +467,20 @@ class S3Store:
     def _unusable(self, key: str, problem: str) -> S3backerError:
         return messages.bad_answer(self._engine.place, key, problem)
 
+    def _not_there(self, key: str) -> S3backerError:
+        return self._unusable(key, "it says that the object ends before a range that it has")
+
+    def _check_whole(self, key: str, answer: Answer) -> S3backerError | None:
+        """Return what is wrong with an answer that has all of an object."""
+        if not answer.headers.get("etag"):
+            return self._no_etag(key)
+        if self._checksums.fits(answer):
+            return None
+        return CorruptObject(
+            f"object {key!r} in {self.name} does not have the content of its checksum or ETag {answer.headers['etag']}",
+            hint="It was altered in the store or on the way. Read it with another program and compare.",
+        )
+
     def _no_etag(self, key: str) -> S3backerError:
         """Return the error for the success of a server that is none of S3, such as the log-in page of a network."""
         return self._unusable(key, "it gives no ETag")
@@ -351,6 +495,12 @@ class S3Store:
             with suppress(ObjectNotFound):
                 self._engine.perform(_first_byte(key), success=(200, 206, 416), verify=verify)
             self._bucket_seen = True
+
+
+def _condition(if_match: str | None, if_none_match: bool) -> dict[str, str]:
+    """Return the headers of a write's condition."""
+    headers = {} if if_match is None else {"If-Match": if_match}
+    return headers | ({"If-None-Match": "*"} if if_none_match else {})
 
 
 def _first_byte(key: str) -> Request:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import socket
+import ssl
 import threading
 import time
+import tracemalloc
 from contextlib import suppress
 from itertools import pairwise
 
@@ -13,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 
 from s3backer.s3.http1 import Answer, BadHTTP, Connection, Exchange, LongAnswer, parse_head, request_head
+from s3backer.stores.base import Buffer
 
 
 def answered(wire: bytes, cuts: list[int], *, method: str = "GET", at_most: int | None = None) -> tuple[Answer, bool]:
@@ -171,3 +176,43 @@ def test_a_body_is_sent_whole_to_a_slow_reader():
     assert time.monotonic() - started >= 0.2
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_a_body_in_pieces_is_sent_in_order_and_never_copied(secure, certificate):
+    ours, theirs = socket.socketpair()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 16))
+
+    def receive() -> None:
+        source = certificate[0].wrap_socket(theirs, server_side=True) if secure else theirs
+        while count := source.recv_into(buffer):
+            digest.update(buffer[:count])
+        source.close()
+
+    receiver = threading.Thread(target=receive, name="receiver")
+    receiver.start()
+    if secure:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        ours = context.wrap_socket(ours)
+    connection = Connection.__new__(Connection)
+    connection.sock, connection._tls = ours, secure
+    memory = memoryview(random.Random(1).randbytes(8 << 20))
+    # More pieces than one system call takes, and one that no call takes whole.
+    body: list[Buffer] = [
+        b"header",
+        *(memory[at : at + 1000] for at in range(0, 2_000_000, 1000)),
+        b"",
+        memory[2_000_000:],
+    ]
+    tracemalloc.start()
+    try:
+        connection.send(b"POST\r\n\r\n", body, 60.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        ours.shutdown(socket.SHUT_WR)
+        receiver.join(timeout=60)
+        ours.close()
+    assert digest.hexdigest() == hashlib.sha256(b"POST\r\n\r\nheader" + memory).hexdigest()
+    assert peak < 1 << 20

@@ -31,7 +31,7 @@ from s3backer.stores.memory import MemoryStore
 
 BLOCK = "application/x-s3backer-block"
 #: Everything by which a put or delete changes the disk, or makes a change last.
-STEPS = ("mkdir", "write", "fsync", "link", "rename", "unlink")
+STEPS = ("mkdir", "writev", "fsync", "link", "rename", "unlink")
 
 
 class PowerCut(BaseException):
@@ -79,7 +79,7 @@ def record(monkeypatch, steps: list[str], cut: int | None = None) -> None:
         def step(*arguments, **options):
             if cut is not None and len(steps) >= cut:
                 raise PowerCut
-            if name in ("write", "fsync"):
+            if name in ("writev", "fsync"):
                 steps.append(f"{name} {name_of(arguments[0])}")
             elif name in ("link", "rename"):
                 steps.append(f"{name} to {arguments[1]}")
@@ -178,7 +178,7 @@ def test_a_put_is_synced_before_and_after_its_rename(store, monkeypatch):
         record(patch, steps)
         store.put("key", b"x" * 9, content_type=BLOCK)
     changes = [step for step in steps if not step.startswith("mkdir")]
-    assert changes[:3] == ["write file tmp/…", "fsync file tmp/…", "rename to key"]
+    assert changes[:3] == ["writev file tmp/…", "fsync file tmp/…", "rename to key"]
     assert [change.rpartition("/")[2] for change in changes[3:]] == ["bucket"]
 
 
@@ -189,7 +189,7 @@ def test_a_new_object_is_synced_before_and_after_its_link(store, monkeypatch):
         record(patch, steps)
         store.put("key", b"x" * 9, content_type=BLOCK, if_none_match=True)
     changes = [step.split(" ")[0] for step in steps if not step.startswith("mkdir")]
-    assert changes == ["write", "fsync", "link", "unlink", "fsync"]
+    assert changes == ["writev", "fsync", "link", "unlink", "fsync"]
 
 
 def test_new_directories_are_synced_into_their_parents(store, monkeypatch):
@@ -531,3 +531,12 @@ def test_facts_of_a_large_object_take_little_memory(bucket, store):
     assert peak_of(lambda: store.list("").entries[0].etag) < size / 8
     assert peak_of(lambda: store.put("00000000", b"y", metadata={"a": "c"}, if_match=info.etag)) < size / 8
     assert store.get("00000000").body == b"y"
+
+
+def test_a_file_that_shrinks_while_a_range_of_it_is_read(store, monkeypatch):
+    store.put("key", b"0123456789")
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, at: real(file, min(count, 2), at) if at < 6 else b"")
+    assert store.get_range("key", 1, 5).body == b"12345"
+    with pytest.raises(StoreError, match="another program changed it while it was read"):
+        store.get_range("key", 1, 7)

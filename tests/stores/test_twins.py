@@ -17,6 +17,7 @@ from s3backer.stores.s3 import S3Store
 
 KEYS = st.sampled_from(["a", "b", "d/a", "d/b", "d/e/f", "0 +%", "ü"])
 BODIES = st.sampled_from([b"", b"1", b"2", b"\0" * 5000])
+STARTS = st.sampled_from([0, 1, 2, 4999, 5000, 1 << 40])
 METADATA = st.sampled_from([{}, {"m": "1"}, {"m": "2", "n": "x y"}])
 TYPES = st.sampled_from(["application/x-s3backer-block", "application/octet-stream"])
 ENCODINGS = st.sampled_from(["", "deflate"])
@@ -63,6 +64,18 @@ class Twins(RuleBasedStateMachine):
     @rule(key=KEYS, body=BODIES, metadata=METADATA, etag=consumes(etags))
     def put_over(self, key, body, metadata, etag):
         self.both(lambda store: store.put(key, body, metadata=metadata, if_match=str(etag)))
+
+    @rule(target=etags, key=KEYS, body=st.lists(BODIES, max_size=3), large=st.booleans())
+    def put_pieces(self, key, body, large):
+        return self.both(lambda store: (store.put_large if large else store.put)(key, body))
+
+    @rule(key=KEYS, start=STARTS, length=st.sampled_from([1, 2, 5000, 1 << 40]))
+    def get_range(self, key, start, length):
+        self.both(lambda store: store.get_range(key, start, length))
+
+    @rule(key=KEYS, start=st.integers(0, 2), etag=consumes(etags))
+    def get_range_if(self, key, start, etag):
+        self.both(lambda store: store.get_range(key, start, 1, if_match=str(etag)))
 
     @rule(key=KEYS)
     def get(self, key):

@@ -60,11 +60,17 @@ class FaultyStore:
         found: StoredObject = self._call("get", key, at_most=at_most)
         return self._alter(found) if self._alter else found
 
+    def get_range(self, key: str, start: int, length: int, **options: Any) -> Any:
+        return self._call("get_range", key, start, length, **options)
+
     def head(self, key: str) -> Any:
         return self._call("head", key)
 
     def put(self, key: str, body: Any, **options: Any) -> Any:
         return self._call("put", key, body, **options)
+
+    def put_large(self, key: str, body: Any, **options: Any) -> Any:
+        return self._call("put_large", key, body, **options)
 
     def delete(self, key: str, **options: Any) -> None:
         self._call("delete", key, **options)

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from s3backer import _fast
 from s3backer.cache import (
@@ -36,7 +36,8 @@ from s3backer.cache import (
 from s3backer.errors import PreconditionFailed, S3backerError, StoreError
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
-from s3backer.stores.base import Buffer, ListPage, ObjectInfo, StoredObject
+from s3backer.stores.base import Body, ListPage, ObjectInfo, ObjectRange, StoredObject
+from s3backer.stores.bodies import pieces
 from s3backer.stores.memory import MemoryStore
 
 BLOCK = 1024
@@ -83,13 +84,16 @@ class WorldStore:
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         return self._around(lambda: self.inner.get(key, at_most=at_most))
 
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
+        return self._around(lambda: self.inner.get_range(key, start, length, if_match=if_match))
+
     def head(self, key: str) -> ObjectInfo:
         return self._around(lambda: self.inner.head(key))
 
     def put(
         self,
         key: str,
-        body: Buffer,
+        body: Body,
         *,
         content_type: str = "",
         content_encoding: str = "",
@@ -97,7 +101,7 @@ class WorldStore:
         if_match: str | None = None,
         if_none_match: bool = False,
     ) -> str:
-        data = bytes(body)
+        data = b"".join(pieces(body))
         accepts = if_match or (ABSENT if if_none_match else ANYTHING)
         becomes = f'"{hashlib.md5(data).hexdigest()}"'
         return self._write(
@@ -106,6 +110,9 @@ class WorldStore:
             becomes,
             lambda: self.inner.put(key, data, metadata=metadata, if_match=if_match, if_none_match=if_none_match),
         )
+
+    def put_large(self, key: str, body: Body, **facts: Any) -> str:
+        return self.put(key, body, **facts)
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         # As servers do that ignore the condition.
