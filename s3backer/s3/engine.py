@@ -85,6 +85,11 @@ class Request:
         """Whether it changes the bucket."""
         return self.method in ("PUT", "DELETE", "POST")
 
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return 0 if self.body is None else memoryview(self.body).nbytes
+
 
 class LostAnswer(Exception):
     """A condition failed, but perhaps by our own earlier attempt."""
@@ -175,6 +180,8 @@ class Engine:
         while True:
             if self._closed.is_set():
                 raise closed(self.place)
+            self._take_place(request)
+            # Only now: it may have waited for its place for longer than a signature lasts.
             sent_at = boot_time()
             try:
                 answer = self._attempt(request)
@@ -226,11 +233,13 @@ class Engine:
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
-    def _attempt(self, request: Request) -> Answer:
-        size = memoryview(request.body).nbytes if request.body is not None else 0
-        self._last_at_least(self._upload.take(size) if request.writes else 0.0)
+    def _take_place(self, request: Request) -> None:
+        """Wait until the request may begin; ``_attempt`` has to follow, which gives the place back."""
+        self._last_at_least(self._upload.take(request.size) if request.writes else 0.0)
         if not self.limiter.begin(write=request.writes):
             raise closed(self.place)
+
+    def _attempt(self, request: Request) -> Answer:
         started, asked = time.perf_counter(), self._server_clock.ours()
         answer: Answer | None = None
         try:
@@ -255,7 +264,7 @@ class Engine:
             self.limiter.end(write=request.writes, seconds=seconds if told else None, slow_down=slow)
             self._counters.add(
                 request.kind,
-                sent=size,
+                sent=request.size,
                 received=len(answer.body) if answer else 0,
                 seconds=seconds,
                 failed=answer is None or answer.status not in _EXPECTED,

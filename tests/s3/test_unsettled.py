@@ -175,3 +175,26 @@ def test_closing_ends_the_wait(make_held):
     waiting.join(20)
     assert not waiting.is_alive()
     assert "was closed" in str(problems[0])
+
+
+def test_a_write_that_waited_for_its_place_is_fenced_from_when_it_was_signed(make_held):
+    held = make_held(expiry=1)
+    store = held.store
+    first = store.put("key", b"a")
+    limiter = store._engine.limiter
+    taken = limiter.allowed * 3 // 4
+    for _ in range(taken):
+        assert limiter.begin(write=True)
+    late = held.proxy.hold("DELETE", "key")
+    deleting = threading.Thread(target=store.delete, args=("key",), kwargs={"if_match": first})
+    deleting.start()
+    # Longer than what was sent at the beginning could be on its way.
+    deleting.join(store._engine.unsettled._lasting + 0.5)
+    assert deleting.is_alive()
+    for _ in range(taken):
+        limiter.end(write=True, seconds=None)
+    deleting.join(20)
+    assert not deleting.is_alive()
+    store.put("key", b"b", if_none_match=True)
+    assert late.release() == 403
+    assert held.plain.get("key").body == b"b"
