@@ -19,6 +19,8 @@ from collections.abc import Callable
 #: What the object has to be for an attempt to take effect, besides an ETag.
 ANYTHING = "anything"
 ABSENT = "absent"
+#: Keys above which those are looked for that have expired.
+_LOOK_AT = 1000
 
 
 class Unsettled:
@@ -29,12 +31,15 @@ class Unsettled:
         self._lasting = lasting
         self._lock = threading.Lock()
         self._until: dict[str, dict[str, float]] = {}
+        self._look_at = _LOOK_AT
 
     def add(self, key: str, accepts: str, sent_at: float) -> None:
         """Enter an attempt that was sent at ``sent_at`` and takes effect if the object is what it ``accepts``."""
         with self._lock:
-            if len(self._until) > 1000:
+            if len(self._until) >= self._look_at:
                 self._forget()
+                # Not again for each one more: that would take as long as all of them, each time.
+                self._look_at = max(_LOOK_AT, 2 * len(self._until))
             attempts = self._until.setdefault(key, {})
             attempts[accepts] = max(attempts.get(accepts, 0.0), sent_at + self._lasting)
 

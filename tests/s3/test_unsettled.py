@@ -37,6 +37,14 @@ def test_the_table_against_its_rules(attempts, becomes, now):
     assert table.wait_before("other", lambda: becomes) == 0
 
 
+def test_many_attempts_that_still_bind_take_little_time():
+    table = Unsettled(lambda: 0.0, 10.0)
+    started = time.thread_time()
+    for number in range(8_000):
+        table.add(f"key{number}", ABSENT, 0.0)
+    assert time.thread_time() - started < 5
+
+
 def test_what_has_expired_is_forgotten():
     now = 0.0
     table = Unsettled(lambda: now, 10.0)
