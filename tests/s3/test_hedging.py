@@ -121,6 +121,23 @@ def test_a_lone_read_is_asked_for_twice_when_it_is_very_slow():
     assert hedging.allowed(ticket)
 
 
+def test_a_read_that_hangs_is_looked_at_ever_less_often():
+    now = 0.0
+    hedging = Hedging(lambda: now)
+    for _ in range(64):
+        ticket = hedging.begin()
+        now += 0.001
+        hedging.end(ticket, answered=True)
+    ticket, looks = hedging.begin(), 0
+    until = now + 30
+    while now < until:
+        patience = hedging.patience(ticket)
+        assert patience is not None
+        now += patience
+        looks += 1
+    assert looks < 100
+
+
 def test_what_was_not_answered_teaches_nothing():
     hedging = Hedging(lambda: 0.0)
     for _ in range(1000):
