@@ -153,7 +153,7 @@ def server_time(answer: Answer) -> float | None:
     """Return the server's clock in seconds since 1970, if it tells."""
     try:
         return parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
