@@ -362,7 +362,7 @@ class Engine:
             error = PreconditionFailed(key)
         elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
             error = messages.no_conditions(self.place, key)
-        elif request.kind == "delete" and answer.status == 404 and fault is None:
+        elif request.kind == "delete" and answer.status == 404 and not answer.body:
             error = ObjectNotFound(key)
         else:
             error = messages.explain_fault(self.place, key, answer, fault)
