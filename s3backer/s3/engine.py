@@ -182,11 +182,11 @@ class Engine:
                 raise closed(self.place)
             self._take_place(request)
             # Only now: it may have waited for its place for longer than a signature lasts.
-            sent_at = boot_time()
+            sent_at, region = boot_time(), self.place.region
             try:
                 answer = self._attempt(request)
                 if answer.status not in success:
-                    raise self._failure(request, answer, boot_time() - sent_at)
+                    raise self._failure(request, answer, boot_time() - sent_at, region)
                 problem = verify(answer) if verify else None
                 if problem is None:
                     return answer
@@ -345,12 +345,12 @@ class Engine:
 
     # ── what an answer means that is no success ──────────────────────────────────────────────────────
 
-    def _failure(self, request: Request, answer: Answer, age: float) -> Failure:
-        """Return what to do about an answer to an attempt that began ``age`` seconds ago."""
+    def _failure(self, request: Request, answer: Answer, age: float, asked: str) -> Failure:
+        """Return what to do about an answer to an attempt that began ``age`` seconds ago in the region ``asked``."""
         key = request.resource
         fault = parse_fault(answer.body)
         code = fault.code if fault else ""
-        correction = self._correct(answer, fault)
+        correction = self._correct(answer, fault, asked)
         if correction is not None:
             return correction
         error: S3backerError
@@ -376,7 +376,7 @@ class Engine:
             retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
         )
 
-    def _correct(self, answer: Answer, fault: Fault | None) -> Failure | None:
+    def _correct(self, answer: Answer, fault: Fault | None, asked: str) -> Failure | None:
         """Follow the server's clock, or to the bucket's region, where the answer says that ours was wrong."""
         code = fault.code if fault else ""
         if code in _EXPIRED_KEYS and not self._options.anonymous:
@@ -384,8 +384,9 @@ class Engine:
         if code == "RequestTimeTooSkewed":
             return Failure(self._clock_off(), retried=False)
         region = messages.region_of(answer, fault)
-        if region and region != self.place.region and not self._environment.region_given:
+        if region and region != asked and not self._environment.region_given:
             with self._lock:
+                # Another request may have been told before.
                 if region != self.place.region:
                     log.info("bucket %r is in region %s", self._bucket, region)
                     old = self._transport

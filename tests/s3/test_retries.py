@@ -525,6 +525,25 @@ def test_the_region_is_the_one_that_the_server_names(answer):
         assert [scope.strip("/s") for scope in scopes] == ["us-east-", "eu-two-2", "eu-two-2"]
 
 
+def test_many_requests_are_told_of_the_region_at_once():
+    with talk(*[Step(ELSEWHERE["header"], pause=0.003)] * 8, OK, region=None) as (store, server):
+        problems: list[StoreError] = []
+
+        def get() -> None:
+            try:
+                store.get("key")
+            except StoreError as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=get) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert problems == []
+        assert len(server.requests) == 16
+
+
 @pytest.mark.parametrize("region", ["eu two", "", "../x", "EU"])
 def test_a_region_that_is_none_is_not_followed(region):
     with talk(reply(301, x_amz_bucket_region=region), OK, region=None) as (store, server):
