@@ -34,7 +34,15 @@ from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
 from s3backer.s3.proxies import find_proxy
 from s3backer.s3.responses import Fault, is_xml, parse_fault
-from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_retried, is_slow_down, parse_retry_after
+from s3backer.s3.retries import (
+    MAX_ALTERED,
+    THROTTLED,
+    Failure,
+    RetryPolicy,
+    is_retried,
+    is_slow_down,
+    parse_retry_after,
+)
 from s3backer.s3.server_clock import DOUBT, ServerClock, boot_time, steady_clock
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
@@ -372,7 +380,11 @@ class Engine:
             error,
             retried=broken or expired or is_retried(answer.status, code),
             unsettled=broken
-            or (answer.status not in _WITHOUT_EFFECT and (is_retried(answer.status, code) or answer.status >= 500)),
+            or (
+                answer.status not in _WITHOUT_EFFECT
+                and code not in THROTTLED
+                and (is_retried(answer.status, code) or answer.status >= 500)
+            ),
             retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
         )
 

@@ -26,16 +26,13 @@ RETRIED_STATUSES = frozenset({408, 429, 499, 500, 502, 503, 504})
 #: Attempts at a body that stays wrong.
 MAX_ALTERED = 8
 _SLOW_DOWN = frozenset({429, 503})
-RETRIED_CODES = frozenset(
+#: Codes of requests that were turned away because there are too many: they take no effect, now or later.
+THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+RETRIED_CODES = THROTTLED | frozenset(
     {
-        "SlowDown",
         "RequestTimeout",
         "InternalError",
         "ServiceUnavailable",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "RequestLimitExceeded",
         "OperationAborted",
         "ConditionalRequestConflict",
         # What the server received is not what was sent.

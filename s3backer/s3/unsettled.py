@@ -7,6 +7,8 @@
     DELETE If-Match E     anything (some servers ignore the     changed
                           condition of a DELETE)
 
+Who closes the store after writing, and lets others write, waits for all of them (``settles_in``): nobody else knows.
+
 ETags follow content, hence "again": A → B → A would let a late "PUT B if it is A" through. A write that would break
 a rule waits. Attempts of the same request do not bind one another: they all lead to the same object.
 """
@@ -62,6 +64,13 @@ class Unsettled:
             (until - now for accepts, until in attempts.items() if _may_be(accepts, state)),
             default=0.0,
         )
+
+    def longest(self) -> float:
+        """Return after how many seconds no attempt may arrive any more; 0: none is left."""
+        with self._lock:
+            self._forget()
+            now = self._clock()
+            return max((until - now for found in self._until.values() for until in found.values()), default=0.0)
 
     def _forget(self) -> None:
         now = self._clock()

@@ -328,6 +328,10 @@ class S3Store:
         self._bucket_seen = True
         return page
 
+    def settles_in(self) -> float:
+        """Return for how many seconds writes whose answers were lost may still take effect; 0: none may."""
+        return self._engine.unsettled.longest()
+
     def close(self) -> None:
         """Release connections and end what waits for another attempt."""
         self._engine.close()
