@@ -8,8 +8,8 @@ Guarantees
   * What comes out as an error was tried as long as ``StoreOptions.patience`` allows, writes and everything before the
     first answer for at most SHORT_PATIENCE; ``close`` ends such waiting.
   * A GET that is much slower than others is asked for twice (s3/hedging.py); a write never while the first may arrive.
-  * Writes are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
-    late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
+  * Writes are signed with an expiry: one whose head comes more than ``expiry`` seconds after it was signed is refused
+    by the server, however late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
   * The server's clock is followed, and so is the region in which it says the bucket is, unless one was asked for.
   * LostAnswer says that a condition failed, but perhaps by our own earlier attempt: who asked has to look.
   * No key, token or signature is in any message or log line.
@@ -22,18 +22,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.concurrency import Limiter, Pace
 from s3backer.s3.credentials import Environment
-from s3backer.s3.hedging import Hedging
+from s3backer.s3.hedging import Aside, Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
 from s3backer.s3.proxies import find_proxy
-from s3backer.s3.responses import Fault, is_xml, parse_fault
+from s3backer.s3.responses import Fault, is_from_s3, is_xml, parse_fault
 from s3backer.s3.retries import (
     MAX_ALTERED,
     THROTTLED,
@@ -62,6 +61,11 @@ _EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
 _WITHOUT_EFFECT = frozenset({409, 501})
 #: How often one request follows the server's clock, its region or new credentials.
 _MOST_CORRECTIONS = 3
+#: Seconds in which a kept connection has sent a GET, and between two looks whether a new one has.
+_AT_ONCE = 0.001
+_LOOK = 0.01
+#: Bytes of the largest answer that is no object: a listing of 1000 keys of 1024 bytes, all escaped, takes 4 MB.
+LARGEST_DOCUMENT = 16 << 20
 _EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
 
 log = logging.getLogger(__name__)
@@ -82,7 +86,8 @@ class Request:
     body: Buffer | None = None
     conditional: bool = False
     hedged: bool = False
-    at_most: int | None = None
+    #: Bytes that its answer may have, None: as many as an object.
+    at_most: int | None = LARGEST_DOCUMENT
     #: For a write: what the object has to be for it to take effect (s3/unsettled.py).
     accepts: str = ANYTHING
     #: Which keys it writes, if not the resource alone.
@@ -130,7 +135,7 @@ class Engine:
         self.policy = RetryPolicy(first_pause=options.first_pause)
         #: Whether the service has ever answered: one that has not is rather a mistaken URL than an outage.
         self._known = False
-        self.limiter = Limiter(options.connections)
+        self.limiter = Limiter(options.connections, timeout=options.timeout)
         self._hedging = Hedging(time.monotonic)
         self._upload = Pace(options.upload_limit, time.monotonic)
         self._download = Pace(options.download_limit, time.monotonic)
@@ -138,6 +143,8 @@ class Engine:
         #: Its clock does not stand still while the computer sleeps, and neither does a request on its way.
         self.unsettled = Unsettled(boot_time, expiry + 3 * options.timeout + DOUBT)
         self._lock = threading.Lock()
+        #: Second attempts that are begun.
+        self._aside: list[Aside] = []
         self._connect(self._environment.region)
         self._server_clock = ServerClock(clock or steady_clock(), self.place.endpoint)
 
@@ -205,6 +212,8 @@ class Engine:
                     raise LostAnswer from None
                 unsettled = unsettled or failure.unsettled
                 if failure.unsettled and request.writes:
+                    # A server looks at the signature when the head comes: the body may take longer than that lasts.
+                    sent_at = max(sent_at, boot_time() - self._expiry)
                     for key in request.keys or (request.resource,):
                         self.unsettled.add(key, request.accepts, sent_at)
                 pause = None
@@ -238,6 +247,10 @@ class Engine:
         self._closed.set()
         self.limiter.close()
         self._transport.close()
+        with self._lock:
+            aside = self._aside
+        for second in aside:
+            second.join()
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
@@ -250,6 +263,7 @@ class Engine:
     def _attempt(self, request: Request) -> Answer:
         started, asked = time.perf_counter(), self._server_clock.ours()
         answer: Answer | None = None
+        timed_out = False
         try:
             send = self._hedged if request.hedged else self._once
             try:
@@ -262,14 +276,20 @@ class Engine:
             self._counters.add_failure(failure_of_status(answer.status))
         except Failure as failure:
             self._counters.add_failure(failure.counted_as)
+            timed_out = failure.timed_out
             raise
         except LongAnswer as long:
-            raise too_large(f"s3://{self._bucket}", request.resource, long.at_most) from None
+            if request.kind == "get":
+                raise too_large(f"s3://{self._bucket}", request.resource, long.at_most) from None
+            problem = f"it has more than {long.at_most} bytes"
+            raise messages.bad_answer(self.place, request.resource, problem) from None
         finally:
             seconds = time.perf_counter() - started
             told = answer is not None and answer.status < 300
             slow = answer is not None and is_slow_down(answer.status)
-            self.limiter.end(write=request.writes, seconds=seconds if told else None, slow_down=slow)
+            self.limiter.end(
+                write=request.writes, seconds=seconds if told else None, slow_down=slow, timed_out=timed_out
+            )
             self._counters.add(
                 request.kind,
                 sent=request.size,
@@ -279,7 +299,8 @@ class Engine:
             )
         self._last_at_least(self._download.take(len(answer.body)))
         self._known = self._known or answer.status < 500
-        off = self._server_clock.observe(answer, asked) and not self._options.anonymous
+        # A portal or a proxy on the way has a clock of its own.
+        off = is_from_s3(answer) and self._server_clock.observe(answer, asked) and not self._options.anonymous
         if off and not 200 <= answer.status < 300:
             raise Failure(self._clock_off(), retried=False, unsettled=False, at_once=True)
         return answer
@@ -311,11 +332,32 @@ class Engine:
             hedging.end(ticket, answered=answer is not None)
 
     def _race(self, transport: Transport, request: Request, first: Exchange) -> Answer:
-        exchanges = [first]
-        with suppress(Failure, S3backerError):
-            exchanges.append(self._start(transport, request))
+        def begin() -> Exchange:
+            exchange = self._start(transport, request)
             self._counters.add(request.kind)
-        winner = transport.race(exchanges)
+            return exchange
+
+        second, failure = Aside(begin), None
+        with self._lock:
+            self._aside = [other for other in self._aside if other.is_alive()] + [second]
+        try:
+            second.join(_AT_ONCE)
+            while second.is_alive() and not transport.wait(first, _LOOK):
+                pass
+        except Failure as error:
+            # Then it is up to the second.
+            second.join()
+            failure = error
+        finally:
+            other = second.take()
+            if other is not None and first.answer is not None:
+                other.connection.close()
+        if other is None or first.answer is not None:
+            self._counters.add_hedge(won=False)
+            if failure is not None:
+                raise failure
+            return transport.finish(first)
+        winner = transport.race([other] if failure else [first, other])
         self._counters.add_hedge(won=winner is not first)
         return transport.done(winner)
 

@@ -22,6 +22,8 @@ from s3backer.stores.base import ListEntry, ListPage, ObjectInfo
 _LINE_ENDS = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
 _NOT_XML = re.compile("[^\\t\\n\\r\x20-\\ud7ff\\ue000-\\ufffd\U00010000-\U0010ffff]")
 _META = "x-amz-meta-"
+#: Bytes that an error document has at most.
+_FAULT = 1 << 16
 
 
 class BadAnswer(Exception):
@@ -69,6 +71,11 @@ def parse_fault(body: bytes) -> Fault | None:
 def is_xml(answer: Answer) -> bool:
     """Return whether an answer claims to be a document of S3."""
     return answer.body.startswith(b"<?xml") or (bool(answer.body) and "/xml" in answer.headers.get("content-type", ""))
+
+
+def is_from_s3(answer: Answer) -> bool:
+    """Return whether an answer comes from an S3 server, and not from something on the way to it."""
+    return any(name.startswith("x-amz-") for name in answer.headers) or parse_fault(answer.body[:_FAULT]) is not None
 
 
 def parse_list(body: bytes, prefix: str, start_after: str) -> ListPage:

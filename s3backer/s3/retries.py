@@ -73,6 +73,11 @@ class Failure(Exception):
         self.at_once = at_once
         self.stale = stale
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether the request was sent, in part at least, and no answer came in time."""
+        return self.unsettled and self.counted_as == "timeout"
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:

@@ -359,4 +359,4 @@ class S3Store:
 
 def _first_byte(key: str) -> Request:
     """Return the request that asks least of an object and still gets a reason in return."""
-    return Request("get", "GET", key, headers={"Range": "bytes=0-0"})
+    return Request("get", "GET", key, headers={"Range": "bytes=0-0"}, at_most=None)

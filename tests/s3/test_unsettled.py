@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 
 from s3backer.errors import PreconditionFailed, StoreError
+from s3backer.s3.server_clock import boot_time
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
 from s3backer.stores.s3 import S3Store
 from tests.support.servers import S3Server
@@ -183,6 +184,23 @@ def test_closing_ends_the_wait(make_held):
     waiting.join(20)
     assert not waiting.is_alive()
     assert "was closed" in str(problems[0])
+
+
+def test_an_upload_that_lasts_longer_than_its_signature_is_fenced_from_its_end(make_held, monkeypatch):
+    held = make_held(expiry=1)
+    first = held.store.put("key", b"a")
+    engine = held.store._engine
+    failure, began = engine._transport._timed_out(), boot_time()
+
+    def slow(request):
+        monkeypatch.undo()
+        time.sleep(2)
+        engine.limiter.end(write=True, seconds=None)
+        raise failure
+
+    monkeypatch.setattr(engine, "_attempt", slow)
+    held.store.delete("key", if_match=first)
+    assert began + 2 + engine.unsettled._lasting - 1 - boot_time() <= held.store.settles_in() + 0.2
 
 
 def test_a_write_that_waited_for_its_place_is_fenced_from_when_it_was_signed(make_held):

@@ -1,4 +1,4 @@
-"""A volume that is closed while requests may still arrive whose answers were lost: nobody after it is harmed by them."""
+"""A volume that is closed while requests without an answer may still arrive: nobody after it is harmed by them."""
 
 from __future__ import annotations
 
