@@ -5,9 +5,10 @@
                for a while it is measured anew, with a quarter of what was allowed
     queue      allowed × (1 − standing / figure): how many of our own requests stand in line (TCP Vegas)
     SlowDown   more than one answer in five of a round, or of ``_FEWEST`` answers: 0.7 of what was allowed
-    time-out   of a write: half of the writes that were allowed, down to one. What does not fit through the way to the
-               server in time is sent for nothing, and so is all that is sent beside it. A round of writes that took
-               less than half of the time-out allows one more, which doubles what each takes at most
+    time-out   of more than half of a round of writes: half of the writes that were allowed, down to one. What does
+               not fit through the way to the server in time is sent for nothing, and so is all that is sent beside
+               it. A round of writes that took less than half of the time-out allows one more, which doubles what each
+               takes at most
 
 Guarantees
   * Reads go first, and writes never hold more than three quarters of what is allowed: queued writes starve no read.
@@ -28,6 +29,8 @@ LEAST = 8
 _SLOW_SHARE = 0.2
 #: Answers of which a share means something: of rounds of 8 with 12 % of them one in four had two.
 _FEWEST = 32
+#: Writes that are a round at least.
+_FEW = 4
 #: Rounds after which a kind's standing figure is measured anew.
 _MEMORY = 64
 
@@ -65,6 +68,8 @@ class Limiter:
         #: Writes in time since it was changed, and those under way that began before it was lowered.
         self._in_time = 0
         self._before = 0
+        #: Writes that ended in this round, and how many of them by a time-out.
+        self._ends = self._time_outs = 0
 
     @property
     def allowed(self) -> int:
@@ -124,10 +129,16 @@ class Limiter:
     def _learn_of_write(self, seconds: float | None, *, timed_out: bool) -> None:
         if self._before:
             self._before -= 1
-        elif timed_out:
-            self._write_level = max(1, min(self._write_level, self._share) // 2)
-            self._in_time, self._before = 0, self._writes.under_way
-        elif seconds is not None and self._write_level < math.inf:
+            return
+        self._ends += 1
+        self._time_outs += timed_out
+        level = min(self._write_level, self._share)
+        if self._ends >= max(level, _FEW):
+            if 2 * self._time_outs > self._ends:
+                self._write_level = max(1, level // 2)
+                self._in_time, self._before = 0, self._writes.under_way
+            self._ends = self._time_outs = 0
+        if seconds is not None and self._write_level < math.inf:
             self._in_time = self._in_time + 1 if seconds < self._timeout / 2 else 0
             if self._in_time >= self._write_level:
                 self._in_time = 0

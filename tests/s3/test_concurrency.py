@@ -212,6 +212,15 @@ def test_writes_get_their_share_again_when_the_way_is_good():
     assert limiter._write_level == math.inf
 
 
+def test_a_time_out_now_and_then_costs_nothing():
+    limiter, source = Limiter(64, timeout=3.0), random.Random(1)
+    for _ in range(5000):
+        lost = source.random() < 0.1
+        assert limiter.begin(write=True)
+        limiter.end(write=True, seconds=None if lost else 0.01, timed_out=lost)
+    assert limiter._write_level > 4
+
+
 def test_time_outs_of_writes_leave_reads_alone():
     limiter = Limiter(64, timeout=3.0)
     for _ in range(20):
