@@ -17,7 +17,7 @@ from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
-from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, settle
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
 from s3backer.volume import Volume
@@ -131,10 +131,13 @@ def erase_volume(
                 erased += len(batch)
                 if progress:
                     progress(erased)
+    # While block 0 is there nobody makes a volume here, which late deletions would eat.
+    settle(store, volume_name(store, prefix))
     store.delete_many(last)
     erased += len(last)
     if token is not None:
         store.delete(prefix + TOKEN_NAME)
+    settle(store, volume_name(store, prefix))
     if progress:
         progress(erased)
     return erased
@@ -150,6 +153,7 @@ def unlock_volume(store: ObjectStore, prefix: str) -> MountToken | None:
         raise in_use(volume_name(store, prefix), token)
     if token is not None:
         store.delete(prefix + TOKEN_NAME)
+        settle(store, volume_name(store, prefix))
     elif read_metadata(store, prefix) is None and next(volume_objects(store, prefix), None) is None:
         raise VolumeNotFound(f"there is no volume at {volume_name(store, prefix)}", hint="Check the URL.")
     return token

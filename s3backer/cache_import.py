@@ -30,7 +30,7 @@ from s3backer import _fast
 from s3backer.cache_file import CacheFile
 from s3backer.errors import CorruptObject, S3backerError, UsageError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, Metadata
-from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, in_use, read_token, remove_token
+from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, in_use, read_token, remove_token, settle
 from s3backer.opening import VolumeOptions, find_layout, refuse_if_changed, volume_name
 from s3backer.stores.base import ObjectStore
 from s3backer.units import exact_size
@@ -129,6 +129,7 @@ class CacheImport:
 
         self._for_all("reading blocks back", verify, progress)
         self.file.check_unchanged()
+        settle(self.store, self.url)
         now = read_token(self.store, prefix)
         if now is None or now.etag != token.etag:
             raise VolumeInUse(
@@ -137,6 +138,7 @@ class CacheImport:
                 hint="Two writers at once destroy the data: find out who that was.",
             )
         remove_token(self.store, prefix, token)
+        settle(self.store, self.url)
 
     def _write(self, block: int) -> None:
         data = self.file.read(block)

@@ -1,6 +1,7 @@
 """What the last write-back of a volume shows to the person who waits for it.
 
 Guarantee
+  * That closing waits for requests whose answers were lost is shown for as long as it does.
   * A store that takes nothing is spoken of once, and once more when it goes on: never silence, never a flood.
 """
 
@@ -34,8 +35,9 @@ class ClosingProgress:
         self._limited = RateLimited(log)
         self._left: int | None = None
         self._moved = self._said = clock()
-        self._bar: Callable[[int, int], None] | None = None
+        self._bar: Callable[[int, int, str], None] | None = None
         self._stack = contextlib.ExitStack()
+        self._longest = 0.0
 
     def __enter__(self) -> None:
         self._moved = self._said = self._clock()
@@ -60,17 +62,26 @@ class ClosingProgress:
                 f"waiting for the store: {left} blocks are not stored yet, and nothing is given up",
             )
         if self._terminal and total:
-            self._show_bar(left, total)
+            self._show_bar(total - left, total, "storing blocks")
         elif left and now - self._said >= _LINE_SECONDS:
             self._said = now
             log.info("%d of %d blocks are left to store", left, total)
 
-    def _show_bar(self, left: int, total: int) -> None:
+    def waits(self, seconds: float) -> None:
+        """Show for how long it waits for requests whose answers were lost; the log has a line about it already."""
+        if self._terminal:
+            self._longest = max(self._longest, seconds)
+            done = self._longest - seconds
+            self._show_bar(
+                round(done), round(self._longest), f"waiting {seconds:.0f} s for requests whose answers were lost"
+            )
+
+    def _show_bar(self, done: int, total: int, text: str) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import Progress as Bar
 
             bar = self._stack.enter_context(Bar(console=Console(stderr=True)))
-            task = bar.add_task("storing blocks", total=total)
-            self._bar = lambda done, whole: bar.update(task, completed=done, total=whole)
-        self._bar(total - left, total)
+            task = bar.add_task(text, total=total)
+            self._bar = lambda done, whole, text: bar.update(task, completed=done, total=whole, description=text)
+        self._bar(done, total, text)

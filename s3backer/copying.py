@@ -55,7 +55,7 @@ from s3backer.geometry import MIB, check_geometry
 from s3backer.layouts.block_set import BlockSet
 from s3backer.layouts.classic import MAX_BLOCKS, ClassicLayout, parse_metadata
 from s3backer.layouts.copy_note import CopyNote
-from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
+from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, settle, write_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ObjectStore
 
@@ -388,6 +388,7 @@ class _Copy:
         self._require_listing()
         self._require_token(token)
         self._put_zero(bytes(self._layout.block_size) if data is None else bytes(data))
+        settle(self._store, self._name)
         try:
             other = remove_token(self._store, self._layout.prefix, token)
         except StoreError:
@@ -397,6 +398,7 @@ class _Copy:
             other = None
         if other is not None:
             raise in_use(self._name, other)
+        settle(self._store, self._name)
 
     def _require_listing(self) -> None:
         """Raise StoreError unless exactly the blocks of the copy are there, block 0 apart."""

@@ -247,10 +247,10 @@ class _Daemon:
                 self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
-            self._service.stopping(lambda: volume.unsaved)
+            self._service.stopping(lambda: volume.unsaved, lambda: volume.settles_in)
             try:
                 with self._closing:
-                    volume.close(self._closing)
+                    volume.close(self._closing, self._closing.waits)
             finally:
                 if control is not None:
                     control.stop()
@@ -333,7 +333,7 @@ class _Daemon:
                 self._stopper.start()
         if first and (volume := self._volume) is not None:
             # Calls under way may have much to store before closing begins.
-            self._service.stopping(lambda: volume.unsaved)
+            self._service.stopping(lambda: volume.unsaved, lambda: volume.settles_in)
         return first
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────────────────
@@ -381,7 +381,7 @@ class _Daemon:
             except OSError as error:
                 raise _in_the_way(mount.mountpoint, file, error.strerror) from None
             self._request_stop()
-            return {"pid": os.getpid(), "mountpoint": mount.mountpoint}
+            return {"pid": os.getpid(), "mountpoint": mount.mountpoint, "settles_in": volume.settles_in}
 
         server = ControlServer(
             control_path(ident), {"info": info, "flush": flush, "resize": resize, "unmount": unmount}

@@ -273,11 +273,12 @@ class Driver:
                 for queue in queues:
                     if queue:
                         return queue.popleft()
+                if self._stopping:
+                    # What is to be read ahead has nobody any more who would read it.
+                    return None
                 if self._ahead_jobs and self._fetching_ahead < self._most_ahead:
                     self._fetching_ahead += 1
                     return self._ahead_jobs.pop(next(iter(self._ahead_jobs)))
-                if self._stopping:
-                    return None
                 self._jobs.wait()
 
     def _do_fetch(self, job: Fetch) -> None:

@@ -5,7 +5,7 @@
 Guarantees
   * One writer: opening for writing puts the mount token, closing removes it.
   * ``flush`` returns when every write that returned before is in the bucket, or raises.
-  * ``close`` returns when everything is in the bucket.
+  * ``close`` returns when everything is in the bucket, and nothing may change it any more that was sent from here.
   * The bytes of the cache, of the blocks under way and of the presence map stay within ``memory``.
   * Reading and writing at the end answers what a block device would.
 """
@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self
 
 from s3backer import _fast
 from s3backer.driver import Driver
@@ -35,13 +35,15 @@ from s3backer.errors import (
 from s3backer.gate import Gate
 from s3backer.geometry import check_geometry, plan_memory
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import MountToken, remove_token
+from s3backer.layouts.token import MountToken, remove_token, settle
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill
 from s3backer.telemetry.prices import GB
 from s3backer.telemetry.stats import Statistics
 from s3backer.units import exact_size
+
+_P = ParamSpec("_P")
 
 log = logging.getLogger(__name__)
 
@@ -202,19 +204,24 @@ class Volume:
                 raise
             self._set_end(size)
 
-    def close(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def close(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        waits: Callable[[float], None] | None = None,
+    ) -> None:
         """Write everything back, remove the mount token and close the store.
 
-        ``progress`` is called with (blocks left, blocks at the start). Never gives anything up: while the
+        ``progress`` is called with (blocks left, blocks at the start), ``waits`` with the seconds that are left until
+        requests whose answers were lost have expired. Never gives anything up: while the
         store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored.
         Closing twice does nothing.
         """
         with self._closing:
             if not self._closed:
-                self._close(_harmless(progress))
+                self._close(_harmless(progress), _harmless(waits))
                 self._closed = True
 
-    def _close(self, progress: Callable[[int, int], None] | None) -> None:
+    def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
         # Calls under way end first: what they still write has to be stored too.
         total = self.unsaved
@@ -226,7 +233,10 @@ class Volume:
             self._survey.join()
         try:
             if self._token is not None:
+                settle(self._store, self.name, waits)
                 self._give_back_token(self._token)
+                # Who mounts next on this host waits for the end of this process: its token must be safe from ours.
+                settle(self._store, self.name, waits)
         finally:
             self._store.close()
 
@@ -236,6 +246,11 @@ class Volume:
     def unsaved(self) -> int:
         """Blocks that are not in the bucket as written."""
         return self._driver.unsaved
+
+    @property
+    def settles_in(self) -> float:
+        """Seconds that ``close`` would wait now for requests whose answers were lost."""
+        return 0.0 if self._token is None else self._store.settles_in()
 
     def facts(self) -> dict[str, object]:
         """Return what ``info`` shows, ready for JSON. Sizes in bytes, times in seconds since 1970."""
@@ -355,18 +370,18 @@ class Volume:
         self.close()
 
 
-def _harmless(progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:
+def _harmless(progress: Callable[_P, None] | None) -> Callable[_P, None] | None:
     """Return progress that raises nothing: a terminal that has gone must not keep data from being stored."""
     if progress is None:
         return None
     broken = False
 
-    def report(left: int, total: int) -> None:
+    def report(*args: _P.args, **kwargs: _P.kwargs) -> None:
         nonlocal broken
         if broken:
             return
         try:
-            progress(left, total)
+            progress(*args, **kwargs)
         except Exception as error:
             broken = True
             log.warning("progress can no longer be shown: %s", error)

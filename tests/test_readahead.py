@@ -190,3 +190,36 @@ def test_who_comes_after_an_attempt_ahead_began_gets_one_of_his_own(store: Slow,
         go_on.set()
         reader.join()
         assert found == [CONTENT[4 * BLOCK : 5 * BLOCK]]
+
+
+def test_closing_fetches_nothing_that_nobody_waits_for(store: Slow, monkeypatch: pytest.MonkeyPatch):
+    """While the store is away each of these would take as long as a read is tried."""
+    real = MemoryStore.get
+    ahead: list[str] = []
+    go_on = threading.Event()
+
+    def get(self, key, *, at_most=None):
+        if len(key) == 8 and int(key, 16) > 2:
+            ahead.append(key)
+            go_on.wait(20)
+        return real(self, key, at_most=at_most)
+
+    volume = Volume.open(store, "", VolumeOptions(memory=4 << 20, threads=5, list_blocks=False))
+    for block in range(2):
+        assert volume.read(block * BLOCK, BLOCK)
+    monkeypatch.setattr(MemoryStore, "get", get)
+    assert volume.read(2 * BLOCK, BLOCK)
+    # Several streams, so that more is to be fetched than there are workers to fetch it.
+    for start in (64, 128, 192):
+        with volume._driver._lock:
+            volume._driver.cache.prefetch(range(start, start + 4))
+            volume._driver._carry_out(volume._driver.cache.take_actions())
+    closer = threading.Thread(target=volume.close)
+    closer.start()
+    time.sleep(0.3)
+    before = len(ahead)
+    assert before <= 3
+    go_on.set()
+    closer.join(20)
+    assert not closer.is_alive()
+    assert len(ahead) == before

@@ -45,6 +45,7 @@ _ANSWERS: dict[str, tuple[int, bytes, Mapping[str, str]]] = {
     "request-timeout": (400, _xml("RequestTimeout"), {}),
     "html": (200, _HTML, {"Content-Type": "text/html"}),
     "html503": (503, _HTML, {"Content-Type": "text/html"}),
+    "expired-token": (400, _xml("ExpiredToken"), {}),
     "redirect": (307, _xml("TemporaryRedirect"), {"Location": "http://127.0.0.1:1/"}),
 }
 #: Every kind of fault, in the order in which they are drawn.

@@ -41,7 +41,7 @@ def command(**values: Any) -> None:
 
     The workload is described by its sizes, or recorded in a file. The log layout is not there yet.
 
-    Example: s3backer advise --written 50GB --random --write-size 16KiB --flush-every 1MiB
+    Example: s3backer advise --written 50GiB --random --write-size 16KiB --flush-every 1MiB
     """
     prices: Prices = values["prices"] or CURRENT
     workload = _workload(values)

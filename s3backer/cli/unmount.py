@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from typing import Any
 
 import click
@@ -64,7 +65,10 @@ def _unmount(ident: str) -> None:
             process = None
     try:
         with unsaved_progress() as report:
-            call(ident, "unmount", on_progress=report)
+            answer = call(ident, "unmount", on_progress=report)
+            seconds = None if answer is None else answer.get("settles_in")
+            if isinstance(seconds, float) and seconds > 0:
+                print(f"waits {seconds:.0f} s for requests whose answers were lost", file=sys.stderr)
             if process is not None:
                 select.select([process], [], [])
     finally:

@@ -46,7 +46,8 @@ class ETags:
             return None if plain == _NONE else f'"{plain.hex()}"'
 
     def set(self, block: int, etag: str | None) -> None:
-        """Record an ETag, or that it is not known."""
+        """Record an ETag, or that it is not known; an empty one, as some listings have, says nothing."""
+        etag = etag or None
         number, place = divmod(block, _PAGE_BLOCKS)
         with self._lock:
             page = self._pages.pop(number, None)

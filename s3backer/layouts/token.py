@@ -5,6 +5,9 @@ r"""The mount token: the object by which a writer says that the volume is in use
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
 
+Whoever finds no token may write, and knows nothing of requests whose answers were lost. So before it is removed these
+have to have expired: ``settle``.
+
 The original reads and writes the same object, so each refuses a volume that the other has mounted.
 The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
 same second by the same host must not have the same one. A fourth line is there while a copy is unfinished
@@ -15,8 +18,11 @@ same second by the same host must not have the same one. A fourth line is there 
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -29,6 +35,10 @@ TOKEN_METADATA = "s3backer-mount-token"
 SHARED_TOKEN = 0x7FFFFFFF
 #: Bytes of which no token has so many.
 _LARGEST = 1 << 20
+#: Seconds between two reports of a wait.
+_LOOK = 0.2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,21 @@ def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToke
         except PreconditionFailed:
             return read_token(store, prefix)
     return None
+
+
+def settle(store: ObjectStore, url: str, waits: Callable[[float], None] | None = None) -> None:
+    """Wait until no write whose answer was lost may take effect any more; without such writes that is at once.
+
+    ``waits`` is called now and then with the seconds that are left.
+    """
+    left = store.settles_in()
+    if left > 0:
+        log.warning("%s waits %.0f s for requests whose answers were lost", url, left)
+    while left > 0:
+        if waits:
+            waits(left)
+        time.sleep(min(left, _LOOK))
+        left = store.settles_in()
 
 
 def in_use(url: str, token: MountToken | None) -> VolumeInUse:

@@ -38,6 +38,8 @@ _LOOK_AGAIN = 30.0
 _LOOKING = 60.0
 #: Seconds for which credentials are new: many requests are told at once that the old ones have expired.
 _JUST_NOW = 5.0
+#: Seconds for which it holds that there are no new ones: each of many requests would wait for their source in turn.
+_FAILED = 3.0
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,8 @@ class Environment:
         #: What was found last, and the earliest times at which to look again.
         self._last: Keys | None = None
         self._look_again_at = self._renewed_at = -math.inf
+        #: What the last renewal has found: whether others, or why none.
+        self._renewed: bool | AccessDenied = False
         if (options.access_key is None) != (options.secret_key is None):
             raise UsageError("an access key and a secret key go together", hint="Give both of them, or neither.")
         # Imported here because it takes longer than everything else at start-up.
@@ -139,23 +143,35 @@ class Environment:
     def renew(self) -> bool:
         """Look for credentials anew, because those in use are not valid any more; return whether others were found.
 
-        AccessDenied if they cannot be had.
+        AccessDenied if they cannot be had. What came of it holds for a moment: many requests ask at once.
         """
         if self._options.access_key is not None:
             return False
         if not self._looking.acquire(timeout=_LOOKING):
-            return False
+            # Who looks may still find some.
+            raise _cannot_be_had(f"looking for them takes more than {_LOOKING:g} s")
         try:
-            if time.monotonic() < self._renewed_at + _JUST_NOW:
-                return True
-            before = self._last
-            self._session = self._botocore.Session(profile=self._options.profile)
-            self._credentials = None
-            self._last = self._look()
-            self._renewed_at = time.monotonic()
-            return self._last != before
+            holds = _JUST_NOW if self._renewed is True else _FAILED
+            if time.monotonic() >= self._renewed_at + holds:
+                self._renewed = self._renew()
+                self._renewed_at = time.monotonic()
+            if isinstance(self._renewed, AccessDenied):
+                raise AccessDenied(self._renewed.message, hint=self._renewed.hint)
+            return self._renewed
         finally:
             self._looking.release()
+
+    def _renew(self) -> bool | AccessDenied:
+        before = self._last
+        try:
+            self._session = self._botocore.Session(profile=self._options.profile)
+            self._credentials = None
+            self._last = self._look() or before
+        except AccessDenied as error:
+            return error
+        except self._errors.BotoCoreError as error:
+            return _cannot_be_had(str(error))
+        return self._last != before
 
     def _look(self) -> Keys | None:
         try:

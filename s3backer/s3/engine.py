@@ -8,8 +8,8 @@ Guarantees
   * What comes out as an error was tried as long as ``StoreOptions.patience`` allows, writes and everything before the
     first answer for at most SHORT_PATIENCE; ``close`` ends such waiting.
   * A GET that is much slower than others is asked for twice (s3/hedging.py); a write never while the first may arrive.
-  * Writes are signed with an expiry: ``expiry`` seconds after an attempt began a server refuses it, however
-    late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
+  * Writes are signed with an expiry: one whose head comes more than ``expiry`` seconds after it was signed is refused
+    by the server, however late it arrives. Those whose answers were lost are remembered for so long (s3/unsettled.py).
   * The server's clock is followed, and so is the region in which it says the bucket is, unless one was asked for.
   * LostAnswer says that a condition failed, or an upload is gone, but perhaps by our own earlier attempt: who asked
     has to look.
@@ -23,19 +23,26 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.concurrency import Limiter, Pace
 from s3backer.s3.credentials import Environment
-from s3backer.s3.hedging import Hedging
+from s3backer.s3.hedging import Aside, Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
 from s3backer.s3.proxies import find_proxy
-from s3backer.s3.responses import Fault, is_xml, parse_fault, unmasked
-from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_retried, is_slow_down, parse_retry_after
+from s3backer.s3.responses import Fault, is_from_s3, is_xml, parse_fault, unmasked
+from s3backer.s3.retries import (
+    MAX_ALTERED,
+    THROTTLED,
+    Failure,
+    RetryPolicy,
+    is_retried,
+    is_slow_down,
+    parse_retry_after,
+)
 from s3backer.s3.server_clock import DOUBT, ServerClock, boot_time, steady_clock
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
@@ -56,6 +63,11 @@ _EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
 _WITHOUT_EFFECT = frozenset({409, 501})
 #: How often one request follows the server's clock, its region or new credentials.
 _MOST_CORRECTIONS = 3
+#: Seconds in which a kept connection has sent a GET, and between two looks whether a new one has.
+_AT_ONCE = 0.001
+_LOOK = 0.01
+#: Bytes of the largest answer that is no object: a listing of 1000 keys of 1024 bytes, all escaped, takes 4 MB.
+LARGEST_DOCUMENT = 16 << 20
 _EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
 
 log = logging.getLogger(__name__)
@@ -76,7 +88,8 @@ class Request:
     body: Body | None = None
     conditional: bool = False
     hedged: bool = False
-    at_most: int | None = None
+    #: Bytes that its answer may have, None: as many as an object.
+    at_most: int | None = LARGEST_DOCUMENT
     #: For a write: what the object has to be for it to take effect (s3/unsettled.py); None if it changes no object.
     accepts: str | None = ANYTHING
     #: Which keys it writes, if not the resource alone.
@@ -86,6 +99,11 @@ class Request:
     def writes(self) -> bool:
         """Whether it changes the bucket."""
         return self.method in ("PUT", "DELETE", "POST")
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return size_of(self.body or ())
 
 
 class LostAnswer(Exception):
@@ -119,7 +137,7 @@ class Engine:
         self.policy = RetryPolicy(first_pause=options.first_pause)
         #: Whether the service has ever answered: one that has not is rather a mistaken URL than an outage.
         self._known = False
-        self.limiter = Limiter(options.connections)
+        self.limiter = Limiter(options.connections, timeout=options.timeout)
         self._hedging = Hedging(time.monotonic)
         self._upload = Pace(options.upload_limit, time.monotonic)
         self._download = Pace(options.download_limit, time.monotonic)
@@ -127,6 +145,8 @@ class Engine:
         #: Its clock does not stand still while the computer sleeps, and neither does a request on its way.
         self.unsettled = Unsettled(boot_time, expiry + 3 * options.timeout + DOUBT)
         self._lock = threading.Lock()
+        #: Second attempts that are begun.
+        self._aside: list[Aside] = []
         self._connect(self._environment.region)
         self._server_clock = ServerClock(clock or steady_clock(), self.place.endpoint)
 
@@ -177,11 +197,13 @@ class Engine:
         while True:
             if self._closed.is_set():
                 raise closed(self.place)
-            sent_at = boot_time()
+            self._take_place(request)
+            # Only now: it may have waited for its place for longer than a signature lasts.
+            sent_at, region = boot_time(), self.place.region
             try:
                 answer = self._attempt(request)
                 if answer.status not in success:
-                    raise self._failure(request, answer, boot_time() - sent_at)
+                    raise self._failure(request, answer, boot_time() - sent_at, region)
                 problem = verify(answer) if verify else None
                 if problem is None:
                     return answer
@@ -192,6 +214,8 @@ class Engine:
                     raise LostAnswer from None
                 if failure.unsettled and request.writes and request.accepts is not None:
                     unsettled = True
+                    # A server looks at the signature when the head comes: the body may take longer than that lasts.
+                    sent_at = max(sent_at, boot_time() - self._expiry)
                     for key in request.keys or (request.resource,):
                         self.unsettled.add(key, request.accepts, sent_at)
                 pause = None
@@ -225,16 +249,23 @@ class Engine:
         self._closed.set()
         self.limiter.close()
         self._transport.close()
+        with self._lock:
+            aside = self._aside
+        for second in aside:
+            second.join()
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
-    def _attempt(self, request: Request) -> Answer:
-        size = size_of(request.body or ())
-        self._last_at_least(self._upload.take(size) if request.writes else 0.0)
+    def _take_place(self, request: Request) -> None:
+        """Wait until the request may begin; ``_attempt`` has to follow, which gives the place back."""
+        self._last_at_least(self._upload.take(request.size) if request.writes else 0.0)
         if not self.limiter.begin(write=request.writes):
             raise closed(self.place)
+
+    def _attempt(self, request: Request) -> Answer:
         started, asked = time.perf_counter(), self._server_clock.ours()
         answer: Answer | None = None
+        timed_out = False
         try:
             send = self._hedged if request.hedged else self._once
             try:
@@ -249,26 +280,33 @@ class Engine:
             self._counters.add_failure(failure_of_status(answer.status))
         except Failure as failure:
             self._counters.add_failure(failure.counted_as)
+            timed_out = failure.timed_out
             raise
         except LongAnswer as long:
             if "Range" in request.headers:
                 raise messages.no_ranges(self.place, request.resource, long.at_most) from None
-            raise too_large(f"s3://{self._bucket}", request.resource, long.at_most) from None
+            if request.kind == "get":
+                raise too_large(f"s3://{self._bucket}", request.resource, long.at_most) from None
+            problem = f"it has more than {long.at_most} bytes"
+            raise messages.bad_answer(self.place, request.resource, problem) from None
         finally:
             seconds = time.perf_counter() - started
             told = answer is not None and answer.status < 300
             slow = answer is not None and is_slow_down(answer.status)
-            self.limiter.end(write=request.writes, seconds=seconds if told else None, slow_down=slow)
+            self.limiter.end(
+                write=request.writes, seconds=seconds if told else None, slow_down=slow, timed_out=timed_out
+            )
             self._counters.add(
                 request.kind,
-                sent=size,
+                sent=request.size,
                 received=len(answer.body) if answer else 0,
                 seconds=seconds,
                 failed=answer is None or answer.status not in _EXPECTED,
             )
         self._last_at_least(self._download.take(len(answer.body)))
         self._known = self._known or answer.status < 500
-        off = self._server_clock.observe(answer, asked) and not self._options.anonymous
+        # A portal or a proxy on the way has a clock of its own.
+        off = is_from_s3(answer) and self._server_clock.observe(answer, asked) and not self._options.anonymous
         if off and not 200 <= answer.status < 300:
             raise Failure(self._clock_off(), retried=False, unsettled=False, at_once=True)
         return answer
@@ -300,11 +338,32 @@ class Engine:
             hedging.end(ticket, answered=answer is not None)
 
     def _race(self, transport: Transport, request: Request, first: Exchange) -> Answer:
-        exchanges = [first]
-        with suppress(Failure, S3backerError):
-            exchanges.append(self._start(transport, request))
+        def begin() -> Exchange:
+            exchange = self._start(transport, request)
             self._counters.add(request.kind)
-        winner = transport.race(exchanges)
+            return exchange
+
+        second, failure = Aside(begin), None
+        with self._lock:
+            self._aside = [other for other in self._aside if other.is_alive()] + [second]
+        try:
+            second.join(_AT_ONCE)
+            while second.is_alive() and not transport.wait(first, _LOOK):
+                pass
+        except Failure as error:
+            # Then it is up to the second.
+            second.join()
+            failure = error
+        finally:
+            other = second.take()
+            if other is not None and first.answer is not None:
+                other.connection.close()
+        if other is None or first.answer is not None:
+            self._counters.add_hedge(won=False)
+            if failure is not None:
+                raise failure
+            return transport.finish(first)
+        winner = transport.race([other] if failure else [first, other])
         self._counters.add_hedge(won=winner is not first)
         return transport.done(winner)
 
@@ -342,12 +401,12 @@ class Engine:
 
     # ── what an answer means that is no success ──────────────────────────────────────────────────────
 
-    def _failure(self, request: Request, answer: Answer, age: float) -> Failure:
-        """Return what to do about an answer to an attempt that began ``age`` seconds ago."""
+    def _failure(self, request: Request, answer: Answer, age: float, asked: str) -> Failure:
+        """Return what to do about an answer to an attempt that began ``age`` seconds ago in the region ``asked``."""
         key = request.resource
         fault = parse_fault(answer.body)
         code = fault.code if fault else ""
-        correction = self._correct(answer, fault)
+        correction = self._correct(answer, fault, asked)
         if correction is not None:
             return correction
         error: S3backerError
@@ -361,7 +420,7 @@ class Engine:
             error = PreconditionFailed(key)
         elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
             error = messages.no_conditions(self.place, key)
-        elif request.kind == "delete" and answer.status == 404 and fault is None:
+        elif request.kind == "delete" and answer.status == 404 and not answer.body:
             error = ObjectNotFound(key)
         else:
             error = messages.explain_fault(self.place, key, answer, fault)
@@ -371,11 +430,15 @@ class Engine:
             error,
             retried=broken or expired or is_retried(answer.status, code),
             unsettled=broken
-            or (answer.status not in _WITHOUT_EFFECT and (is_retried(answer.status, code) or answer.status >= 500)),
+            or (
+                answer.status not in _WITHOUT_EFFECT
+                and code not in THROTTLED
+                and (is_retried(answer.status, code) or answer.status >= 500)
+            ),
             retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
         )
 
-    def _correct(self, answer: Answer, fault: Fault | None) -> Failure | None:
+    def _correct(self, answer: Answer, fault: Fault | None, asked: str) -> Failure | None:
         """Follow the server's clock, or to the bucket's region, where the answer says that ours was wrong."""
         code = fault.code if fault else ""
         if code in _EXPIRED_KEYS and not self._options.anonymous:
@@ -383,8 +446,9 @@ class Engine:
         if code == "RequestTimeTooSkewed":
             return Failure(self._clock_off(), retried=False)
         region = messages.region_of(answer, fault)
-        if region and region != self.place.region and not self._environment.region_given:
+        if region and region != asked and not self._environment.region_given:
             with self._lock:
+                # Another request may have been told before.
                 if region != self.place.region:
                     log.info("bucket %r is in region %s", self._bucket, region)
                     old = self._transport

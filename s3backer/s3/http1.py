@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from s3backer import _fast
@@ -31,6 +33,8 @@ MAX_ANSWER = 5 << 30
 #: Up to so many bytes are allocated because an answer says that they come.
 _BELIEVED = 64 << 20
 _PIECE = 1 << 18
+#: Time-outs that sending a request may last while some of it goes out: a large block on a slow way.
+SLOWEST = 10
 _NO_BODY = (204, 304)
 
 
@@ -68,13 +72,19 @@ class Connection:
         if not self._tls:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def drop(self) -> None:
+        """Close it and forget what has not been sent: it would only be in the way of the next attempt."""
+        with suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
     def pending(self) -> bool:
         """Whether bytes have come that the system's poll does not see."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def send(self, head: bytes, body: Body | None, seconds: float) -> None:
-        """Send a request within ``seconds``; TimeoutError or OSError if it does not go out whole."""
-        deadline = time.monotonic() + seconds
+        """Send a request; TimeoutError if nothing of it goes out for ``seconds``, or not all in SLOWEST times that."""
+        deadline = time.monotonic() + SLOWEST * seconds
         unsent = Unsent((memoryview(head), *pieces(body or ())))
         self.sock.settimeout(seconds)
         while unsent:
@@ -83,7 +93,7 @@ class Connection:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError("timed out")
-                self.sock.settimeout(left)
+                self.sock.settimeout(min(left, seconds))
 
 
 class Exchange:

@@ -24,6 +24,8 @@ _NOT_XML = re.compile("[^\\t\\n\\r\x20-\\ud7ff\\ue000-\\ufffd\U00010000-\U0010ff
 _META = "x-amz-meta-"
 _RANGE = re.compile("bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,19})")
+#: Bytes that an error document has at most.
+_FAULT = 1 << 16
 
 
 class BadAnswer(Exception):
@@ -83,6 +85,11 @@ def unmasked(answer: Answer) -> Answer:
 def is_xml(answer: Answer) -> bool:
     """Return whether an answer claims to be a document of S3."""
     return answer.body.startswith(b"<?xml") or (bool(answer.body) and "/xml" in answer.headers.get("content-type", ""))
+
+
+def is_from_s3(answer: Answer) -> bool:
+    """Return whether an answer comes from an S3 server, and not from something on the way to it."""
+    return any(name.startswith("x-amz-") for name in answer.headers) or parse_fault(answer.body[:_FAULT]) is not None
 
 
 def parse_list(body: bytes, prefix: str, start_after: str) -> ListPage:
@@ -213,7 +220,7 @@ def server_time(answer: Answer) -> float | None:
     """Return the server's clock in seconds since 1970, if it tells."""
     try:
         return parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -26,16 +26,13 @@ RETRIED_STATUSES = frozenset({408, 429, 499, 500, 502, 503, 504})
 #: Attempts at a body that stays wrong.
 MAX_ALTERED = 8
 _SLOW_DOWN = frozenset({429, 503})
-RETRIED_CODES = frozenset(
+#: Codes of requests that were turned away because there are too many: they take no effect, now or later.
+THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+RETRIED_CODES = THROTTLED | frozenset(
     {
-        "SlowDown",
         "RequestTimeout",
         "InternalError",
         "ServiceUnavailable",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "RequestLimitExceeded",
         "OperationAborted",
         "ConditionalRequestConflict",
         # What the server received is not what was sent.
@@ -75,6 +72,11 @@ class Failure(Exception):
         self.counted_as = counted_as
         self.at_once = at_once
         self.stale = stale
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the request was sent, in part at least, and no answer came in time."""
+        return self.unsettled and self.counted_as == "timeout"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Connections to one host: made by urllib3, kept while idle, used for one exchange at a time.
 
 ``Transport.start`` sends a request and returns the exchange in which its answer comes; ``finish`` and ``race`` wait
-for it. Connecting, sending and receiving take at most ``timeout`` seconds each, however slowly the bytes drip.
+for it. Connecting and receiving take at most ``timeout`` seconds each, however slowly the bytes drip; sending may take
+ten times as long, as long as some bytes go out in each ``timeout``.
 Content encodings and redirects are left as they are. What fails is a Failure that says whether the request may have
 taken effect.
 """
@@ -100,7 +101,7 @@ class Transport:
         try:
             connection.send(head, body, self._seconds)
         except TimeoutError as error:
-            connection.close()
+            connection.drop()
             raise self._timed_out() from error
         except (BrokenPipeError, ConnectionResetError) as error:
             # The server may have answered before it had read everything.
@@ -120,7 +121,7 @@ class Transport:
         try:
             return exchange.wait(seconds)
         except BaseException as error:
-            exchange.connection.close()
+            exchange.connection.drop()
             if isinstance(error, (OSError, BadHTTP)):
                 raise self.failure(error, exchange.connection.reused and not exchange.begun) from error
             raise

@@ -7,6 +7,8 @@
     DELETE If-Match E     anything (some servers ignore the     changed
                           condition of a DELETE)
 
+Who closes the store after writing, and lets others write, waits for all of them (``settles_in``): nobody else knows.
+
 ETags follow content, hence "again": A → B → A would let a late "PUT B if it is A" through. A write that would break
 a rule waits. Attempts of the same request do not bind one another: they all lead to the same object.
 """
@@ -19,6 +21,8 @@ from collections.abc import Callable
 #: What the object has to be for an attempt to take effect, besides an ETag.
 ANYTHING = "anything"
 ABSENT = "absent"
+#: Keys above which those are looked for that have expired.
+_LOOK_AT = 1000
 
 
 class Unsettled:
@@ -29,12 +33,15 @@ class Unsettled:
         self._lasting = lasting
         self._lock = threading.Lock()
         self._until: dict[str, dict[str, float]] = {}
+        self._look_at = _LOOK_AT
 
     def add(self, key: str, accepts: str, sent_at: float) -> None:
         """Enter an attempt that was sent at ``sent_at`` and takes effect if the object is what it ``accepts``."""
         with self._lock:
-            if len(self._until) > 1000:
+            if len(self._until) >= self._look_at:
                 self._forget()
+                # Not again for each one more: that would take as long as all of them, each time.
+                self._look_at = max(_LOOK_AT, 2 * len(self._until))
             attempts = self._until.setdefault(key, {})
             attempts[accepts] = max(attempts.get(accepts, 0.0), sent_at + self._lasting)
 
@@ -57,6 +64,13 @@ class Unsettled:
             (until - now for accepts, until in attempts.items() if _may_be(accepts, state)),
             default=0.0,
         )
+
+    def longest(self) -> float:
+        """Return after how many seconds no attempt may arrive any more; 0: none is left."""
+        with self._lock:
+            self._forget()
+            now = self._clock()
+            return max((until - now for found in self._until.values() for until in found.values()), default=0.0)
 
     def _forget(self) -> None:
         now = self._clock()

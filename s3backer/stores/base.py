@@ -141,5 +141,8 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` (1 to 1000) entries whose keys begin with prefix and follow ``start_after``."""
 
+    def settles_in(self) -> float:
+        """Return for how many seconds writes whose answers were lost may still take effect; 0: none may."""
+
     def close(self) -> None:
         """Release connections. The store is not used afterwards."""

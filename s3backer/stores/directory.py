@@ -257,6 +257,10 @@ class DirectoryStore:
             self._check_still_there(call)
             return ListPage(tuple(found[:limit]), len(found) > limit)
 
+    def settles_in(self) -> float:
+        """Return 0: what was written has taken effect."""
+        return 0.0
+
     def close(self) -> None:
         """Do nothing: no descriptor outlives a call."""
 

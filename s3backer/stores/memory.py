@@ -124,6 +124,10 @@ class MemoryStore:
 
         return self._counted("list", effect)
 
+    def settles_in(self) -> float:
+        """Return 0: what was written has taken effect."""
+        return 0.0
+
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
 

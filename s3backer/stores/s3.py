@@ -458,6 +458,10 @@ class S3Store:
         self._bucket_seen = True
         return page
 
+    def settles_in(self) -> float:
+        """Return for how many seconds writes whose answers were lost may still take effect; 0: none may."""
+        return self._engine.unsettled.longest()
+
     def close(self) -> None:
         """Release connections and end what waits for another attempt."""
         self._engine.close()
@@ -505,4 +509,4 @@ def _condition(if_match: str | None, if_none_match: bool) -> dict[str, str]:
 
 def _first_byte(key: str) -> Request:
     """Return the request that asks least of an object and still gets a reason in return."""
-    return Request("get", "GET", key, headers={"Range": "bytes=0-0"})
+    return Request("get", "GET", key, headers={"Range": "bytes=0-0"}, at_most=None)

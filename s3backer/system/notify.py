@@ -5,7 +5,8 @@ One datagram of ``NAME=VALUE`` lines to the socket that $NOTIFY_SOCKET names, as
     READY=1                  the mount answers
     STOPPING=1               it is ending, whoever asked for that
     EXTEND_TIMEOUT_USEC=N    give it N microseconds from now on: sent when it begins to end and whenever fewer blocks
-                             are left than before, so that the service manager waits while data goes out, and only then
+                             are left than before, so that the service manager waits while data goes out, and only then;
+                             and once more, with its length, for the wait for requests whose answers were lost
     STATUS=TEXT              what 'systemctl status' shows
 
 Guarantees
@@ -52,12 +53,17 @@ class Service:
         """Say that the mount answers."""
         self._send("READY=1", f"STATUS={status}")
 
-    def stopping(self, left: Callable[[], int]) -> None:
-        """Say that it ends, and from now on how many blocks are ``left``; only the first call counts."""
+    def stopping(self, left: Callable[[], int], waits: Callable[[], float] = lambda: 0.0) -> None:
+        """Say that it ends, and from now on how many blocks are ``left``; only the first call counts.
+
+        ``waits`` returns how many seconds will pass after the last block, for requests whose answers were lost.
+        """
         with self._lock:
             if self._silent or self._thread is not None:
                 return
-            self._thread = threading.Thread(target=self._report, args=(left,), name="s3backer-notify", daemon=True)
+            self._thread = threading.Thread(
+                target=self._report, args=(left, waits), name="s3backer-notify", daemon=True
+            )
             self._thread.start()
 
     def close(self, status: str) -> None:
@@ -69,8 +75,9 @@ class Service:
             thread.join()
         self._send(f"STATUS={status}")
 
-    def _report(self, left: Callable[[], int]) -> None:
+    def _report(self, left: Callable[[], int], waits: Callable[[], float]) -> None:
         least = said = left()
+        longest = 0.0
         self._send("STOPPING=1", _extension(), f"STATUS={_left(least)}")
         while not self._over.wait(self._interval):
             now = left()
@@ -79,6 +86,10 @@ class Service:
             elif now != said:
                 self._send(f"STATUS={_left(now)}")
             least, said = min(least, now), now
+            seconds = 0.0 if now else waits()
+            if seconds > longest:
+                self._send(_extension(seconds), f"STATUS=ending, waits {seconds:.0f} s for requests without an answer")
+            longest = seconds
 
     def _send(self, *lines: str) -> None:
         if self._silent:
@@ -95,8 +106,8 @@ class Service:
             log.warning("the service manager cannot be told at %s: %s", self._address, error)
 
 
-def _extension() -> str:
-    return f"EXTEND_TIMEOUT_USEC={EXTENSION * 1_000_000}"
+def _extension(seconds: float = 0.0) -> str:
+    return f"EXTEND_TIMEOUT_USEC={(EXTENSION + round(seconds)) * 1_000_000}"
 
 
 def _left(blocks: int) -> str:

@@ -24,6 +24,8 @@ BLOCK_SIZES = tuple(4096 << shift for shift in range(12))
 SEGMENT = 8 << 20
 #: Operations that a given workload is made of at most: what comes out grows with it, and is scaled up.
 _MOST_STEPS = 200_000
+#: Of writes in order nothing is a sample: more of them would take longer than anybody waits.
+_MOST_IN_ORDER = 1_000_000
 _MOST_BYTES = 1 << 60
 
 
@@ -96,13 +98,19 @@ def make_workload(
 ) -> Workload:
     """Return a workload of ``written`` bytes in a volume of ``size``, flushed after so many bytes (None: at the end).
 
-    Sequential writes begin again at the start when they reach the end. Random ones are a sample where there are many.
+    Sequential writes begin again at the start when they reach the end; UsageError if they are too many. Random ones
+    are a sample where there are many.
     """
     steps: list[Step] = []
     if sequential:
         # Neighbours that are flushed together are one.
         step = max(write_size, min(flush_every or written, -(-written // _MOST_STEPS)))
         step = min(step, size)
+        if written // step > _MOST_IN_ORDER:
+            raise UsageError(
+                f"this workload has more than {_MOST_IN_ORDER:,} writes",
+                hint="Describe a part of it: with a tenth of --written everything is a tenth.",
+            )
         _write_all(steps, ((at % size, min(step, written - at)) for at in range(0, written, step)), flush_every, size)
         scale = 1.0
     else:
@@ -149,14 +157,14 @@ def estimate(workload: Workload, block_size: int | None, *, delay: float) -> Est
             size = sum(stop - start for start, stop in ranges)
             puts += -(-size // unit)
             sent += size
-            ever = _merged([*ever, *ranges])
+            ever += ranges
             continue
         touched, partial = _blocks(ranges, unit, stored)
         puts += touched
         gets += partial
         sent += touched * unit
     if block_size is None:
-        size = sum(stop - start for start, stop in ever)
+        size = sum(stop - start for start, stop in _merged(ever))
     else:
         size = _fast.bitmap_count(stored, 0, len(stored) * 8) * unit
     scale = workload.scale

@@ -18,6 +18,12 @@ def test_the_table_of_the_published_figure(run: Run) -> None:
     assert "log, planned" in done.out and "By prices of 2010." in done.out
 
 
+def test_the_example_of_its_help(run: Run) -> None:
+    words = run("advise", "--help").out.partition("Example: s3backer ")[2].partition("\n\n")[0].split()
+    assert words[:2] == ["advise", "--written"]
+    assert run(*words).code == 0
+
+
 def test_json_and_a_table_of_ones_own(run: Run, tmp_path: Path) -> None:
     prices = tmp_path / "prices.toml"
     prices.write_text('as_of = "x"\nput = 1000\n')
@@ -39,6 +45,8 @@ def test_json_and_a_table_of_ones_own(run: Run, tmp_path: Path) -> None:
         (["--trace", "/none"], "/none cannot be read"),
         (["--trace", "/none", "--random"], "--trace and --random exclude each other"),
         (["--written", "1GiB", "--flush-every", "0"], "'0'"),
+        (["--written", "1PiB", "--size", "1MiB"], "more than 1,000,000 writes"),
+        (["--written", "100TiB", "--flush-every", "1MiB"], "more than 1,000,000 writes"),
     ],
 )
 def test_what_is_refused(run: Run, words: list[str], problem: str) -> None:

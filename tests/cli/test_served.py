@@ -36,6 +36,7 @@ class Daemon:
         self.busy = False
         self.failure: str | None = None
         self.ended_at = 0.0
+        self.settles_in = 0.0
         names: dict[str, Any] = {"info": self.info, "resize": self.resize, "unmount": self.unmount}
         self.server = ControlServer(sockets / f"{volume_id(self.url, 'file')}.sock", names)
 
@@ -68,7 +69,7 @@ class Daemon:
             raise MountError(f"{self.mountpoint} cannot be unmounted: busy", hint="losetup -d /dev/loop7")
         progress({"unsaved_blocks": 1})
         threading.Thread(target=self._end, name="ending").start()
-        return {"pid": self.process.pid, "mountpoint": self.mountpoint}
+        return {"pid": self.process.pid, "mountpoint": self.mountpoint, "settles_in": self.settles_in}
 
     def _end(self) -> None:
         time.sleep(0.3)
@@ -157,6 +158,12 @@ def test_unmount_waits_until_the_daemon_has_ended(run: Run, daemon: Daemon, by: 
     assert (answer.code, answer.err) == (0, "")
     assert [name for name, _ in daemon.asked] == ["unmount"]
     assert 0 < daemon.ended_at <= back
+
+
+def test_unmount_says_that_the_daemon_waits(run: Run, daemon: Daemon) -> None:
+    daemon.settles_in = 93.4
+    answer = run("unmount", daemon.mountpoint)
+    assert (answer.code, answer.err) == (0, "waits 93 s for requests whose answers were lost\n")
 
 
 def test_unmount_of_what_is_busy_says_how_to_go_on(run: Run, daemon: Daemon) -> None:

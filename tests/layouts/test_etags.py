@@ -9,6 +9,7 @@ from hypothesis import given
 from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.etags import _PAGE_BLOCKS, _PAGE_COST, ETags
+from s3backer.stores.base import ListEntry, ListPage
 from s3backer.stores.memory import MemoryStore
 
 BLOCK = 512
@@ -201,3 +202,13 @@ def test_a_store_whose_writes_are_never_late_is_asked_without_conditions():
     assert store.taken() == [("put", None, False), ("delete", None, False)]
     with pytest.raises(ObjectNotFound):
         store.get("00000001")
+
+
+def test_an_empty_etag_of_a_listing_is_none(store):
+    etag = MemoryStore.put(store, "00000001", body("a"))
+    layout = layout_of(store)
+    page = ListPage((ListEntry("00000001", BLOCK, ""),), False)
+    store.list = lambda prefix, **options: page
+    layout.survey(lambda: False)
+    layout.write(1, body("b"))
+    assert store.taken() == [("head", None, False), ("put", etag, False)]

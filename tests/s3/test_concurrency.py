@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import threading
 
@@ -182,6 +183,75 @@ def test_no_place_is_lost_or_doubled():
         assert not thread.is_alive()
     assert limiter.under_way == 0
     assert most <= 4
+
+
+class SlowWay:
+    """Writers that always have more, and a way to the server that takes ``seconds`` for each, one after the other.
+
+    What was given up is sent all the same, as what is in the buffers of a network.
+    """
+
+    def __init__(self, limiter: Limiter, *, seconds: float, timeout: float) -> None:
+        self.limiter = limiter
+        self.seconds = seconds
+        self.timeout = timeout
+        self.now = 0.0
+        self.done = self.lost = 0
+        self._free = 0.0
+        self._under_way: list[tuple[float, float, bool]] = []
+
+    def run(self, until: float) -> None:
+        while self.now < until:
+            while self.limiter._has_room(write=True):
+                assert self.limiter.begin(write=True)
+                self._free = max(self._free, self.now) + self.seconds
+                ends = min(self._free, self.now + self.timeout)
+                heapq.heappush(self._under_way, (ends, self.now, ends < self._free))
+            self.now, began, lost = heapq.heappop(self._under_way)
+            self.done, self.lost = self.done + (not lost), self.lost + lost
+            self.limiter.end(write=True, seconds=None if lost else self.now - began, timed_out=lost)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0, 2.0])
+def test_writes_get_through_a_slow_way(seconds):
+    limiter = Limiter(64, timeout=3.0)
+    way = SlowWay(limiter, seconds=seconds, timeout=3.0)
+    way.run(200)
+    assert limiter.allowed >= LEAST
+    before, lost = way.done, way.lost
+    way.run(400)
+    assert (way.done - before) * seconds > 180
+    assert way.lost == lost
+
+
+def test_writes_get_their_share_again_when_the_way_is_good():
+    limiter = Limiter(64, timeout=3.0)
+    way = SlowWay(limiter, seconds=3.5, timeout=3.0)
+    way.run(50)
+    assert way.done == 0
+    way.seconds, way._free = 0.001, way.now
+    way.run(way.now + 10)
+    assert limiter._write_level == math.inf
+
+
+def test_a_time_out_now_and_then_costs_nothing():
+    limiter, source = Limiter(64, timeout=3.0), random.Random(1)
+    for _ in range(5000):
+        lost = source.random() < 0.1
+        assert limiter.begin(write=True)
+        limiter.end(write=True, seconds=None if lost else 0.01, timed_out=lost)
+    assert limiter._write_level > 4
+
+
+def test_time_outs_of_writes_leave_reads_alone():
+    limiter = Limiter(64, timeout=3.0)
+    for _ in range(20):
+        assert limiter.begin(write=True)
+        limiter.end(write=True, seconds=None, timed_out=True)
+    assert limiter.begin(write=True)
+    assert not limiter._has_room(write=True)
+    for _ in range(LEAST - 1):
+        assert limiter.begin(write=False)
 
 
 def test_the_pace_is_that_of_everything_together():

@@ -19,6 +19,7 @@ import pytest
 
 from s3backer.errors import AccessDenied
 from s3backer.s3.credentials import Environment
+from s3backer.s3.signing import Keys
 from s3backer.stores.options import StoreOptions
 from s3backer.stores.s3 import S3Store
 from tests.support.aws_services import AWSServices
@@ -254,6 +255,8 @@ def test_requests_survive_the_end_of_their_credentials_and_an_outage_of_their_so
     services, monkeypatch, no_configuration
 ):
     options = container(services, monkeypatch, no_configuration)
+    # The pauses of this test take no time.
+    monkeypatch.setattr("s3backer.s3.credentials._FAILED", 0.0)
     ended = fault(400, "ExpiredToken")
     with NastyServer(OK, ended, ended, ended, OK) as server:
         pauses: list[float] = []
@@ -293,3 +296,37 @@ def test_many_requests_with_expired_credentials_look_for_new_ones_once(services,
             assert list(pool.map(get, range(8))) == [b"a"] * 8
         store.close()
     assert services.issued["container"] == 2
+
+
+@pytest.mark.parametrize("outcome", ["fails", "is the same"])
+def test_a_renewal_in_vain_is_not_repeated_by_every_request(outcome, monkeypatch, no_configuration):
+    environment = Environment(StoreOptions())
+    looks = []
+
+    def look():
+        looks.append(time.monotonic())
+        if outcome == "fails" and len(looks) < 3:
+            raise AccessDenied("away", hint="Log in.")
+        return Keys("a", "s") if len(looks) < 3 else Keys("b", "s")
+
+    monkeypatch.setattr(environment, "_look", look)
+    environment._last = Keys("a", "s")
+    for _ in range(20):
+        if outcome == "fails":
+            with pytest.raises(AccessDenied, match="away"):
+                environment.renew()
+        else:
+            assert environment.renew() is False
+    assert len(looks) == 1
+    looks.append(0.0)
+    environment._renewed_at -= 10
+    assert environment.renew() is True
+    assert len(looks) == 3
+    assert environment.renew() is True
+
+
+def test_who_waits_in_vain_for_another_one_who_looks_tries_again(monkeypatch, no_configuration):
+    monkeypatch.setattr("s3backer.s3.credentials._LOOKING", 0.01)
+    environment = Environment(StoreOptions())
+    with environment._looking, pytest.raises(AccessDenied, match="takes more than"):
+        environment.renew()

@@ -227,6 +227,15 @@ def test_delete():
             assert [request.method for request in server.requests] == ["DELETE", "GET"]
 
 
+@pytest.mark.parametrize("page", ["404 page not found\n", "<html>nothing here</html>"])
+def test_a_page_that_says_404_deletes_nothing(page):
+    """So does whatever stands before a service that is away."""
+    with talk(OK, reply(404, page, Content_Type="text/plain")) as (store, _):
+        store.get("key")
+        with pytest.raises(StoreError, match="not as an S3 server does"):
+            store.delete("key")
+
+
 def test_conditions_that_fail():
     for answer in (fault(412, "PreconditionFailed"), reply(412), NO_KEY):
         with talk(OK, answer) as (store, _):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -121,6 +122,23 @@ def test_a_lone_read_is_asked_for_twice_when_it_is_very_slow():
     assert hedging.allowed(ticket)
 
 
+def test_a_read_that_hangs_is_looked_at_ever_less_often():
+    now = 0.0
+    hedging = Hedging(lambda: now)
+    for _ in range(64):
+        ticket = hedging.begin()
+        now += 0.001
+        hedging.end(ticket, answered=True)
+    ticket, looks = hedging.begin(), 0
+    until = now + 30
+    while now < until:
+        patience = hedging.patience(ticket)
+        assert patience is not None
+        now += patience
+        looks += 1
+    assert looks < 100
+
+
 def test_what_was_not_answered_teaches_nothing():
     hedging = Hedging(lambda: 0.0)
     for _ in range(1000):
@@ -174,3 +192,28 @@ def test_writes_and_heads_are_asked_for_once():
         assert store.counters.hedges == 0
         assert store.counters.retries == 1
         store.close()
+
+
+@pytest.mark.parametrize("end", ["comes", "breaks off"])
+def test_the_first_answer_counts_while_the_second_connects(end, monkeypatch):
+    first = Step(OK, pause=0.005) if end == "comes" else Step(OK[:30], pause=0.01, end="reset")
+    with NastyServer(*[OK] * 40, first, OK) as server:
+        store = taught(server.url)
+        transport = store._engine._transport
+        connect, connecting, connected = transport._connect, threading.Event(), threading.Event()
+
+        def slow():
+            connecting.set()
+            assert connected.wait(20)
+            return connect()
+
+        monkeypatch.setattr(transport, "_connect", slow)
+        # The kept connection goes to the first.
+        if end == "breaks off":
+            threading.Timer(1.0, connected.set).start()
+        assert store.get("key").body == b"a"
+        assert connecting.is_set()
+        assert connected.is_set() == (end == "breaks off")
+        connected.set()
+        store.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "s3backer-hedge"]

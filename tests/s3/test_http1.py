@@ -16,6 +16,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from s3backer.s3 import http1
 from s3backer.s3.http1 import Answer, BadHTTP, Connection, Exchange, LongAnswer, parse_head, request_head
 from s3backer.stores.base import Buffer
 
@@ -216,3 +217,38 @@ def test_a_body_in_pieces_is_sent_in_order_and_never_copied(secure, certificate)
         ours.close()
     assert digest.hexdigest() == hashlib.sha256(b"POST\r\n\r\nheader" + memory).hexdigest()
     assert peak < 1 << 20
+@pytest.mark.parametrize(("pause", "whole"), [(0.05, True), (0.6, False)])
+def test_sending_may_last_longer_while_it_goes_on(pause, whole):
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connection = Connection.__new__(Connection)
+    connection.sock, connection._tls = ours, False
+    body = bytes(200_000)
+    over = threading.Event()
+
+    def read() -> None:
+        left = len(body)
+        while left and not over.wait(pause):
+            left -= len(theirs.recv(8192))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    started = time.monotonic()
+    try:
+        if whole:
+            connection.send(b"", body, 0.3)
+            assert time.monotonic() - started > 0.6
+        else:
+            with pytest.raises(TimeoutError):
+                connection.send(b"", body, 0.3)
+    finally:
+        over.set()
+        reader.join()
+        ours.close()
+        theirs.close()
+
+
+def test_sending_has_an_end(monkeypatch):
+    monkeypatch.setattr(http1, "SLOWEST", 2)
+    with pytest.raises(TimeoutError):
+        test_sending_may_last_longer_while_it_goes_on(0.05, True)

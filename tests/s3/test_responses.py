@@ -232,6 +232,8 @@ def test_which_etags_may_be_md5s(found, expected):
         ("", None),
         ("yesterday", None),
         ("Thu, 99 Jan 1970 00:01:00 GMT", None),
+        ("Thu, 01 Jan 1970 00:01:00 +99999999999999999", None),
+        ("Thu, 01 Jan 1970 99999999999999999999:01:00 GMT", None),
     ],
 )
 def test_the_clock_of_the_server(text, expected):

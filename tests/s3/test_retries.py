@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from urllib.parse import parse_qs
 
@@ -483,7 +483,7 @@ def test_the_clock_of_the_server_is_followed(off, code):
 
 def test_the_clock_is_followed_before_anything_is_refused():
     """A clock that is ahead would make signatures good for longer than later writes wait."""
-    fine = reply(200, "a", ETag=A_ETAG, Date=formatdate(time.time() - 40, usegmt=True))
+    fine = reply(200, "a", ETag=A_ETAG, Date=formatdate(time.time() - 40, usegmt=True), x_amz_request_id="1")
     with talk(fine, PUT_OK) as (store, server):
         store.get("key")
         put(store)
@@ -523,6 +523,25 @@ def test_the_region_is_the_one_that_the_server_names(answer):
         assert store.pauses == []
         scopes = [r.headers["authorization"].partition("Credential=access/")[2][9:17] for r in server.requests]
         assert [scope.strip("/s") for scope in scopes] == ["us-east-", "eu-two-2", "eu-two-2"]
+
+
+def test_many_requests_are_told_of_the_region_at_once():
+    with talk(*[Step(ELSEWHERE["header"], pause=0.003)] * 8, OK, region=None) as (store, server):
+        problems: list[StoreError] = []
+
+        def get() -> None:
+            try:
+                store.get("key")
+            except StoreError as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=get) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert problems == []
+        assert len(server.requests) == 16
 
 
 @pytest.mark.parametrize("region", ["eu two", "", "../x", "EU"])
@@ -621,3 +640,34 @@ def test_keys_that_xml_cannot_carry_are_deleted_alone():
 def test_an_answer_that_is_none_is_not_taken_for_a_success(answer):
     with talk(answer, patience=1.0) as (store, _), pytest.raises(StoreError, match="unusable answer"):
         store.delete_many(["a"])
+
+
+# ── what is no answer of S3 ──────────────────────────────────────────────────────────────────────────────
+
+PAGE = "<html>Please log in</html>"
+
+
+@pytest.mark.parametrize("answer", [(200, PAGE), (502, PAGE), (503, ""), (403, PAGE)])
+def test_the_date_of_a_portal_is_not_the_servers(answer):
+    status, page = answer
+    portal = reply(status, page, Date="Mon, 01 Jan 2001 00:00:00 GMT", Content_Type="text/html")
+    with talk(portal, OK) as (store, server):
+        with suppress(StoreError):
+            store.get("key")
+        assert store._engine._server_clock.ahead == 0
+        assert server.requests
+
+
+def test_the_date_of_a_refusal_by_s3_is():
+    refused = fault(403, "RequestTimeTooSkewed").replace(b"\r\n", b"\r\nDate: Mon, 01 Jan 2001 00:00:00 GMT\r\n", 1)
+    with talk(refused, OK) as (store, _):
+        store.get("key")
+        assert store._engine._server_clock.ahead > 0
+
+
+def test_a_listing_has_a_bound(monkeypatch):
+    page = reply(200, b"<ListBucketResult>" + b" " * (17 << 20) + b"</ListBucketResult>")
+    with talk(page) as (store, server):
+        with pytest.raises(StoreError, match="more than 16777216 bytes"):
+            store.list("")
+        assert len(server.requests) == 1

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 
 from s3backer.errors import PreconditionFailed, StoreError
+from s3backer.s3.server_clock import boot_time
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
 from s3backer.stores.s3 import S3Store
 from tests.support.servers import S3Server
@@ -35,6 +36,14 @@ def test_the_table_against_its_rules(attempts, becomes, now):
     ]
     assert table.wait_before("key", lambda: becomes) == max([0, *binding])
     assert table.wait_before("other", lambda: becomes) == 0
+
+
+def test_many_attempts_that_still_bind_take_little_time():
+    table = Unsettled(lambda: 0.0, 10.0)
+    started = time.thread_time()
+    for number in range(8_000):
+        table.add(f"key{number}", ABSENT, 0.0)
+    assert time.thread_time() - started < 5
 
 
 def test_what_has_expired_is_forgotten():
@@ -175,3 +184,43 @@ def test_closing_ends_the_wait(make_held):
     waiting.join(20)
     assert not waiting.is_alive()
     assert "was closed" in str(problems[0])
+
+
+def test_an_upload_that_lasts_longer_than_its_signature_is_fenced_from_its_end(make_held, monkeypatch):
+    held = make_held(expiry=1)
+    first = held.store.put("key", b"a")
+    engine = held.store._engine
+    failure, began = engine._transport._timed_out(), boot_time()
+
+    def slow(request):
+        monkeypatch.undo()
+        time.sleep(2)
+        engine.limiter.end(write=True, seconds=None)
+        raise failure
+
+    monkeypatch.setattr(engine, "_attempt", slow)
+    held.store.delete("key", if_match=first)
+    assert began + 2 + engine.unsettled._lasting - 1 - boot_time() <= held.store.settles_in() + 0.2
+
+
+def test_a_write_that_waited_for_its_place_is_fenced_from_when_it_was_signed(make_held):
+    held = make_held(expiry=1)
+    store = held.store
+    first = store.put("key", b"a")
+    limiter = store._engine.limiter
+    taken = limiter.allowed * 3 // 4
+    for _ in range(taken):
+        assert limiter.begin(write=True)
+    late = held.proxy.hold("DELETE", "key")
+    deleting = threading.Thread(target=store.delete, args=("key",), kwargs={"if_match": first})
+    deleting.start()
+    # Longer than what was sent at the beginning could be on its way.
+    deleting.join(store._engine.unsettled._lasting + 0.5)
+    assert deleting.is_alive()
+    for _ in range(taken):
+        limiter.end(write=True, seconds=None)
+    deleting.join(20)
+    assert not deleting.is_alive()
+    store.put("key", b"b", if_none_match=True)
+    assert late.release() == 403
+    assert held.plain.get("key").body == b"b"

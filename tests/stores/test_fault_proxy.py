@@ -90,6 +90,7 @@ STATUSES = {
     "request-timeout": 400,
     "html": 200,
     "html503": 503,
+    "expired-token": 400,
     "redirect": 307,
 }
 BROKEN: dict[str, tuple[type[Exception] | tuple[type[Exception], ...], bool]] = {

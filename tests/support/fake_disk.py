@@ -28,6 +28,7 @@ class FakeDisk:
         self.size = size
         self.data = bytearray(size)
         self.unsaved = 3
+        self.settles_in = 0.0
         self.calls = 0
         self._control = control
         (control / "opened").touch()
@@ -77,7 +78,9 @@ class FakeDisk:
     def reset_stats(self) -> None:
         self.calls = 0
 
-    def close(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def close(
+        self, progress: Callable[[int, int], None] | None = None, waits: Callable[[float], None] | None = None
+    ) -> None:
         while (self._control / "stay-open").exists():
             if progress:
                 progress(self.unsaved, 3)

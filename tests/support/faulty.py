@@ -82,6 +82,9 @@ class FaultyStore:
     def list(self, prefix: str, **options: Any) -> Any:
         return self._call("list", prefix, **options)
 
+    def settles_in(self) -> float:
+        return self.inner.settles_in()
+
     def close(self) -> None:
         self.inner.close()
 

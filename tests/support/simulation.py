@@ -142,6 +142,9 @@ class WorldStore:
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         return self._around(lambda: self.inner.list(prefix, start_after=start_after, limit=3))
 
+    def settles_in(self) -> float:
+        return self.unsettled.longest()
+
     def close(self) -> None:
         self.inner.close()
 

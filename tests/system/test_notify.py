@@ -100,6 +100,19 @@ def test_time_is_asked_for_only_when_less_is_left(manager: Manager) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "s3backer-notify"]
 
 
+def test_the_wait_for_lost_answers_is_asked_for_with_its_length(manager: Manager) -> None:
+    left, seconds = 1, 150.0
+    service = Service(manager.address, interval=0.01)
+    service.stopping(lambda: left, lambda: seconds)
+    manager.wait_for("STATUS=ending, 1 blocks are left to store")
+    left = 0
+    manager.wait_for("STATUS=ending, waits 150 s for requests without an answer")
+    seconds = 149.0
+    service.close("done")
+    manager.wait_for("STATUS=done")
+    assert manager.count(f"EXTEND_TIMEOUT_USEC={(EXTENSION + 150) * 1_000_000}") == 1
+
+
 def test_without_a_manager_nothing_happens() -> None:
     service = Service.from_environment({})
     service.ready("")

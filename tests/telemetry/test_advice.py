@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -64,6 +66,17 @@ def test_a_replay_against_walking_over_every_byte(steps, size, pauses):
     assert (found.puts, found.gets, found.stored) == (puts, gets, stored * size)
     assert found.sent == puts * size
     assert found.written == sum(step.length for step in timed if step.kind == "w")
+
+
+def test_many_flushes_take_time_in_proportion():
+    def seconds(writes: int) -> float:
+        steps = [Step(0.0, (7919 * n % writes) * 8192, 4096, kind) for n in range(writes) for kind in "wf"]
+        began = time.thread_time()
+        assert estimate(Workload(tuple(steps)), None, delay=5.0).stored == writes * 4096
+        return time.thread_time() - began
+
+    seconds(100)
+    assert seconds(20_000) < 100 * max(seconds(1000), 0.001)
 
 
 def test_the_published_figure():
