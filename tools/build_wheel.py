@@ -57,7 +57,7 @@ def _is_not_source(directory: str, names: list[str]) -> set[str]:
     built = {
         name
         for name in names
-        if name.endswith((".so", ".egg-info")) or name in ("__pycache__", "_fast.c", "_checksum.c")
+        if name.endswith((".so", ".egg-info")) or name == "__pycache__" or (name.startswith("_") and name.endswith(".c"))
     }
     return hidden | built | ({"build", "dist"} if Path(directory) == ROOT else set())
 

@@ -20,9 +20,11 @@ from urllib.parse import quote
 import llfuse
 
 from s3backer.errors import MountError
-from s3backer.frontends.fuse import DiskOperations
+from s3backer.frontends.fuse import FILE_HANDLE, FILE_INODE, DiskOperations
 from s3backer.frontends.fuse_options import sort_out
+from s3backer.frontends.lane import FastLane, device_descriptors
 from s3backer.mountpoint import Mount, find_mount, unmount
+from s3backer.port import Port
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ _NUDGE = 0.02
 _UNMOUNT_GRACE = 2.0
 #: The kernel's own limit on asynchronous requests.
 _KERNEL_BACKGROUND = 12
+
+#: llfuse's workers beside the fast lane: none of them ever waits.
+_LANE_WORKERS = 4
 
 _OPPOSITES = {"dev": "nodev", "suid": "nosuid", "rw": "ro", "allow_root": "allow_other"}
 
@@ -94,10 +99,25 @@ def mount_options(fsname: str, *, read_only: bool, threads: int, user: Sequence[
 
 
 class FuseMount:
-    """One mount of a DiskOperations: mounting, serving, ending. llfuse has room for one per process."""
+    """One mount of a DiskOperations: mounting, serving, ending. llfuse has room for one per process.
 
-    def __init__(self, operations: DiskOperations, mountpoint: str, options: set[str]) -> None:
+    ``port``: what the fast lane goes by, None: llfuse answers everything. ``direct_io``: the kernel keeps nothing of
+    the disk; only the fast lane can ask for that.
+    """
+
+    def __init__(
+        self,
+        operations: DiskOperations,
+        mountpoint: str,
+        options: set[str],
+        *,
+        port: Port | None = None,
+        direct_io: bool = False,
+    ) -> None:
         self._operations = operations
+        self._port = port
+        self._direct_io = direct_io
+        self._lane: FastLane | None = None
         self._options = options
         self._mountpoint = mountpoint
         self._mount: Mount | None = None
@@ -119,8 +139,21 @@ class FuseMount:
             raise
         self._mount = find_mount(self._mountpoint)
 
+    def _take_over(self, device: int, port: Port) -> None:
+        self._lane = FastLane(
+            device,
+            port,
+            inode=FILE_INODE,
+            handle=FILE_HANDLE,
+            direct_io=self._direct_io,
+            on_gone=self._end_loop,
+        )
+        lane = self._lane.lane
+        self._operations.wrote_at = lambda: lane.wrote_at
+
     def _mount_now(self) -> None:
         failure = ""
+        before = device_descriptors()
         with _captured_stderr() as said:
             try:
                 llfuse.init(self._operations, self._mountpoint, self._options)
@@ -135,6 +168,9 @@ class FuseMount:
             )
         if text:
             log.warning("mounting on %s: %s", self._mountpoint, text)
+        if self._port is not None:
+            (device,) = device_descriptors() - before
+            self._take_over(device, self._port)
 
     def serve(self, workers: int) -> None:
         """Answer requests until the filesystem is unmounted or ``stop`` is called, then take it down."""
@@ -142,13 +178,20 @@ class FuseMount:
         # may still be sending.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, _ignore)
+        lane = self._lane
         try:
-            llfuse.main(workers=workers)
+            if lane is not None:
+                lane.start()
+            llfuse.main(workers=workers if lane is None else _LANE_WORKERS)
         finally:
             self._ended.set()
             self._detach()
+            if lane is not None:
+                lane.stop()
             # Not llfuse's own unmount: by now something else may be mounted there.
             llfuse.close(unmount=False)
+            if lane is not None:
+                lane.join()
 
     def unmount(self) -> None:
         """Unmount and let the loop end by it. OSError(EBUSY) while files are open; it goes on serving then."""
