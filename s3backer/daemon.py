@@ -357,6 +357,7 @@ class _Daemon:
         def info(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             return {
                 **volume.facts(),
+                **mount.facts(),
                 "mountpoint": mount.mountpoint,
                 "file": file,
                 "pid": os.getpid(),

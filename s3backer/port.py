@@ -23,11 +23,12 @@ Error = S3backerError | OSError | None
 
 
 class Call:
-    """One call under way, so that it can be called off."""
+    """One call under way, so that it can be called off. ``kind`` is whatever the caller wants to know of it."""
 
-    __slots__ = ("cancelled", "request")
+    __slots__ = ("cancelled", "kind", "request")
 
-    def __init__(self) -> None:
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
         self.request: Request | None = None
         self.cancelled = False
 

@@ -36,8 +36,8 @@ from s3backer.gate import Gate
 from s3backer.geometry import check_geometry, plan_memory
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import MountToken, remove_token
-from s3backer.port import Port
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
+from s3backer.port import Port
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill
 from s3backer.telemetry.prices import GB

@@ -44,7 +44,9 @@ def test_any_size_of_reads(length):
 @given(
     st.sampled_from([512, BLOCK, 1 << 17]),
     st.integers(0, 40),
-    st.lists(st.tuples(st.integers(0, 20), st.integers(-10 * BLOCK, 10 * BLOCK), st.integers(0, 300_000)), max_size=120),
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(-10 * BLOCK, 10 * BLOCK), st.integers(0, 300_000)), max_size=120
+    ),
 )
 def test_it_answers_as_its_plain_twin(block_size, most, steps):
     ours, twin = ReadAhead(block_size, most), PlainReadAhead(block_size, most)

@@ -35,6 +35,8 @@ THREADS = 3
 _NUDGE = 0.02
 #: Milliseconds until a call that could not begin is tried again, and that the lane is asked for news without any.
 _SOON, _LATE = 20, 10_000
+#: Waiting requests of which no account is taken, and the steps in which it is.
+_FEW = 64
 #: Source: socket(7); Python has no name for it.
 _SO_SNDBUFFORCE = 32
 #: Bytes that may be on their way to llfuse: requests that a moment's standstill of its workers holds up.
@@ -54,8 +56,10 @@ def device_descriptors() -> set[int]:
 class FastLane:
     """Takes the kernel's requests on one disk from llfuse.
 
-    ``device`` is llfuse's descriptor. ``inode`` and ``handle`` are those of the disk. ``on_gone`` is called by a
-    thread of the lane when the kernel has no more requests.
+    ``device`` is llfuse's descriptor. ``inode`` and ``handle`` are those of the disk. ``background``: how many
+    asynchronous requests the kernel sends at a time; beyond it cached reads, too, would wait in the kernel for those
+    that wait here, so ``allow`` is called with a larger number while many do. ``on_gone`` is called by a thread of the
+    lane when the kernel has no more requests.
     """
 
     def __init__(
@@ -66,9 +70,13 @@ class FastLane:
         inode: int,
         handle: int,
         direct_io: bool,
+        background: int,
+        allow: Callable[[int], None],
         on_gone: Callable[[], None],
     ) -> None:
         self._port = port
+        self._background = self._allowed = background
+        self._allow = allow
         self._on_gone = on_gone
         self._limited = RateLimited(log)
         self._calls: dict[int, Call] = {}
@@ -139,8 +147,23 @@ class FastLane:
         later: list[tuple[int, int, int, int, int]] = []
         while (news := self.lane.wait(_SOON if later else _LATE)) is not None:
             later = [one for one in (*later, *news) if not self._begin(*one)]
+            self._make_room()
         if not self._stopping:
             self._on_gone()
+
+    def _make_room(self) -> None:
+        """Let the kernel send as many requests beside those that wait as it may at first.
+
+        Waiting writes count up to a limit: they hold their data in memory.
+        """
+        wanted = self._background
+        if len(self._calls) > _FEW:
+            kinds = [call.kind for call in list(self._calls.values())]
+            reads = kinds.count(_lane.READ)
+            wanted += -(-(reads + min(len(kinds) - reads, self._background)) // _FEW) * _FEW
+        if wanted > self._allowed or (wanted == self._background) != (self._allowed == self._background):
+            self._allowed = wanted
+            self._allow(wanted)
 
     def _begin(self, kind: int, number: int, offset: int, length: int, position: int) -> bool:
         """Begin what the lane asks for; False if it has to be begun later."""
@@ -155,18 +178,22 @@ class FastLane:
             if (call := self._calls.get(number)) is not None:
                 port.cancel(call)
             return True
-        call = self._calls.setdefault(number, Call())
+        call = self._calls.setdefault(number, Call(kind))
         if call.cancelled:
             self._finish(number, "serving", Interrupted())
             return True
         try:
             if kind == _lane.READ:
-                return port.read(call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}"))
+                return port.read(
+                    call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}")
+                )
             if kind == _lane.WRITE:
                 what = f"writing {length} bytes at {offset}"
                 return port.write(call, offset, self.lane.payload(number), position, partial(self._wrote, number, what))
             if kind == _lane.ZERO:
-                return port.zero(call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}"))
+                return port.zero(
+                    call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}")
+                )
             return port.flush(call, partial(self._did, number, "flushing"))
         except Exception as error:
             self._finish(number, "serving", error)

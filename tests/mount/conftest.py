@@ -13,7 +13,7 @@ from tests.support.workbench import Workbench
 
 @pytest.fixture(params=[True, False], ids=["lane", "llfuse"])
 def fast_lane(request: pytest.FixtureRequest) -> bool:
-    """Return whether the fast lane answers the kernel's hot requests, or llfuse everything: every test runs both ways."""
+    """Return whether the fast lane answers the hot requests, or llfuse everything: every test runs both ways."""
     return bool(request.param)
 
 
