@@ -15,7 +15,7 @@ _FILES_OF_THREAD = 4
 _PR_SET_IO_FLUSHER = 57
 _M_ARENA_MAX = -8
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-#: Among the last to be killed where memory ends: what is not stored yet would be lost, and who uses the disk would hang.
+#: Among the last to be killed where memory ends: what is not stored yet would be lost.
 _OOM_SCORE = -800
 
 
