@@ -109,12 +109,6 @@ cdef class Slab:
 
     cdef int32_t *_head(self, uint64_t block) noexcept nogil
     cdef int32_t _find(self, uint64_t block) noexcept nogil
-    cdef int32_t _allocate(self, uint64_t block, bint ahead) noexcept nogil
-    cdef void _unhash(self, int32_t index) noexcept nogil
-    cdef void _release(self, int32_t index) noexcept nogil
-    cdef void _link(self, int32_t index) noexcept nogil
-    cdef int32_t _newer(self, int32_t index) noexcept nogil
-    cdef void _mark_dirty(self, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil
     cdef unsigned char *_map(self, int32_t index, int which) noexcept nogil
     cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil
     cdef Py_ssize_t read_range(
@@ -123,10 +117,6 @@ cdef class Slab:
     cdef int write_range(
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
     ) noexcept nogil
-    cdef int _write_piece(
-        self, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
-    ) noexcept nogil
-    cdef void _fill_gaps(self, int32_t index, const unsigned char *body) noexcept nogil
     cdef int pin_range(
         self, uint64_t offset, Py_ssize_t length, iovec *out, Py_ssize_t room, Py_ssize_t *count
     ) noexcept nogil

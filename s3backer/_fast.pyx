@@ -16,8 +16,7 @@ Guarantees
     from those that were touched.
   * What a pinned slot shows stays as it is until it is unpinned (``_pins.pxi``). Only a write to a pinned block and
     ``drop_from`` ever wait, for that.
-  * No search under the lock looks at more than a fixed number of slots, whatever their states; ``drop_from`` and
-    ``check_invariants`` look at all.
+  * The search for a slot to evict looks at no unsaved ones, and at a fixed number of others beside those pinned.
   * No memory is allocated after the constructor, except for what is returned to Python.
   * The code is compiled for any CPU of its architecture; the zero scan picks wider instructions at run time.
 
@@ -94,6 +93,8 @@ cdef inline uint64_t spread(uint64_t block, int hash_shift) noexcept nogil:
 include "_bits.pxi"
 include "_ghosts.pxi"
 include "_eviction.pxi"
+include "_slots.pxi"
+include "_storing.pxi"
 include "_pins.pxi"
 include "_invariants.pxi"
 
@@ -216,107 +217,11 @@ cdef class Slab:
             index = self._slot[index].chain
         return index
 
-    cdef int32_t _allocate(self, uint64_t block, bint ahead) noexcept nogil:
-        """Return an empty slot for the block, -1 if every slot is unsaved or pinned."""
-        cdef int32_t index = self._free
-        cdef bint known
-        cdef Slot *slot
-        cdef int32_t *head
-        if index >= 0:
-            self._free = self._slot[index].chain
-            known = not ahead and ghosts_take(&self._ghosts, block)
-        else:
-            index = find_victim(self)
-            if index < 0:
-                return -1
-            known = not ahead and ghosts_take(&self._ghosts, block)
-            evict(self, index)
-            self._unhash(index)
-            self.used -= 1
-        slot = self._slot + index
-        memset(slot, 0, sizeof(Slot))
-        memset(self._map(index, _VALID), 0, 3 * self._map_bytes)
-        head = self._head(block)
-        slot.block = block
-        slot.used = 1
-        slot.chain = head[0]
-        head[0] = index
-        self.used += 1
-        welcome(self, index, ahead, known)
-        return index
-
-    cdef void _unhash(self, int32_t index) noexcept nogil:
-        cdef int32_t *link = self._head(self._slot[index].block)
-        while link[0] != index:
-            link = &self._slot[link[0]].chain
-        link[0] = self._slot[index].chain
-
-    cdef void _release(self, int32_t index) noexcept nogil:
-        """Give a clean slot back."""
-        dequeue(self, index)
-        self.ahead -= self._slot[index].ahead
-        self._unhash(index)
-        self._slot[index].used = 0
-        self._slot[index].chain = self._free
-        self._free = index
-        self.used -= 1
-
-    cdef void _link(self, int32_t index) noexcept nogil:
-        """Put a slot into the list of dirty ones: nearly always at its end."""
-        cdef uint64_t sequence = self._slot[index].first_sequence
-        cdef int32_t older = self._dirty.newest
-        if older >= 0 and self._slot[older].first_sequence > sequence:
-            older = -1
-            while self._slot[self._newer(older)].first_sequence <= sequence:
-                older = self._newer(older)
-        list_insert(self._slot, &self._dirty, index, older)
-
-    cdef int32_t _newer(self, int32_t index) noexcept nogil:
-        """Return the dirty slot behind this one, the oldest behind -1."""
-        return self._slot[index].newer if index >= 0 else self._dirty.oldest
-
-    cdef void _mark_dirty(self, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil:
-        """Set sectors [first, last) valid and dirty, as of the current sequence."""
-        cdef Slot *slot = self._slot + index
-        cdef unsigned char *valid = self._map(index, _VALID)
-        cdef unsigned char *dirty = self._map(index, _DIRTY)
-        slot.valid += last - first - count_bits(valid, first, last)
-        set_bits(valid, first, last)
-        if slot.dirty == 0:
-            slot.first_sequence = self.sequence
-            slot.dirty_since = now
-            self.dirty += 1
-            if slot.storing == 0:
-                self.unsaved += 1
-                dequeue(self, index)
-            self._link(index)
-        slot.dirty += last - first - count_bits(dirty, first, last)
-        set_bits(dirty, first, last)
-
     cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """Sectors [first, last) are all valid."""
         if self._slot[index].valid == self._sectors:
             return True
         return next_bit(self._map(index, _VALID), first, last, False) == last
-
-    cdef void _fill_gaps(self, int32_t index, const unsigned char *body) noexcept nogil:
-        """Make every invalid sector valid with its part of the body, or with zeros."""
-        cdef unsigned char *valid = self._map(index, _VALID)
-        cdef unsigned char *data = self._data + <Py_ssize_t>index * self._block_size
-        cdef Py_ssize_t first = 0, last, start, length
-        while True:
-            first = next_bit(valid, first, self._sectors, False)
-            if first == self._sectors:
-                break
-            last = next_bit(valid, first, self._sectors, True)
-            start, length = first << _SECTOR_SHIFT, (last - first) << _SECTOR_SHIFT
-            if body:
-                memcpy(data + start, body + start, length)
-            else:
-                memset(data + start, 0, length)
-            first = last
-        set_bits(valid, 0, self._sectors)
-        self._slot[index].valid = self._sectors
 
     # ── reading and writing ──────────────────────────────────────────────────────────────────────────────
 
@@ -366,45 +271,6 @@ cdef class Slab:
             PyBuffer_Release(&view)
         return result
 
-    cdef int _write_piece(
-        self, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
-    ) noexcept nogil:
-        """Write one block's part, or zeros where there is no data; return _DONE or why it cannot be done."""
-        cdef Py_ssize_t first = start >> _SECTOR_SHIFT, last = (stop + _SECTOR - 1) >> _SECTOR_SHIFT
-        cdef bint head = (start & (_SECTOR - 1)) != 0, tail = (stop & (_SECTOR - 1)) != 0
-        cdef int32_t index = self._find(block)
-        cdef unsigned char *target
-        if index >= 0:
-            if head and not self._covers(index, first, first + 1):
-                return _NEEDS_FETCH
-            if tail and not self._covers(index, last - 1, last):
-                return _NEEDS_FETCH
-            if self._slot[index].dirty == 0 and self._slot[index].storing == 0 and self.unsaved >= self._dirty_limit:
-                return _NO_SLOT
-            self.write_hits += 1
-        else:
-            if data and stop - start == self._block_size and s3b_zero(data, self._block_size):
-                return _ZERO_BLOCK
-            if head or tail:
-                return _NEEDS_FETCH
-            if self.unsaved >= self._dirty_limit:
-                return _NO_SLOT
-            index = self._allocate(block, False)
-            if index < 0:
-                return _NO_SLOT
-            self.write_misses += 1
-        if not changed[0]:
-            changed[0] = True
-            self.sequence += 1
-        target = self._data + <Py_ssize_t>index * self._block_size + start
-        if data:
-            memcpy(target, data, stop - start)
-        else:
-            memset(target, 0, stop - start)
-        note_use(self, index, last - first)
-        self._mark_dirty(index, first, last, now)
-        return _DONE
-
     cdef int write_range(
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
     ) noexcept nogil:
@@ -421,8 +287,8 @@ cdef class Slab:
         while position < length:
             start = (offset + position) & (self._block_size - 1)
             stop = min(self._block_size, start + length - position)
-            reason = self._write_piece(
-                (offset + position) >> self._block_shift, start, stop, data + position if data else NULL, now, &changed
+            reason = write_piece(
+                self, (offset + position) >> self._block_shift, start, stop, data + position if data else NULL, now, &changed
             )
             if reason != _DONE:
                 break
@@ -514,11 +380,11 @@ cdef class Slab:
             pthread_mutex_lock(&self._lock)
             index = self._find(block)
             if index < 0:
-                index = self._allocate(block, ahead)
+                index = allocate(self, block, ahead)
             elif not ahead:
                 note_use(self, index, self._sectors)
             if index >= 0:
-                self._fill_gaps(index, data)
+                fill_gaps(self, index, data)
             pthread_mutex_unlock(&self._lock)
         if body is not None:
             PyBuffer_Release(&view)
@@ -535,7 +401,7 @@ cdef class Slab:
             if whole:
                 self.sequence += 1
                 note_use(self, index, 1)
-                self._mark_dirty(index, 0, 1, now)
+                mark_dirty(self, index, 0, 1, now)
             pthread_mutex_unlock(&self._lock)
         return whole
 
@@ -546,8 +412,7 @@ cdef class Slab:
 
         Each as (block, sequence of its oldest unsaved write, time of that write, whether it is fully valid).
         """
-        cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._slots), count = 0, i
-        cdef int32_t index
+        cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._slots), count, i
         cdef Slot *found
         if room <= 0:
             return []
@@ -556,12 +421,7 @@ cdef class Slab:
             raise MemoryError
         with nogil:
             pthread_mutex_lock(&self._lock)
-            index = self._dirty.oldest
-            while index >= 0 and count < room:
-                if self._slot[index].storing == 0:
-                    found[count] = self._slot[index]
-                    count += 1
-                index = self._slot[index].newer
+            count = list_dirty(self, found, room)
             pthread_mutex_unlock(&self._lock)
         try:
             return [
@@ -588,28 +448,10 @@ cdef class Slab:
         cdef bytes body = PyBytes_FromStringAndSize(NULL, self._block_size)
         cdef unsigned char *target = <unsigned char *>PyBytes_AS_STRING(body)
         cdef uint64_t sequence = 0
-        cdef int32_t index
-        cdef Slot *slot
-        cdef unsigned char *data
         cdef bint ready, zero = False
         with nogil:
             pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            slot = self._slot + index
-            ready = index >= 0 and slot.dirty > 0 and slot.storing == 0 and slot.valid == self._sectors
-            if ready:
-                data = self._data + <Py_ssize_t>index * self._block_size
-                zero = s3b_zero(data, self._block_size)
-                if not zero:
-                    memcpy(target, data, self._block_size)
-                memcpy(self._map(index, _STORING), self._map(index, _DIRTY), self._map_bytes)
-                memset(self._map(index, _DIRTY), 0, self._map_bytes)
-                slot.storing, slot.dirty = slot.dirty, 0
-                slot.storing_sequence, slot.storing_since = slot.first_sequence, slot.dirty_since
-                sequence = slot.first_sequence
-                list_remove(self._slot, &self._dirty, index)
-                self.dirty -= 1
-                self.storing += 1
+            ready = start_store(self, block, target, &sequence, &zero)
             pthread_mutex_unlock(&self._lock)
         if not ready:
             raise ValueError(f"block {block} cannot be stored now")
@@ -617,36 +459,10 @@ cdef class Slab:
 
     def end_store(self, uint64_t block, bint stored):
         """Settle a store: its sectors are in the bucket, or else dirty as they were before."""
-        cdef int32_t index
-        cdef Slot *slot
-        cdef unsigned char *dirty
-        cdef unsigned char *storing
-        cdef Py_ssize_t i
         cdef bint ready
         with nogil:
             pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            slot = self._slot + index
-            ready = index >= 0 and slot.storing > 0
-            if ready:
-                dirty, storing = self._map(index, _DIRTY), self._map(index, _STORING)
-                self.storing -= 1
-                if stored:
-                    if slot.dirty == 0:
-                        self.unsaved -= 1
-                        enqueue(self, index)
-                else:
-                    if slot.dirty == 0:
-                        self.dirty += 1
-                    else:
-                        list_remove(self._slot, &self._dirty, index)
-                    slot.first_sequence, slot.dirty_since = slot.storing_sequence, slot.storing_since
-                    for i in range(self._map_bytes):
-                        dirty[i] |= storing[i]
-                    slot.dirty = count_bits(dirty, 0, self._sectors)
-                    self._link(index)
-                slot.storing = 0
-                memset(storing, 0, self._map_bytes)
+            ready = settle_store(self, block, stored)
             pthread_mutex_unlock(&self._lock)
         if not ready:
             raise ValueError(f"block {block} is not being stored")
@@ -656,22 +472,14 @@ cdef class Slab:
 
         Waits while one of them is pinned.
         """
-        cdef int32_t index, dropped = 0
-        cdef bint unsaved = False
+        cdef int32_t dropped
         with nogil:
             pthread_mutex_lock(&self._lock)
             if self.pinned > 0:
                 wait_unpinned(self, block, ~<uint64_t>0)
-            for index in range(self._slots):
-                if self._slot[index].used and self._slot[index].block >= block:
-                    unsaved = unsaved or self._slot[index].dirty > 0 or self._slot[index].storing > 0
-            if not unsaved:
-                for index in range(self._slots):
-                    if self._slot[index].used and self._slot[index].block >= block:
-                        self._release(index)
-                        dropped += 1
+            dropped = drop_slots(self, block)
             pthread_mutex_unlock(&self._lock)
-        if unsaved:
+        if dropped < 0:
             raise ValueError(f"a block from {block} on is unsaved")
         return dropped
 
