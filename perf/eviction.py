@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from perf.trace_files import SECTOR, Access
+from perf.trace_files import Access
 from perf.workloads import Workload, workloads
 from s3backer import _fast
 
@@ -247,7 +247,6 @@ class ClockPro:
     def _move_cold(self) -> None:
         page = self._cold
         assert page is not None
-        self._cold = page.after
         if page.kind == "cold":
             if page.used:
                 page.used = False
@@ -256,10 +255,16 @@ class ClockPro:
                 self._become(page, "test")
                 while self._count["test"] > self._size:
                     self._move_test()
+        # The page itself may have been removed, and the hand moved with it.
+        if self._cold is page:
+            self._cold = page.after
         while self._count["hot"] > self._size - self._cold_target and self._count["hot"]:
             self._move_hot()
 
     def _move_hot(self) -> None:
+        if self._hot is self._test:
+            # It pushes the test hand before it, so that no page is on test for longer than a round.
+            self._move_test()
         page = self._hot
         assert page is not None
         self._hot = page.after
@@ -411,7 +416,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(wanted: Sequence[str]) -> None:
-    rows = []
+    rows: list[Row] = []
     for workload in workloads():
         if not wanted or any(name in workload.name for name in wanted):
             rows.extend(compare(workload))

@@ -12,7 +12,7 @@ from perf.trace_files import DIRECTORY, Access, load
 
 PAGE = 4096
 LARGE = 131072
-LENGTH = 60_000
+LENGTH = 40_000
 #: Block sizes at which the recorded traces are replayed: the default of ``create`` and the original's.
 RECORDED = (LARGE, PAGE)
 

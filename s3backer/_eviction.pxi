@@ -21,7 +21,7 @@ cdef enum:
     _SMALL_SHARE = 10
     # Slots passed over in one search; then the next one goes. So no search is long; on average it is one or two.
     _PATIENCE = 128
-    # A use is one of its own when, since the last, so many blocks' worth was used; in small caches one in so many slots.
+    # A use is one of its own when, since the last, so many blocks' worth was used; small caches: one in so many slots.
     _BURST_BLOCKS = 16
     _BURST_SHARE = 64
     # What was read ahead and not used yet may have one in so many of the slots beside the share of small.

@@ -107,7 +107,7 @@ cdef Py_ssize_t _map_bytes_of(Py_ssize_t block_size) noexcept nogil:
 
 
 def slot_bytes(Py_ssize_t block_size):
-    """Return the bytes that one slot costs, all of it: data, bitmaps, bookkeeping, a ghost, its share of both hash tables."""
+    """Return the bytes that one slot costs: data, bitmaps, bookkeeping, a ghost, its share of the hash tables."""
     cdef Py_ssize_t ghost = sizeof(uint64_t) + 3 * sizeof(int32_t)
     _shift_of(block_size)
     return block_size + 3 * _map_bytes_of(block_size) + sizeof(Slot) + 2 * sizeof(int32_t) + ghost
@@ -279,6 +279,7 @@ cdef class Slab:
         Waits while a block of the range is pinned.
         """
         cdef Py_ssize_t position = 0, start, stop
+        cdef uint64_t block
         cdef bint changed = False
         cdef int reason = _DONE
         pthread_mutex_lock(&self._lock)
@@ -287,9 +288,8 @@ cdef class Slab:
         while position < length:
             start = (offset + position) & (self._block_size - 1)
             stop = min(self._block_size, start + length - position)
-            reason = write_piece(
-                self, (offset + position) >> self._block_shift, start, stop, data + position if data else NULL, now, &changed
-            )
+            block = (offset + position) >> self._block_shift
+            reason = write_piece(self, block, start, stop, data + position if data else NULL, now, &changed)
             if reason != _DONE:
                 break
             position += stop - start
@@ -488,9 +488,9 @@ cdef class Slab:
     cdef int pin_range(
         self, uint64_t offset, Py_ssize_t length, iovec *out, Py_ssize_t room, Py_ssize_t *count
     ) noexcept nogil:
-        """Pin a range and put where its bytes are into ``out``, a piece a block; ``unpin_range`` takes these pieces back.
+        """Pin a range and put where its bytes are into ``out``, a piece a block; ``unpin_range`` takes the pieces back.
 
-        _DONE: it is pinned, in ``count`` pieces; _MISSING: a sector is not valid; _BUSY: it has to be copied, because it
+        _DONE: it is pinned, in ``count`` pieces; _MISSING: a sector is not valid; _BUSY: it has to be copied, as it
         has more pieces than there is ``room`` for, a writer waits, or too much is pinned. Nothing is pinned then.
         """
         cdef int reason

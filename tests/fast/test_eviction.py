@@ -141,11 +141,9 @@ def test_long_runs_are_foretold(seed: int) -> None:
     slots = 300
     real, plain = _fast.Slab(SIZE, slots, 100), PlainSlab(SIZE, slots, 100)
     for step in range(12_000):
-        if step % 3000 < 600:
-            # All of it is used more often than once before anything is evicted.
-            block = step % slots
-        else:
-            block = source.choice((source.randrange(250), source.randrange(2000)))
+        # At times all of it is used again before anything is evicted.
+        around = step % 3000 < 600
+        block = step % slots if around else source.randrange(source.choice((250, 2000)))
         kind = source.random()
         for slab in (real, plain):
             if slab.read(block * SIZE, bytearray(SIZE)):

@@ -26,7 +26,7 @@ BLOCKS = 96
 DROPPED = 64
 SLOTS = 48
 LIMIT = 24
-SECONDS = 4.0
+SECONDS = 2.0
 
 
 def sector(block: int, number: int, version: int) -> bytes:
@@ -38,7 +38,7 @@ def body(block: int, version: int) -> bytes:
     return b"".join(sector(block, number, version) for number in range(SECTORS))
 
 
-def check(data: bytes, block: int, first: int) -> None:
+def check(data: bytes | bytearray, block: int, first: int) -> None:
     """Whole sectors of a block, from sector ``first`` on, are what somebody wrote there, or zero."""
     for number in range(len(data) // SECTOR):
         found = bytes(data[number * SECTOR : (number + 1) * SECTOR])
