@@ -1,7 +1,7 @@
 # Part of _fast.pyx: which block has to go. S3-FIFO; docs/cache.md says why, and what differs here.
 
-#     small    new blocks, in the order they came; a tenth of the clean slots. At its end a block that was used
-#              again goes to main, any other is evicted and leaves a ghost
+#     small    new blocks, in the order they came; a tenth of the clean slots, in small caches more. At its end a block
+#              that was used again goes to main, any other is evicted and leaves a ghost
 #     main     blocks that were used again, and those that came back while their ghost was there. At its end a
 #              block that was used since goes round once more
 #
@@ -17,8 +17,10 @@ cdef enum:
     _MOST_HITS = 3
     # Uses after the first with which a block is worth keeping.
     _KEPT_HITS = 2
-    # Main has the clean slots apart from one in so many.
+    # Small has one in so many of the clean slots; but this number, or half of them, where that is more: a tenth of
+    # 30 blocks is evicted while it is still being read (21.8 % misses instead of 17.8 in a trace of ext4).
     _SMALL_SHARE = 10
+    _SMALL_LEAST = 32
     # Slots passed over in one search; then the next one goes. So no search is long; on average it is one or two.
     _PATIENCE = 128
     # A use is one of its own when, since the last, so many blocks' worth was used; small caches: one in so many slots.
@@ -105,7 +107,8 @@ cdef void welcome(Slab slab, int32_t index, bint ahead, bint known) noexcept nog
 cdef bint small_is_large(Slab slab) noexcept nogil:
     """The next victim is in small."""
     cdef int32_t waiting = min(slab.ahead, slab._slots / _AHEAD_SHARE)
-    cdef int32_t share = (slab._small.count + slab._main.count) / _SMALL_SHARE
+    cdef int32_t clean = slab._small.count + slab._main.count
+    cdef int32_t share = max(clean / _SMALL_SHARE, min(clean / 2, <int32_t>_SMALL_LEAST))
     return slab._main.count == 0 or slab._small.count - waiting > share
 
 

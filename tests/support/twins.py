@@ -124,7 +124,8 @@ class PlainEviction:
 
     def _preferred(self) -> list[int]:
         ahead = min(sum(slot.ahead for slot in self.found.values()), self.slots // 4)
-        large = len(self.small) - ahead > (len(self.small) + len(self.main)) // 10
+        clean = len(self.small) + len(self.main)
+        large = len(self.small) - ahead > max(clean // 10, min(clean // 2, 32))
         return self.small if large or not self.main else self.main
 
     def _victim(self) -> int | None:
