@@ -326,7 +326,7 @@ class BlockCache:
             self.counts.blocks_read += body is not None
             self.counts.zero_blocks_read += body is None
             if not fetch.stale:
-                self._slab.fill(block, body)
+                self._slab.fill(block, body, ahead=not (fetch.readers or fetch.writers or fetch.store_sequence))
             for reader in fetch.readers:
                 self._finish_read(reader, block, fetch.stale, body)
             for writer in fetch.writers:
