@@ -34,5 +34,5 @@ build:
 
 clean:
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .cache *.egg-info
-	rm -f s3backer/_fast.c s3backer/_checksum.c s3backer/*.so
+	rm -f s3backer/_*.c s3backer/*.so
 	find s3backer tests tools perf -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,12 @@ FAST = Extension(
     "s3backer._fast", ["s3backer/_fast.pyx"], extra_compile_args=["-O3", "-pthread"], extra_link_args=["-pthread"]
 )
 
+READ_AHEAD = Extension("s3backer._readahead", ["s3backer/_readahead.pyx"], extra_compile_args=["-O3"])
+
+LANE = Extension(
+    "s3backer._lane", ["s3backer/_lane.pyx"], extra_compile_args=["-O3", "-pthread"], extra_link_args=["-pthread"]
+)
+
 CHECKSUM = Extension("s3backer._checksum", ["s3backer/_checksum.pyx"], extra_compile_args=["-O3"])
 
-setup(ext_modules=cythonize([FAST, CHECKSUM], language_level=3))
+setup(ext_modules=cythonize([FAST, READ_AHEAD, LANE, CHECKSUM], language_level=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import subprocess
@@ -105,6 +106,15 @@ def slab(request: pytest.FixtureRequest) -> _fast.Slab:
     return slab
 
 
+@pytest.fixture
+def mostly_dirty(slab: _fast.Slab) -> _fast.Slab:
+    """Nine tenths of the slots are dirty, which leaves few to evict."""
+    body = os.urandom(slab.block_size)
+    for block in range(slab.slots * 9 // 10):
+        slab.write(block * slab.block_size, body, 0.0)
+    return slab
+
+
 @pytest.mark.parametrize("length", [4096, 131072])
 def test_cache_hit_read(benchmark: Any, slab: _fast.Slab, length: int) -> None:
     out = bytearray(length)
@@ -115,3 +125,28 @@ def test_cache_hit_read(benchmark: Any, slab: _fast.Slab, length: int) -> None:
 def test_cache_hit_write(benchmark: Any, slab: _fast.Slab, length: int) -> None:
     data = os.urandom(length)
     assert benchmark(slab.write, 1 << 20, data, 0.0) == (length, _fast.DONE)
+
+
+def test_cache_hit_read_of_4_kib_mostly_dirty(benchmark: Any, mostly_dirty: _fast.Slab) -> None:
+    assert benchmark(mostly_dirty.read, 1 << 20, bytearray(4096)) == []
+
+
+def test_cache_hit_write_of_4_kib_mostly_dirty(benchmark: Any, mostly_dirty: _fast.Slab) -> None:
+    assert benchmark(mostly_dirty.write, 1 << 20, os.urandom(4096), 0.0) == (4096, _fast.DONE)
+
+
+@pytest.mark.parametrize("state", ["slab", "mostly_dirty"])
+def test_evict_and_fill_a_block(benchmark: Any, request: pytest.FixtureRequest, state: str) -> None:
+    """A block that is not cached takes the place of another."""
+    slab = request.getfixturevalue(state)
+    body, blocks = os.urandom(slab.block_size), itertools.count(slab.slots)
+    benchmark(lambda: slab.fill(next(blocks), body))
+    assert slab.evictions
+
+
+def test_pin_and_unpin_4_kib(benchmark: Any) -> None:
+    """Through Python, which makes a view; the C functions themselves take a small part of it."""
+    slab = _fast.Slab(4096, 64, 32)
+    slab.fill(1, os.urandom(4096))
+    benchmark(lambda: slab.unpin(slab.pin(4096, 4096)[1]))
+    assert slab.pinned == 0

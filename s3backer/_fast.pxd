@@ -1,10 +1,17 @@
 """C declarations of the hot path, for other compiled modules."""
 
-from libc.stdint cimport int32_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
 
 # The bytes are all zero.
 cdef bint all_zero(const unsigned char *data, Py_ssize_t length) noexcept nogil
@@ -28,11 +35,33 @@ cdef struct Slot:
     int32_t storing
     # Next slot of the same hash bucket, or of the list of free ones; -1 ends a list.
     int32_t chain
-    # Neighbours in the list of dirty slots, which is in order of first_sequence.
+    # Neighbours in the list of dirty slots, which is in order of first_sequence, or in the queue of a clean one.
     int32_t older
     int32_t newer
+    # What ``_moved`` was when a use was counted last.
+    uint32_t counted
+    # Readers that are sending from it.
+    uint8_t pins
     uint8_t used
-    uint8_t referenced
+    # Uses since it came into its queue or was passed over there, apart from the first; whether that queue is main;
+    # whether it was read ahead and has not been used.
+    uint8_t hits
+    uint8_t main
+    uint8_t ahead
+
+cdef struct SlotList:
+    int32_t oldest
+    int32_t newest
+    int32_t count
+
+cdef struct Ghosts:
+    uint64_t *block
+    int32_t *chain
+    int32_t *bucket
+    int hash_shift
+    int32_t size
+    int32_t next
+    int32_t count
 
 cdef class Slab:
     # Geometry, fixed.
@@ -44,6 +73,8 @@ cdef class Slab:
     cdef int32_t _dirty_limit
     cdef int _hash_shift
     cdef Py_ssize_t _data_bytes
+    cdef int32_t _pin_limit
+    cdef uint32_t _burst
     # Everything below is guarded by this lock, which is only ever taken without the GIL.
     cdef pthread_mutex_t _lock
     cdef unsigned char *_data
@@ -51,9 +82,14 @@ cdef class Slab:
     cdef Slot *_slot
     cdef int32_t *_bucket
     cdef int32_t _free
-    cdef int32_t _hand
-    cdef int32_t _oldest
-    cdef int32_t _newest
+    # Slots with dirty sectors, and the queues of the clean ones; a slot is in at most one of them.
+    cdef SlotList _dirty
+    cdef SlotList _small
+    cdef SlotList _main
+    cdef Ghosts _ghosts
+    # Sectors that were read, written and fetched, modulo 2**32.
+    cdef uint32_t _moved
+    cdef pthread_cond_t _unpinned
     # Counters.
     cdef readonly uint64_t sequence
     cdef readonly uint64_t read_hits
@@ -64,15 +100,15 @@ cdef class Slab:
     cdef readonly int32_t dirty
     cdef readonly int32_t storing
     cdef readonly int32_t unsaved
+    cdef readonly int32_t pinned
+    cdef readonly int32_t ahead
+    cdef readonly int32_t waiting
+    cdef readonly uint64_t waits
+    cdef readonly uint64_t evictions
+    cdef readonly uint64_t ghost_hits
 
     cdef int32_t *_head(self, uint64_t block) noexcept nogil
     cdef int32_t _find(self, uint64_t block) noexcept nogil
-    cdef int32_t _allocate(self, uint64_t block) noexcept nogil
-    cdef void _unhash(self, int32_t index) noexcept nogil
-    cdef void _release(self, int32_t index) noexcept nogil
-    cdef void _link(self, int32_t index) noexcept nogil
-    cdef void _unlink(self, int32_t index) noexcept nogil
-    cdef void _mark_dirty(self, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil
     cdef unsigned char *_map(self, int32_t index, int which) noexcept nogil
     cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil
     cdef Py_ssize_t read_range(
@@ -81,8 +117,7 @@ cdef class Slab:
     cdef int write_range(
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
     ) noexcept nogil
-    cdef int _write_piece(
-        self, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
+    cdef int pin_range(
+        self, uint64_t offset, Py_ssize_t length, iovec *out, Py_ssize_t room, Py_ssize_t *count
     ) noexcept nogil
-    cdef void _fill_gaps(self, int32_t index, const unsigned char *body) noexcept nogil
-    cdef const char *_broken(self) noexcept nogil
+    cdef void unpin_range(self, const iovec *pieces, Py_ssize_t count) noexcept nogil

@@ -12,15 +12,18 @@
 
 Guarantees
   * Every call on a slab is atomic: one mutex, taken and held without the GIL, and never held while Python runs.
-  * Only clean slots are evicted, by CLOCK (second chance). ``unsaved`` slots never exceed ``dirty_limit``, apart
+  * Only clean slots are evicted, by S3-FIFO (``_eviction.pxi``). ``unsaved`` slots never exceed ``dirty_limit``, apart
     from those that were touched.
+  * What a pinned slot shows stays as it is until it is unpinned (``_pins.pxi``). Only a write to a pinned block and
+    ``drop_from`` ever wait, for that.
+  * The search for a slot to evict looks at no unsaved ones, and at a fixed number of others beside those pinned.
   * No memory is allocated after the constructor, except for what is returned to Python.
   * The code is compiled for any CPU of its architecture; the zero scan picks wider instructions at run time.
 
 ``tests/support/twins.py`` holds a plain Python twin of everything here, the oracle of its property tests.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_READ, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int32_t, uint64_t
@@ -32,6 +35,10 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_cond_init(pthread_cond_t *, void *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
+    int pthread_cond_destroy(pthread_cond_t *)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *, size_t, int, int, int, long)
@@ -58,11 +65,15 @@ DONE = 0
 NO_SLOT = 1
 NEEDS_FETCH = 2
 ZERO_BLOCK = 3
+MISSING = 4
+BUSY = 5
 cdef enum:
     _DONE = 0
     _NO_SLOT = 1
     _NEEDS_FETCH = 2
     _ZERO_BLOCK = 3
+    _MISSING = 4
+    _BUSY = 5
     _VALID = 0
     _DIRTY = 1
     _STORING = 2
@@ -74,7 +85,18 @@ cdef enum:
     _LONG_SCAN = 16384
 
 
+cdef inline uint64_t spread(uint64_t block, int hash_shift) noexcept nogil:
+    """Return the block's hash bucket, of 1 << (64 - hash_shift)."""
+    return block * <uint64_t>0x9E3779B97F4A7C15 >> hash_shift
+
+
 include "_bits.pxi"
+include "_ghosts.pxi"
+include "_eviction.pxi"
+include "_slots.pxi"
+include "_storing.pxi"
+include "_pins.pxi"
+include "_invariants.pxi"
 
 
 # ── the slab ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,9 +107,10 @@ cdef Py_ssize_t _map_bytes_of(Py_ssize_t block_size) noexcept nogil:
 
 
 def slot_bytes(Py_ssize_t block_size):
-    """Return the bytes that one slot costs, all of it: data, bitmaps, bookkeeping and its share of the hash table."""
+    """Return the bytes that one slot costs: data, bitmaps, bookkeeping, a ghost, its share of the hash tables."""
+    cdef Py_ssize_t ghost = sizeof(uint64_t) + 3 * sizeof(int32_t)
     _shift_of(block_size)
-    return block_size + 3 * _map_bytes_of(block_size) + sizeof(Slot) + 2 * sizeof(int32_t)
+    return block_size + 3 * _map_bytes_of(block_size) + sizeof(Slot) + 2 * sizeof(int32_t) + ghost
 
 
 cdef class Slab:
@@ -121,19 +144,28 @@ cdef class Slab:
         if data != MAP_FAILED:
             self._data = <unsigned char *>data
             self._data_bytes = <Py_ssize_t>slots * block_size
-        if not (self._slot and self._bitmaps and self._bucket and self._data):
+        if not (ghosts_make(&self._ghosts, slots, self._hash_shift) and self._slot and self._bitmaps and self._bucket):
+            raise MemoryError(f"no memory for the bookkeeping of {slots} blocks")
+        if not self._data:
             raise MemoryError(f"no memory for {slots} blocks of {block_size} bytes")
         memset(self._bucket, 0xFF, (<size_t>1 << bits) * sizeof(int32_t))
         for index in range(slots):
             self._slot[index].chain = index + 1
         self._slot[slots - 1].chain = -1
-        self._oldest = self._newest = -1
+        self._dirty.oldest = self._dirty.newest = -1
+        self._small.oldest = self._small.newest = -1
+        self._main.oldest = self._main.newest = -1
+        self._burst = <uint32_t>(self._sectors * min(1 + slots / _BURST_SHARE, <int32_t>_BURST_BLOCKS))
+        self._pin_limit = slots - dirty_limit - 1
         pthread_mutex_init(&self._lock, NULL)
+        pthread_cond_init(&self._unpinned, NULL)
         self._slots = slots
 
     def __dealloc__(self):
         if self._slots:
+            pthread_cond_destroy(&self._unpinned)
             pthread_mutex_destroy(&self._lock)
+        ghosts_end(&self._ghosts)
         if self._data:
             munmap(self._data, self._data_bytes)
         free(self._slot)
@@ -155,13 +187,28 @@ cdef class Slab:
         """How many slots may be unsaved: dirty, or on their way to the bucket."""
         return self._dirty_limit
 
+    @property
+    def clean(self):
+        """How many slots hold nothing but what is in the bucket: those that can be evicted, while not pinned."""
+        return self._small.count + self._main.count
+
+    @property
+    def kept(self):
+        """How many of the clean slots hold blocks that were used again."""
+        return self._main.count
+
+    @property
+    def ghosts(self):
+        """How many evicted blocks are remembered."""
+        return self._ghosts.count
+
     # ── slots, under the lock ────────────────────────────────────────────────────────────────────────────
 
     cdef unsigned char *_map(self, int32_t index, int which) noexcept nogil:
         return self._bitmaps + (3 * <Py_ssize_t>index + which) * self._map_bytes
 
     cdef int32_t *_head(self, uint64_t block) noexcept nogil:
-        return self._bucket + (block * <uint64_t>0x9E3779B97F4A7C15 >> self._hash_shift)
+        return self._bucket + spread(block, self._hash_shift)
 
     cdef int32_t _find(self, uint64_t block) noexcept nogil:
         """Return the block's slot, -1 if it has none."""
@@ -170,124 +217,11 @@ cdef class Slab:
             index = self._slot[index].chain
         return index
 
-    cdef int32_t _allocate(self, uint64_t block) noexcept nogil:
-        """Return an empty slot for the block, -1 if every slot is unsaved."""
-        cdef int32_t index = self._free
-        cdef Slot *slot
-        cdef int32_t *head
-        if index >= 0:
-            self._free = self._slot[index].chain
-        else:
-            if self.unsaved >= self._slots:
-                return -1
-            while True:
-                index = self._hand
-                slot = self._slot + index
-                self._hand = index + 1 if index + 1 < self._slots else 0
-                if slot.dirty == 0 and slot.storing == 0:
-                    if not slot.referenced:
-                        break
-                    slot.referenced = 0
-            self._unhash(index)
-            self.used -= 1
-        slot = self._slot + index
-        memset(slot, 0, sizeof(Slot))
-        memset(self._map(index, _VALID), 0, 3 * self._map_bytes)
-        head = self._head(block)
-        slot.block = block
-        slot.used = 1
-        slot.older = slot.newer = -1
-        slot.chain = head[0]
-        head[0] = index
-        self.used += 1
-        return index
-
-    cdef void _unhash(self, int32_t index) noexcept nogil:
-        cdef int32_t *link = self._head(self._slot[index].block)
-        while link[0] != index:
-            link = &self._slot[link[0]].chain
-        link[0] = self._slot[index].chain
-
-    cdef void _release(self, int32_t index) noexcept nogil:
-        """Give a clean slot back."""
-        self._unhash(index)
-        self._slot[index].used = 0
-        self._slot[index].chain = self._free
-        self._free = index
-        self.used -= 1
-
-    cdef void _link(self, int32_t index) noexcept nogil:
-        """Put a slot into the list of dirty ones: nearly always at its end."""
-        cdef uint64_t sequence = self._slot[index].first_sequence
-        cdef int32_t newer = -1, older = self._newest
-        if older >= 0 and self._slot[older].first_sequence > sequence:
-            newer = self._oldest
-            while self._slot[newer].first_sequence <= sequence:
-                newer = self._slot[newer].newer
-            older = self._slot[newer].older
-        self._slot[index].older = older
-        self._slot[index].newer = newer
-        if older >= 0:
-            self._slot[older].newer = index
-        else:
-            self._oldest = index
-        if newer >= 0:
-            self._slot[newer].older = index
-        else:
-            self._newest = index
-
-    cdef void _unlink(self, int32_t index) noexcept nogil:
-        cdef int32_t older = self._slot[index].older, newer = self._slot[index].newer
-        if older >= 0:
-            self._slot[older].newer = newer
-        else:
-            self._oldest = newer
-        if newer >= 0:
-            self._slot[newer].older = older
-        else:
-            self._newest = older
-
-    cdef void _mark_dirty(self, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil:
-        """Set sectors [first, last) valid and dirty, as of the current sequence."""
-        cdef Slot *slot = self._slot + index
-        cdef unsigned char *valid = self._map(index, _VALID)
-        cdef unsigned char *dirty = self._map(index, _DIRTY)
-        slot.valid += last - first - count_bits(valid, first, last)
-        set_bits(valid, first, last)
-        if slot.dirty == 0:
-            slot.first_sequence = self.sequence
-            slot.dirty_since = now
-            self.dirty += 1
-            if slot.storing == 0:
-                self.unsaved += 1
-            self._link(index)
-        slot.dirty += last - first - count_bits(dirty, first, last)
-        set_bits(dirty, first, last)
-
     cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
         """Sectors [first, last) are all valid."""
         if self._slot[index].valid == self._sectors:
             return True
         return next_bit(self._map(index, _VALID), first, last, False) == last
-
-    cdef void _fill_gaps(self, int32_t index, const unsigned char *body) noexcept nogil:
-        """Make every invalid sector valid with its part of the body, or with zeros."""
-        cdef unsigned char *valid = self._map(index, _VALID)
-        cdef unsigned char *data = self._data + <Py_ssize_t>index * self._block_size
-        cdef Py_ssize_t first = 0, last, start, length
-        while True:
-            first = next_bit(valid, first, self._sectors, False)
-            if first == self._sectors:
-                break
-            last = next_bit(valid, first, self._sectors, True)
-            start, length = first << _SECTOR_SHIFT, (last - first) << _SECTOR_SHIFT
-            if body:
-                memcpy(data + start, body + start, length)
-            else:
-                memset(data + start, 0, length)
-            first = last
-        set_bits(valid, 0, self._sectors)
-        self._slot[index].valid = self._sectors
 
     # ── reading and writing ──────────────────────────────────────────────────────────────────────────────
 
@@ -307,7 +241,7 @@ cdef class Slab:
             index = self._find(block)
             if index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT):
                 memcpy(out + position, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
-                self._slot[index].referenced = 1
+                note_use(self, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
                 self.read_hits += 1
             else:
                 missing[count[0]] = block
@@ -337,59 +271,25 @@ cdef class Slab:
             PyBuffer_Release(&view)
         return result
 
-    cdef int _write_piece(
-        self, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
-    ) noexcept nogil:
-        """Write one block's part, or zeros where there is no data; return _DONE or why it cannot be done."""
-        cdef Py_ssize_t first = start >> _SECTOR_SHIFT, last = (stop + _SECTOR - 1) >> _SECTOR_SHIFT
-        cdef bint head = (start & (_SECTOR - 1)) != 0, tail = (stop & (_SECTOR - 1)) != 0
-        cdef int32_t index = self._find(block)
-        cdef unsigned char *target
-        if index >= 0:
-            if head and not self._covers(index, first, first + 1):
-                return _NEEDS_FETCH
-            if tail and not self._covers(index, last - 1, last):
-                return _NEEDS_FETCH
-            if self._slot[index].dirty == 0 and self._slot[index].storing == 0 and self.unsaved >= self._dirty_limit:
-                return _NO_SLOT
-            self.write_hits += 1
-        else:
-            if data and stop - start == self._block_size and s3b_zero(data, self._block_size):
-                return _ZERO_BLOCK
-            if head or tail:
-                return _NEEDS_FETCH
-            if self.unsaved >= self._dirty_limit:
-                return _NO_SLOT
-            index = self._allocate(block)
-            if index < 0:
-                return _NO_SLOT
-            self.write_misses += 1
-        if not changed[0]:
-            changed[0] = True
-            self.sequence += 1
-        target = self._data + <Py_ssize_t>index * self._block_size + start
-        if data:
-            memcpy(target, data, stop - start)
-        else:
-            memset(target, 0, stop - start)
-        self._slot[index].referenced = 1
-        self._mark_dirty(index, first, last, now)
-        return _DONE
-
     cdef int write_range(
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
     ) noexcept nogil:
-        """Write as far as possible; return why it stopped, and in ``done`` how many bytes were written."""
+        """Write as far as possible; return why it stopped, and in ``done`` how many bytes were written.
+
+        Waits while a block of the range is pinned.
+        """
         cdef Py_ssize_t position = 0, start, stop
+        cdef uint64_t block
         cdef bint changed = False
         cdef int reason = _DONE
         pthread_mutex_lock(&self._lock)
+        if self.pinned > 0 and length > 0:
+            wait_unpinned(self, offset >> self._block_shift, (offset + length - 1) >> self._block_shift)
         while position < length:
             start = (offset + position) & (self._block_size - 1)
             stop = min(self._block_size, start + length - position)
-            reason = self._write_piece(
-                (offset + position) >> self._block_shift, start, stop, data + position if data else NULL, now, &changed
-            )
+            block = (offset + position) >> self._block_shift
+            reason = write_piece(self, block, start, stop, data + position if data else NULL, now, &changed)
             if reason != _DONE:
                 break
             position += stop - start
@@ -457,15 +357,15 @@ cdef class Slab:
             whole = index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT)
             if whole:
                 memcpy(view.buf, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
-                self._slot[index].referenced = 1
+                note_use(self, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
             pthread_mutex_unlock(&self._lock)
         PyBuffer_Release(&view)
         return whole
 
-    def fill(self, uint64_t block, body):
+    def fill(self, uint64_t block, body, bint ahead=False):
         """Make the whole block valid: sectors that are not get their part of ``body`` (None: zeros).
 
-        Returns False if the block has no slot and none is free.
+        ``ahead``: nobody has asked for it yet. Returns False if the block has no slot and none is free.
         """
         cdef Py_buffer view
         cdef const unsigned char *data = NULL
@@ -480,10 +380,11 @@ cdef class Slab:
             pthread_mutex_lock(&self._lock)
             index = self._find(block)
             if index < 0:
-                index = self._allocate(block)
+                index = allocate(self, block, ahead)
+            elif not ahead:
+                note_use(self, index, self._sectors)
             if index >= 0:
-                self._fill_gaps(index, data)
-                self._slot[index].referenced = 1
+                fill_gaps(self, index, data)
             pthread_mutex_unlock(&self._lock)
         if body is not None:
             PyBuffer_Release(&view)
@@ -499,7 +400,8 @@ cdef class Slab:
             whole = index >= 0 and self._slot[index].valid == self._sectors
             if whole:
                 self.sequence += 1
-                self._mark_dirty(index, 0, 1, now)
+                note_use(self, index, 1)
+                mark_dirty(self, index, 0, 1, now)
             pthread_mutex_unlock(&self._lock)
         return whole
 
@@ -510,8 +412,7 @@ cdef class Slab:
 
         Each as (block, sequence of its oldest unsaved write, time of that write, whether it is fully valid).
         """
-        cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._slots), count = 0, i
-        cdef int32_t index
+        cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._slots), count, i
         cdef Slot *found
         if room <= 0:
             return []
@@ -520,12 +421,7 @@ cdef class Slab:
             raise MemoryError
         with nogil:
             pthread_mutex_lock(&self._lock)
-            index = self._oldest
-            while index >= 0 and count < room:
-                if self._slot[index].storing == 0:
-                    found[count] = self._slot[index]
-                    count += 1
-                index = self._slot[index].newer
+            count = list_dirty(self, found, room)
             pthread_mutex_unlock(&self._lock)
         try:
             return [
@@ -540,7 +436,7 @@ cdef class Slab:
         cdef uint64_t sequence
         with nogil:
             pthread_mutex_lock(&self._lock)
-            sequence = self._slot[self._oldest].first_sequence if self._oldest >= 0 else 0
+            sequence = self._slot[self._dirty.oldest].first_sequence if self._dirty.oldest >= 0 else 0
             pthread_mutex_unlock(&self._lock)
         return sequence
 
@@ -552,28 +448,10 @@ cdef class Slab:
         cdef bytes body = PyBytes_FromStringAndSize(NULL, self._block_size)
         cdef unsigned char *target = <unsigned char *>PyBytes_AS_STRING(body)
         cdef uint64_t sequence = 0
-        cdef int32_t index
-        cdef Slot *slot
-        cdef unsigned char *data
         cdef bint ready, zero = False
         with nogil:
             pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            slot = self._slot + index
-            ready = index >= 0 and slot.dirty > 0 and slot.storing == 0 and slot.valid == self._sectors
-            if ready:
-                data = self._data + <Py_ssize_t>index * self._block_size
-                zero = s3b_zero(data, self._block_size)
-                if not zero:
-                    memcpy(target, data, self._block_size)
-                memcpy(self._map(index, _STORING), self._map(index, _DIRTY), self._map_bytes)
-                memset(self._map(index, _DIRTY), 0, self._map_bytes)
-                slot.storing, slot.dirty = slot.dirty, 0
-                slot.storing_sequence, slot.storing_since = slot.first_sequence, slot.dirty_since
-                sequence = slot.first_sequence
-                self._unlink(index)
-                self.dirty -= 1
-                self.storing += 1
+            ready = start_store(self, block, target, &sequence, &zero)
             pthread_mutex_unlock(&self._lock)
         if not ready:
             raise ValueError(f"block {block} cannot be stored now")
@@ -581,119 +459,84 @@ cdef class Slab:
 
     def end_store(self, uint64_t block, bint stored):
         """Settle a store: its sectors are in the bucket, or else dirty as they were before."""
-        cdef int32_t index
-        cdef Slot *slot
-        cdef unsigned char *dirty
-        cdef unsigned char *storing
-        cdef Py_ssize_t i
         cdef bint ready
         with nogil:
             pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            slot = self._slot + index
-            ready = index >= 0 and slot.storing > 0
-            if ready:
-                dirty, storing = self._map(index, _DIRTY), self._map(index, _STORING)
-                self.storing -= 1
-                if stored:
-                    if slot.dirty == 0:
-                        self.unsaved -= 1
-                else:
-                    if slot.dirty == 0:
-                        self.dirty += 1
-                    else:
-                        self._unlink(index)
-                    slot.first_sequence, slot.dirty_since = slot.storing_sequence, slot.storing_since
-                    for i in range(self._map_bytes):
-                        dirty[i] |= storing[i]
-                    slot.dirty = count_bits(dirty, 0, self._sectors)
-                    self._link(index)
-                slot.storing = 0
-                memset(storing, 0, self._map_bytes)
+            ready = settle_store(self, block, stored)
             pthread_mutex_unlock(&self._lock)
         if not ready:
             raise ValueError(f"block {block} is not being stored")
 
     def drop_from(self, uint64_t block):
-        """Forget every block from this one on and return how many; ValueError, and nothing done, if one is unsaved."""
-        cdef int32_t index, dropped = 0
-        cdef bint unsaved = False
+        """Forget every block from this one on and return how many; ValueError, and nothing done, if one is unsaved.
+
+        Waits while one of them is pinned.
+        """
+        cdef int32_t dropped
         with nogil:
             pthread_mutex_lock(&self._lock)
-            for index in range(self._slots):
-                if self._slot[index].used and self._slot[index].block >= block:
-                    unsaved = unsaved or self._slot[index].dirty > 0 or self._slot[index].storing > 0
-            if not unsaved:
-                for index in range(self._slots):
-                    if self._slot[index].used and self._slot[index].block >= block:
-                        self._release(index)
-                        dropped += 1
+            if self.pinned > 0:
+                wait_unpinned(self, block, ~<uint64_t>0)
+            dropped = drop_slots(self, block)
             pthread_mutex_unlock(&self._lock)
-        if unsaved:
+        if dropped < 0:
             raise ValueError(f"a block from {block} on is unsaved")
         return dropped
 
+    # ── pins ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    cdef int pin_range(
+        self, uint64_t offset, Py_ssize_t length, iovec *out, Py_ssize_t room, Py_ssize_t *count
+    ) noexcept nogil:
+        """Pin a range and put where its bytes are into ``out``, a piece a block; ``unpin_range`` takes the pieces back.
+
+        _DONE: it is pinned, in ``count`` pieces; _MISSING: a sector is not valid; _BUSY: it has to be copied, as it
+        has more pieces than there is ``room`` for, a writer waits, or too much is pinned. Nothing is pinned then.
+        """
+        cdef int reason
+        pthread_mutex_lock(&self._lock)
+        reason = pin_pieces(self, offset, length, out, room, count)
+        pthread_mutex_unlock(&self._lock)
+        return reason
+
+    cdef void unpin_range(self, const iovec *pieces, Py_ssize_t count) noexcept nogil:
+        """Let go of what ``pin_range`` pinned; the pieces as they were returned."""
+        pthread_mutex_lock(&self._lock)
+        unpin_pieces(self, pieces, count)
+        pthread_mutex_unlock(&self._lock)
+
     # ── for tests ────────────────────────────────────────────────────────────────────────────────────────
 
+    def pin(self, uint64_t offset, Py_ssize_t length):
+        """Call ``pin_range``; return (DONE, MISSING or BUSY; views of the pieces, which end with the pin)."""
+        cdef iovec pieces[_BATCH]
+        cdef Py_ssize_t count = 0, i
+        cdef int reason
+        with nogil:
+            reason = self.pin_range(offset, length, pieces, _BATCH, &count)
+        return reason, [
+            PyMemoryView_FromMemory(<char *>pieces[i].iov_base, pieces[i].iov_len, PyBUF_READ) for i in range(count)
+        ]
+
+    def unpin(self, views):
+        """Call ``unpin_range`` with the views that ``pin`` returned."""
+        cdef iovec pieces[_BATCH]
+        cdef Py_buffer view
+        cdef Py_ssize_t count = 0
+        for piece in views:
+            PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+            pieces[count].iov_base, pieces[count].iov_len = view.buf, view.len
+            PyBuffer_Release(&view)
+            count += 1
+        with nogil:
+            self.unpin_range(pieces, count)
+
     def check_invariants(self):
-        """Raise AssertionError unless counters, bitmaps, hash table and lists agree. Looks at every slot."""
+        """Raise AssertionError unless counters, bitmaps, hash tables and lists agree. Looks at every slot."""
         cdef const char *broken = NULL
         with nogil:
             pthread_mutex_lock(&self._lock)
-            broken = self._broken()
+            broken = find_broken(self)
             pthread_mutex_unlock(&self._lock)
         if broken:
             raise AssertionError(broken.decode())
-
-    cdef const char *_broken(self) noexcept nogil:
-        """Return what is wrong, NULL if nothing is."""
-        cdef int32_t index, used = 0, dirty = 0, storing = 0, unsaved = 0, listed = 0, unused = 0
-        cdef Slot *slot
-        cdef Py_ssize_t i
-        for index in range(self._slots):
-            slot = self._slot + index
-            if not slot.used:
-                continue
-            used += 1
-            dirty += slot.dirty > 0
-            storing += slot.storing > 0
-            unsaved += slot.dirty > 0 or slot.storing > 0
-            if self._find(slot.block) != index:
-                return b"a used slot is not found by its block"
-            if slot.valid != count_bits(self._map(index, _VALID), 0, 8 * self._map_bytes):
-                return b"a count of valid sectors is wrong"
-            if slot.dirty != count_bits(self._map(index, _DIRTY), 0, 8 * self._map_bytes):
-                return b"a count of dirty sectors is wrong"
-            if slot.storing != count_bits(self._map(index, _STORING), 0, 8 * self._map_bytes):
-                return b"a count of storing sectors is wrong"
-            for i in range(self._map_bytes):
-                if (self._map(index, _DIRTY)[i] | self._map(index, _STORING)[i]) & ~self._map(index, _VALID)[i]:
-                    return b"a sector is dirty or storing and not valid"
-            if slot.storing > 0 and slot.valid != self._sectors:
-                return b"a block that is being stored is not fully valid"
-        if used != self.used or dirty != self.dirty or storing != self.storing or unsaved != self.unsaved:
-            return b"a counter is wrong"
-        index = self._oldest
-        while index >= 0:
-            slot = self._slot + index
-            listed += 1
-            if listed > dirty or slot.dirty == 0:
-                return b"the list of dirty slots holds one that is not"
-            if slot.newer < 0 and index != self._newest:
-                return b"the list of dirty slots has another end"
-            if slot.newer >= 0 and self._slot[slot.newer].first_sequence < slot.first_sequence:
-                return b"the list of dirty slots is out of order"
-            if slot.newer >= 0 and self._slot[slot.newer].older != index:
-                return b"the list of dirty slots is torn"
-            index = slot.newer
-        if listed != dirty:
-            return b"a dirty slot is not listed"
-        index = self._free
-        while index >= 0:
-            unused += 1
-            if unused > self._slots or self._slot[index].used:
-                return b"the list of free slots holds one that is not"
-            index = self._slot[index].chain
-        if used + unused != self._slots:
-            return b"a slot is neither used nor free"
-        return NULL

@@ -25,6 +25,7 @@ Guarantees
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from s3backer import _fast
@@ -50,19 +51,32 @@ class WritePolicy:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One call that may have to wait. ``context`` belongs to the driver."""
+    """One call that may have to wait. ``context`` belongs to the driver, which calls it with how it ended."""
 
-    context: object = None
+    context: Callable[[S3backerError | None], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class ReadRequest(Request):
-    """Fill ``buffer`` from ``offset`` (bytes). The buffer must be zero at the start."""
+    """Fill ``buffer`` with ``length`` bytes from ``offset``.
+
+    The buffer is all zero at the start, or empty: then it is made when there is something to put into it.
+    """
 
     offset: int = 0
     buffer: bytearray = field(default_factory=bytearray)
+    length: int = 0
     pending: int = 0
     failed: bool = False
+
+    def __post_init__(self) -> None:
+        self.length = self.length or len(self.buffer)
+
+    def filled(self) -> bytearray:
+        """Return the buffer, made if need be."""
+        if len(self.buffer) < self.length:
+            self.buffer = bytearray(self.length)
+        return self.buffer
 
 
 @dataclass(slots=True, eq=False)
@@ -268,6 +282,26 @@ class BlockCache:
         """Let time pass: store what has become due."""
         self._schedule(now)
 
+    def cancel(self, request: Request, error: S3backerError, now: float) -> None:
+        """Answer a request that still waits with an error. What a write has written stays; no more of it follows."""
+        match request:
+            case ReadRequest(failed=False) if request.pending:
+                request.failed = True
+            case FlushRequest() if request in self._flushes:
+                self._flushes.remove(request)
+                self._flush_sequence = max((f.sequence for f in self._flushes), default=0)
+            case WriteRequest() if request in self._parked:
+                self._parked.remove(request)
+            case WriteRequest() if (fetch := self._fetched_for(request)) is not None:
+                fetch.writers.remove(request)
+            case _:
+                return
+        self._reply(request, error)
+        self._settle(now)
+
+    def _fetched_for(self, writer: WriteRequest) -> _PendingFetch | None:
+        return next((fetch for fetch in self._fetches.values() if writer in fetch.writers), None)
+
     # ── completions ──────────────────────────────────────────────────────────────────────────────────
 
     def fetched(self, block: int, body: bytes | None, error: S3backerError | None, now: float) -> None:
@@ -292,7 +326,7 @@ class BlockCache:
             self.counts.blocks_read += body is not None
             self.counts.zero_blocks_read += body is None
             if not fetch.stale:
-                self._slab.fill(block, body)
+                self._slab.fill(block, body, ahead=not (fetch.readers or fetch.writers or fetch.store_sequence))
             for reader in fetch.readers:
                 self._finish_read(reader, block, fetch.stale, body)
             for writer in fetch.writers:
@@ -319,8 +353,8 @@ class BlockCache:
         """Return (start, stop) inside the block and the part of the buffer for it."""
         base = block * self._block_size
         start = max(request.offset, base)
-        stop = min(request.offset + len(request.buffer), base + self._block_size)
-        return start - base, stop - base, memoryview(request.buffer)[start - request.offset : stop - request.offset]
+        stop = min(request.offset + request.length, base + self._block_size)
+        return start - base, stop - base, memoryview(request.filled())[start - request.offset : stop - request.offset]
 
     def _read_block(self, request: ReadRequest, block: int) -> None:
         if block not in self._fetches and self._layout.known_absent(block):
@@ -328,9 +362,10 @@ class BlockCache:
                 self.counts.zeros_read += 1
                 return
             self._slab.fill(block, None)
-        start, _, view = self._piece(request, block)
-        if self._slab.copy_out(block, start, view):
-            return
+        if self._slab.contains(block):
+            start, _, view = self._piece(request, block)
+            if self._slab.copy_out(block, start, view):
+                return
         request.pending += 1
         self._fetch(block, urgent=True).readers.append(request)
 

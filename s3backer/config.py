@@ -198,6 +198,8 @@ MOUNT: tuple[Option, ...] = (
         parse_budget,
         "N/month",
     ),
+    Option("--direct-io", "direct_io", "Let the kernel keep nothing of the disk.", alias="--directIO"),
+    Option("--no-fast-lane", "fast_lane", "Let llfuse answer everything: slower.", value=False),
     Option("--quiet", "quiet", "Log only warnings and errors."),
 )
 

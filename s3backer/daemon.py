@@ -84,6 +84,8 @@ class MountRequest:
     file_mode: int | None = None
     stats_name: str | None = "stats"
     fuse_options: tuple[str, ...] = ()
+    fast_lane: bool = True
+    direct_io: bool = False
     uid: int | None = None
     gid: int | None = None
     stats_mirror: str | None = None
@@ -269,7 +271,16 @@ class _Daemon:
             stats_name=self._request.stats_name,
             owner=(self._request.uid, self._request.gid),
         )
-        return FuseMount(operations, self._request.mountpoint, self._options), operations
+        return (
+            FuseMount(
+                operations,
+                self._request.mountpoint,
+                self._options,
+                port=volume.port if self._request.fast_lane else None,
+                direct_io=self._request.direct_io,
+            ),
+            operations,
+        )
 
     def _let_stop(self, mount: FuseMount) -> None:
         """From now on a signal stops this mount; one that came before is heard here."""
@@ -346,6 +357,7 @@ class _Daemon:
         def info(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             return {
                 **volume.facts(),
+                **mount.facts(),
                 "mountpoint": mount.mountpoint,
                 "file": file,
                 "pid": os.getpid(),

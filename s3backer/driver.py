@@ -20,10 +20,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from s3backer import _fast
+from s3backer._readahead import ReadAhead
 from s3backer.cache import (
     Action,
     BlockCache,
@@ -40,7 +41,6 @@ from s3backer.cache import (
 )
 from s3backer.errors import S3backerError, StoreError
 from s3backer.layouts.base import Layout
-from s3backer.readahead import ReadAhead
 from s3backer.stores.base import Buffer
 
 log = logging.getLogger(__name__)
@@ -52,16 +52,30 @@ _CLOSE_RETRY = 1.0
 #: One of so many workers takes stores before fetches: with all of them at fetches first, eight readers that miss
 #: kept a flush of one block waiting for 11 s; with all at stores first, writers would do the same to readers.
 _STORE_SHARE = 4
-#: Blocks zeroed by one request, so that the lock is never held for long.
+#: Blocks zeroed by one request.
 _ZERO_CHUNK = 4096
 
 
-@dataclass(slots=True)
+#: Told how a request ended; None: well. Called by any thread, without a lock; must neither wait nor raise.
+Done = Callable[[S3backerError | None], None]
+
+
 class _Waiter:
     """What a caller waits on."""
 
-    done: threading.Event
-    error: S3backerError | None = None
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._error: S3backerError | None = None
+
+    def done(self, error: S3backerError | None) -> None:
+        self._error = error
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Return when the request has ended, or raise its error."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
 
 
 class Driver:
@@ -86,7 +100,10 @@ class Driver:
         self._slab = slab
         self._layout = layout
         self._clock = clock
-        self._high_water = policy.high_water
+        #: Unsaved blocks from which on the timer is to be woken.
+        self.high_water = policy.high_water
+        #: Bytes that one request makes zeros, so that the lock is never held for long.
+        self.zero_step = _ZERO_CHUNK * slab.block_size
         self._lock = threading.Lock()
         self._jobs = threading.Condition(threading.Lock())
         self._fetch_jobs: deque[Fetch | Store] = deque()
@@ -97,8 +114,7 @@ class Driver:
         self._fetching_ahead = 0
         self._most_ahead = threads * 3 // 4
         # No more than a quarter of the cache, so that what is read ahead is still there when it is read.
-        self._read_ahead = ReadAhead(slab.block_size, min(self._most_ahead, slab.slots // 4))
-        self._ahead_lock = threading.Lock()
+        self.read_ahead = ReadAhead(slab.block_size, min(self._most_ahead, slab.slots // 4))
         self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
@@ -118,8 +134,7 @@ class Driver:
         """Return ``length`` bytes from ``offset``; both lie inside the volume."""
         buffer = bytearray(length)
         missing = self._slab.read(offset, buffer)
-        with self._ahead_lock:
-            ahead = self._read_ahead.read(offset, length)
+        ahead = self.read_ahead.read(offset, length)
         if missing:
             request = ReadRequest(offset=offset, buffer=buffer)
 
@@ -129,24 +144,31 @@ class Driver:
 
             self._perform(request, step)
         elif ahead:
-            self._call(lambda now: self.cache.prefetch(ahead))
+            self.prefetch(ahead)
         return buffer
+
+    def prefetch(self, blocks: range) -> None:
+        """Fetch blocks before they are asked for."""
+        self._call(lambda now: self.cache.prefetch(blocks))
+
+    def wake(self) -> None:
+        """Let the timer look at once: much is unsaved."""
+        self._wake.set()
 
     def write(self, offset: int, data: Buffer) -> None:
         """Take ``data`` into the cache, waiting while too much is unsaved."""
         count, reason = self._slab.write(offset, data, self._clock())
         if reason == _fast.DONE:
-            if self._slab.unsaved > self._high_water:
-                self._wake.set()
+            if self._slab.unsaved > self.high_water:
+                self.wake()
             return
         request = WriteRequest(offset=offset, data=data, length=len(data), position=count)
         self._perform(request, partial(self.cache.write, request))
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range zeros, without a request where it is known to be zeros already."""
-        step = _ZERO_CHUNK * self._slab.block_size
-        for start in range(offset, offset + length, step):
-            request = WriteRequest(offset=start, length=min(step, offset + length - start))
+        for start in range(offset, offset + length, self.zero_step):
+            request = WriteRequest(offset=start, length=min(self.zero_step, offset + length - start))
             self._perform(request, partial(self.cache.write, request))
 
     def touch(self, block: int) -> None:
@@ -158,6 +180,41 @@ class Driver:
         """Return when everything written before is in the bucket; raise if storing some of it failed."""
         request = FlushRequest()
         self._perform(request, partial(self.cache.flush, request))
+
+    # ── calls that return at once ────────────────────────────────────────────────────────────────────
+
+    def begin_read(self, offset: int, length: int, done: Callable[[S3backerError | None, Buffer], None]) -> Request:
+        """Read ``length`` bytes from ``offset``; both lie inside the volume."""
+        request = ReadRequest(offset=offset, length=length)
+        request.context = lambda error: done(error, b"" if error else request.filled())
+        size = self._slab.block_size
+        blocks = list(range(offset // size, -(-(offset + length) // size)))
+        self._call(lambda now: self.cache.read(request, blocks))
+        return request
+
+    def begin_write(self, offset: int, data: Buffer, done: Done, *, position: int = 0) -> Request:
+        """Write data, of which the slab has the first ``position`` bytes. It stays as it is until it is done."""
+        request = WriteRequest(done, offset=offset, data=data, length=len(data), position=position)
+        self._call(partial(self.cache.write, request))
+        return request
+
+    def begin_zero(self, offset: int, length: int, done: Done) -> Request:
+        """Make a range of at most ``zero_step`` bytes zeros."""
+        request = WriteRequest(done, offset=offset, length=length)
+        self._call(partial(self.cache.write, request))
+        return request
+
+    def begin_flush(self, done: Done) -> Request:
+        """Flush; see ``flush``."""
+        request = FlushRequest(done)
+        self._call(partial(self.cache.flush, request))
+        return request
+
+    def cancel(self, request: Request, error: S3backerError) -> None:
+        """End a request that still waits with this error; one that has ended stays as it is."""
+        self._call(lambda now: self.cache.cancel(request, error, now))
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def unsaved(self) -> int:
@@ -205,26 +262,26 @@ class Driver:
 
     def _perform(self, request: Request, step: Callable[[float], None]) -> None:
         """Run a step that begins a request and wait until the request is answered."""
-        waiter = request.context = _Waiter(threading.Event())
+        waiter = _Waiter()
+        request.context = waiter.done
         self._call(step)
-        waiter.done.wait()
-        if waiter.error is not None:
-            raise waiter.error
+        waiter.wait()
 
     def _call(self, step: Callable[[float], None]) -> None:
         """Run one step of the state machine and carry out what it wants."""
         with self._lock:
             step(self._clock())
-            self._carry_out(self.cache.take_actions())
+            replies = self._carry_out(self.cache.take_actions())
+        for reply in replies:
+            assert reply.request.context is not None
+            reply.request.context(reply.error)
 
-    def _carry_out(self, actions: list[Action]) -> None:
-        jobs = 0
+    def _carry_out(self, actions: list[Action]) -> list[Reply]:
+        """Hand the jobs to the workers, and return what is to be answered when the lock is free."""
+        jobs, replies = 0, []
         for action in actions:
             if isinstance(action, Reply):
-                waiter = action.request.context
-                assert isinstance(waiter, _Waiter)
-                waiter.error = action.error
-                waiter.done.set()
+                replies.append(action)
                 continue
             with self._jobs:
                 match action:
@@ -244,6 +301,7 @@ class Driver:
         if jobs:
             with self._jobs:
                 self._jobs.notify(jobs)
+        return replies
 
     def _work(self, number: int) -> None:
         turn = number

@@ -19,6 +19,7 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     ├── VolumeInUse          6   it is mounted, here or elsewhere
     ├── MountError           7   mount point, /dev/fuse or fusermount
     ├── CorruptObject        8   an object cannot be what was written
+    ├── Interrupted          1   a signal came while a request waited
     └── OutOfMemory          1   the system gives no more memory, or no further thread
 
 ``errno`` is what a file operation reports when it meets the error.
@@ -142,6 +143,15 @@ class ReadOnlyVolume(S3backerError):
     """The volume was opened read-only."""
 
     errno = errno.EROFS
+
+
+class Interrupted(S3backerError):
+    """Who asked was interrupted by a signal, and the request called off."""
+
+    errno = errno.EINTR
+
+    def __init__(self) -> None:
+        super().__init__("interrupted by a signal")
 
 
 class OutOfMemory(S3backerError):

@@ -27,6 +27,20 @@ class Gate:
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def try_enter(self) -> bool:
+        """Enter where nobody has to be waited for; return whether that was so."""
+        with self._changed:
+            if self._shut:
+                return False
+            if self._ended:
+                raise OSError(errno.EBADF, "the volume is closed")
+            self._inside += 1
+            return True
+
+    def leave(self) -> None:
+        """Be outside again; any thread may say so."""
         with self._changed:
             self._inside -= 1
             if self._waited_for:

@@ -215,11 +215,7 @@ _TABLE: tuple[OriginalOption, ...] = (
     _better(
         "readOnly", "read_only", "Refuse writes.", note="possible beside a writer, with a warning that it may be behind"
     ),
-    _accepted(
-        "directIO",
-        "No kernel cache for the file.",
-        note="with one writer the kernel's cache is always right; open the file with O_DIRECT to go past it",
-    ),
+    _same("directIO", "direct_io", "No kernel cache for the file."),
     _same("statsFilename", "stats_name", "Name of the statistics file; empty: none.", str, "NAME"),
     _same("statsFileMirror", "stats_mirror", "File that gets a copy of the statistics.", str, "FILE"),
     _same("statsFileMirrorInterval", "stats_interval", "How often. [1000]", milliseconds, "MS"),

@@ -14,6 +14,9 @@ _FILES_OF_PROCESS = 48
 _FILES_OF_THREAD = 4
 _PR_SET_IO_FLUSHER = 57
 _M_ARENA_MAX = -8
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+#: Among the last to be killed where memory ends: what is not stored yet would be lost.
+_OOM_SCORE = -800
 
 
 def open_standard_descriptors() -> None:
@@ -24,13 +27,18 @@ def open_standard_descriptors() -> None:
 
 
 def prepare_process() -> None:
-    """Set what must be set before the first thread: memory reclaim and the allocator."""
+    """Set what must be set before the first thread: memory reclaim, the allocator, and the place among the killed."""
     libc = ctypes.CDLL(None)
     # The kernel may write to this very disk in order to free memory; this process must not wait for that.
     # It needs CAP_SYS_RESOURCE, and without it everything works as long as memory is not short.
     libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     with contextlib.suppress(AttributeError):
         libc.mallopt(_M_ARENA_MAX, 2)
+    if os.geteuid() == 0:
+        # What was touched stays: it may be needed to free memory, and fetching it back would need memory.
+        libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(_OOM_SCORE))
 
 
 def raise_open_files(threads: int) -> None:

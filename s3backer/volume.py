@@ -37,6 +37,7 @@ from s3backer.geometry import check_geometry, plan_memory
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import MountToken, remove_token, settle
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
+from s3backer.port import Port
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill
 from s3backer.telemetry.prices import GB
@@ -101,6 +102,16 @@ class Volume:
         self._end = layout.size
         self._calls = Gate()
         self._writes = Gate()
+        #: What the fast lane of a front end goes by.
+        self.port = Port(
+            self.name,
+            self._driver,
+            self._slab,
+            (self._calls, self._writes),
+            lambda: self._end,
+            read_only=options.read_only,
+            write_through=options.write_through,
+        )
         self._resizing = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
@@ -313,6 +324,7 @@ class Volume:
         """Change what callers may reach, while no write is under way."""
         with self._writes.shut():
             self._end = end
+            self.port.on_end(end)
 
     def _clear_tail(self, size: int, old: int, *, discard: bool) -> None:
         """See to it that nothing is stored in [size, old), and that nobody writes there any more."""

@@ -54,11 +54,7 @@ def oldest_tag(wheel: Path) -> str:
 
 def _is_not_source(directory: str, names: list[str]) -> set[str]:
     hidden = {name for name in names if name.startswith(".")}
-    built = {
-        name
-        for name in names
-        if name.endswith((".so", ".egg-info")) or name in ("__pycache__", "_fast.c", "_checksum.c")
-    }
+    built = {name for name in names if name.endswith((".so", ".egg-info", ".c")) or name == "__pycache__"}
     return hidden | built | ({"build", "dist"} if Path(directory) == ROOT else set())
 
 

@@ -34,7 +34,7 @@ from typing import Any, NoReturn, Protocol
 
 import llfuse
 
-from s3backer.errors import S3backerError
+from s3backer.frontends.errnos import errno_of
 from s3backer.logs import RateLimited
 from s3backer.stores.base import Buffer
 
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 ROOT_INODE: int = llfuse.ROOT_INODE
 FILE_INODE = 2
 STATS_INODE = 3
+#: The handle of the disk: "s3backer", which no other reply to the kernel has in this place.
+FILE_HANDLE = int.from_bytes(b"s3backer", "little")
 #: Inodes of the stats file's snapshots begin here.
 _FIRST_SNAPSHOT = 1 << 32
 #: Seconds for which the kernel may remember the disk's name and attributes; a resize invalidates them.
@@ -103,6 +105,9 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self._owner = os.getuid() if uid is None else uid, os.getgid() if gid is None else gid
         self._uid, self._gid = self._owner
         self._atime = self._mtime = self._ctime = self._started
+        #: When the last write was answered by the fast lane, and who knows.
+        self._written = 0
+        self.wrote_at: Callable[[], int] = lambda: 0
         #: Set when the kernel has said its first word, so the loop runs and its signal handlers are in place.
         self.serving = threading.Event()
         #: Handles of files that were opened and not released: while there are any, nothing can be unmounted.
@@ -158,6 +163,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
             raise llfuse.FUSEError(errno.EPERM)
         if fields.update_size and attr.st_size != self._disk.size and (fh is not None or attr.st_size != 0):
             raise llfuse.FUSEError(errno.EINVAL)
+        self._note_writes()
         if fields.update_mode:
             self._mode = stat.S_IMODE(attr.st_mode)
         if fields.update_uid:
@@ -171,6 +177,11 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self._ctime = self._clock()
         return self._file_attributes()
 
+    def _note_writes(self) -> None:
+        """Take note of when the fast lane answered the last write."""
+        if (at := self.wrote_at()) > self._written:
+            self._written = self._mtime = self._ctime = at
+
     def _root_attributes(self) -> Any:
         entry = self._entry(ROOT_INODE, stat.S_IFDIR | 0o755, 0)
         entry.st_nlink = 2
@@ -178,6 +189,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
 
     def _file_attributes(self) -> Any:
         size = self._disk.size
+        self._note_writes()
         entry = self._entry(FILE_INODE, stat.S_IFREG | self._mode, size)
         entry.st_uid, entry.st_gid = self._uid, self._gid
         entry.st_blksize = self._disk.block_size
@@ -252,11 +264,11 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise llfuse.FUSEError(errno.EACCES)
         self.open_files += 1
-        return inode
+        return FILE_HANDLE if inode == FILE_INODE else inode
 
     def read(self, fh: int, off: int, size: int) -> Buffer:
         """Return up to ``size`` bytes from ``off``."""
-        if fh != FILE_INODE:
+        if fh != FILE_HANDLE:
             return self._snapshot(fh)[0][off : off + size]
         try:
             with llfuse.lock_released:
@@ -266,7 +278,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
 
     def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write and return the number of bytes taken."""
-        if fh != FILE_INODE:
+        if fh != FILE_HANDLE:
             raise llfuse.FUSEError(errno.EACCES)
         try:
             with llfuse.lock_released:
@@ -285,7 +297,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self._flush(fh, "closing")
 
     def _flush(self, fh: int, what: str) -> None:
-        if fh != FILE_INODE:
+        if fh != FILE_HANDLE:
             return
         try:
             with llfuse.lock_released:
@@ -304,16 +316,8 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         """Succeed: the directory never changes."""
 
     def _fail(self, what: str, error: Exception) -> NoReturn:
-        """Log the error in one line and raise what llfuse understands."""
-        code = getattr(error, "errno", None)
-        known = isinstance(error, S3backerError | OSError) and isinstance(code, int) and code > 0
-        # ENOSPC at the end and EROFS are answers, not failures.
-        if not (known and code in (errno.ENOSPC, errno.EROFS)):
-            text = str(error) if known else f"unexpected {error!r}"
-            self._limited.limited((what.split()[0], type(error)), logging.ERROR, f"{what} {self._disk.name}: {text}")
-            if not known:
-                log.debug("where it happened", exc_info=error)
-        raise llfuse.FUSEError(code if known else errno.EIO) from None
+        """Log the error and raise what llfuse understands."""
+        raise llfuse.FUSEError(errno_of(error, f"{what} {self._disk.name}", self._limited)) from None
 
     # ── what a directory of two fixed names refuses ──────────────────────────────────────────────────
 

@@ -128,6 +128,8 @@ class Statistics:
             ("zero_blocks_skipped", number("zeros skipped")),
             ("fetch_errors", number("fetch errors")),
             ("store_errors", number("store errors")),
+            ("block_cache_evictions", number("evictions")),
+            ("block_cache_returns", number("returns")),
         )
         return "".join(f"{name:<28} {value}\n" for name, value in lines)
 
@@ -165,4 +167,6 @@ class Statistics:
             "read misses": slab.read_misses,
             "write hits": slab.write_hits,
             "write misses": slab.write_misses,
+            "evictions": slab.evictions,
+            "returns": slab.ghost_hits,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -16,35 +17,36 @@ from tests.support.twins import PlainSlab
 
 BLOCK = 2048
 BLOCKS = 12
-SLOTS = 5
-LIMIT = 4
+SLOTS = 6
+LIMIT = 3
+COUNTERS = (
+    *("used", "clean", "dirty", "storing", "unsaved", "pinned", "kept", "ahead", "ghosts"),
+    *("sequence", "read_hits", "read_misses", "write_hits", "write_misses", "evictions", "ghost_hits"),
+)
 
 
 class SlabMachine(RuleBasedStateMachine):
-    """Runs both side by side. The twin is told afterwards which clean block the real one evicted."""
+    """Runs both side by side; the twin has to foretell also which block goes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.real = _fast.Slab(BLOCK, SLOTS, LIMIT)
-        self.plain = PlainSlab(BLOCK, SLOTS, LIMIT, self.follow)
+        self.plain = PlainSlab(BLOCK, SLOTS, LIMIT)
+        self.pins: list[tuple[int, int, list[memoryview], list[bytes]]] = []
         self.now = 0.0
         self.counter = 0
 
-    def follow(self, clean: list[int]) -> int:
-        gone = [block for block in clean if not self.real.contains(block)]
-        assert gone, "the real slab evicted something that is not clean"
-        return gone[0]
+    def teardown(self) -> None:
+        while self.pins:
+            self.unpin(0)
+        self.equal()
+        assert (self.real.pinned, self.real.waiting) == (0, 0)
 
-    def one_eviction(self, offset: int, length: int) -> int:
-        """Return a length with which a write evicts at most one block, so that the twin can follow.
-
-        Of two evictions in one call the first may be the block that the second makes room for.
-        """
-        room = SLOTS - self.real.used
-        return length if room >= 2 else min(length, BLOCK - offset % BLOCK)
+    def waits(self, first: int, last: int) -> bool:
+        return any(self.plain.is_pinned(block) for block in range(first, last + 1))
 
     def both(self, name: str, *arguments: Any) -> Any:
-        """Call both and compare answer or error. The real one goes first, so that the twin can follow it."""
+        """Call both and compare answer or error."""
         outcomes = []
         for slab in (self.real, self.plain):
             try:
@@ -68,9 +70,44 @@ class SlabMachine(RuleBasedStateMachine):
     def write(self, offset: int, length: int, zero: bool) -> None:
         self.counter += 1
         self.now += 1
-        length = self.one_eviction(offset, length)
         data = bytes(length) if zero else random.Random(self.counter).randbytes(length)
-        self.both("write", offset, data, self.now)
+        self.change(offset, length, "write", offset, data, self.now)
+
+    def change(self, offset: int, length: int, name: str, *arguments: Any) -> None:
+        """Call what writes to a range; where it has to wait for pins, see it wait, and unpin."""
+        first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+        if length and self.waits(first, last):
+            self.pins_hold_up(first, last, name, *arguments)
+        else:
+            self.both(name, *arguments)
+
+    def pins_hold_up(self, first: int, last: int, name: str, *arguments: Any) -> None:
+        answers: list[Any] = []
+
+        def call() -> None:
+            try:
+                answers.append(getattr(self.real, name)(*arguments))
+            except ValueError:
+                answers.append("ValueError")
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while not self.real.waiting:
+            assert not answers and time.monotonic() < deadline, "it does not wait for the pins"
+        self.equal()
+        # Nothing is pinned while it waits.
+        assert self.real.pin(0, 0)[0] == _fast.BUSY
+        while self.pins:
+            assert not (answers and self.waits(first, last)), "it did not wait for all of them"
+            self.unpin(0)
+        thread.join(60)
+        assert not thread.is_alive() and self.real.waiting == 0
+        try:
+            expected = getattr(self.plain, name)(*arguments)
+        except ValueError:
+            expected = "ValueError"
+        assert answers == [expected], name
 
     @rule(block=st.integers(0, BLOCKS - 1), zero=st.booleans())
     def write_block(self, block: int, zero: bool) -> None:
@@ -79,11 +116,48 @@ class SlabMachine(RuleBasedStateMachine):
     @rule(offset=st.integers(0, BLOCKS * 4 - 1).map(lambda n: n * 512), length=st.sampled_from([100, 512, BLOCK]))
     def write_zeros(self, offset: int, length: int) -> None:
         self.now += 1
-        self.both("write_zeros", offset, self.one_eviction(offset, length), self.now)
+        self.change(offset, length, "write_zeros", offset, length, self.now)
 
-    @rule(block=st.integers(0, BLOCKS - 1), byte=st.integers(0, 3))
-    def fill(self, block: int, byte: int) -> None:
-        self.both("fill", block, bytes([byte]) * BLOCK if byte else None)
+    @rule(block=st.integers(0, BLOCKS - 1), byte=st.integers(0, 3), ahead=st.booleans())
+    def fill(self, block: int, byte: int, ahead: bool) -> None:
+        self.both("fill", block, bytes([byte]) * BLOCK if byte else None, ahead)
+
+    @rule(first=st.integers(0, BLOCKS - 1), count=st.integers(1, SLOTS + 1), ahead=st.booleans())
+    def stream(self, first: int, count: int, ahead: bool) -> None:
+        """Many at once, so that long runs of evictions are reached."""
+        for block in range(first, first + count):
+            self.both("fill", block % BLOCKS, None, ahead)
+
+    @rule(offset=st.integers(0, BLOCKS * BLOCK - 1), length=st.integers(0, 2 * BLOCK) | st.just(BLOCK))
+    def pin(self, offset: int, length: int) -> None:
+        reason, views = self.real.pin(offset, length)
+        expected, pieces = self.plain.pin(offset, length)
+        assert (reason, [bytes(view) for view in views]) == (expected, pieces)
+        if reason == _fast.DONE:
+            self.pins.append((offset, length, views, pieces))
+
+    @rule(block=st.integers(0, BLOCKS - 1))
+    def fill_and_pin(self, block: int) -> None:
+        self.both("fill", block, b"7" * BLOCK)
+        self.pin(block * BLOCK, BLOCK)
+
+    @precondition(lambda self: self.pins)
+    @rule(number=st.integers(0, 9), zero=st.booleans())
+    def write_to_a_pinned_block(self, number: int, zero: bool) -> None:
+        self.write(self.pins[number % len(self.pins)][0] // BLOCK * BLOCK, BLOCK, zero)
+
+    @precondition(lambda self: self.pins and not self.real.unsaved)
+    @rule(number=st.integers(0, 9))
+    def drop_a_pinned_block(self, number: int) -> None:
+        self.drop_from(self.pins[number % len(self.pins)][0] // BLOCK)
+
+    @precondition(lambda self: self.pins)
+    @rule(number=st.integers(0, 9))
+    def unpin(self, number: int) -> None:
+        offset, length, views, pieces = self.pins.pop(number % len(self.pins))
+        assert [bytes(view) for view in views] == pieces, "what was pinned has changed"
+        self.real.unpin(views)
+        self.plain.unpin(offset, length)
 
     @rule(block=st.integers(0, BLOCKS - 1))
     def touch(self, block: int) -> None:
@@ -109,7 +183,7 @@ class SlabMachine(RuleBasedStateMachine):
 
     @rule(block=st.integers(0, BLOCKS))
     def drop_from(self, block: int) -> None:
-        self.both("drop_from", block)
+        self.change(block * BLOCK, BLOCKS * BLOCK, "drop_from", block)
 
     @rule(block=st.integers(0, BLOCKS - 1), start=st.integers(0, BLOCK), length=st.integers(0, BLOCK))
     def copy_out(self, block: int, start: int, length: int) -> None:
@@ -128,13 +202,14 @@ class SlabMachine(RuleBasedStateMachine):
     @invariant()
     def equal(self) -> None:
         self.real.check_invariants()
-        for name in ("used", "dirty", "storing", "unsaved", "sequence", "read_hits", "read_misses"):
+        for name in COUNTERS:
             assert getattr(self.real, name) == getattr(self.plain, name), name
-        assert (self.real.write_hits, self.real.write_misses) == (self.plain.write_hits, self.plain.write_misses)
         assert self.real.oldest_dirty_sequence() == self.plain.oldest_dirty_sequence()
         for block in range(BLOCKS):
             assert self.real.contains(block) == self.plain.contains(block)
             assert self.real.fully_valid(block) == self.plain.fully_valid(block)
+        for _, _, views, pieces in self.pins:
+            assert [bytes(view) for view in views] == pieces, "what was pinned has changed"
 
 
 TestSlab = SlabMachine.TestCase
@@ -166,87 +241,6 @@ def test_calls_with_impossible_ranges_are_refused() -> None:
     slab.check_invariants()
 
 
-def test_second_chance_spares_what_is_read() -> None:
-    slab = _fast.Slab(512, 4, 2)
-    for block in range(4):
-        slab.fill(block, bytes([block + 1]) * 512)
-    slab.fill(4, None)  # Everything was used just now: one of them goes, the marks of the others with it.
-    kept = [block for block in range(4) if slab.contains(block)]
-    assert len(kept) == 3
-    slab.read(kept[0] * 512, bytearray(512))
-    slab.fill(5, None)
-    assert slab.contains(kept[0])
-
-
 @pytest.mark.parametrize("block_size", [512, 4096, 131072])
 def test_slot_bytes_covers_everything(block_size: int) -> None:
     assert block_size < _fast.slot_bytes(block_size) <= block_size + 256 + 3 * block_size // 4096
-
-
-def test_threads_never_see_half_a_write() -> None:
-    """Each writer fills a whole block with one byte value; whatever a reader gets must be one value too."""
-    size = 65536
-    slab = _fast.Slab(size, 4, 4)
-    slab.fill(0, bytes(size))
-    stop = threading.Event()
-    torn: list[bytes] = []
-
-    def read() -> None:
-        out = bytearray(size)
-        while not stop.is_set():
-            assert slab.read(0, out) == []
-            if out.count(out[0]) != size:
-                torn.append(bytes(out))
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for thread in readers:
-        thread.start()
-    try:
-        for round_number in range(1000):
-            assert slab.write(0, bytes([1 + round_number % 255]) * size, 0.0) == (size, _fast.DONE)
-    finally:
-        stop.set()
-        for thread in readers:
-            thread.join()
-    assert not torn
-
-
-def test_threads_leave_the_slab_in_order() -> None:
-    """Writers, readers, fillers and a storer on the same blocks: the counters agree afterwards and return to zero."""
-    slab = _fast.Slab(1024, 16, 12)
-    failures: list[BaseException] = []
-
-    def worker(seed: int) -> None:
-        source = random.Random(seed)
-        try:
-            for _ in range(3000):
-                block = source.randrange(24)
-                match source.randrange(5):
-                    case 0:
-                        slab.write(block * 1024, source.randbytes(1024), 0.0)
-                    case 1:
-                        slab.write(block * 1024 + 512, source.randbytes(512), 0.0)
-                    case 2:
-                        slab.read(block * 1024, bytearray(4096))
-                    case 3:
-                        slab.fill(block, None)
-                    case 4:
-                        slab.write_zeros(block * 1024, 2048, 0.0)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=worker, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads) or slab.dirty:
-        for block, _, _, whole in slab.dirty_blocks(4):
-            if not whole:
-                slab.fill(block, None)
-            slab.begin_store(block)
-            slab.end_store(block, True)
-        slab.check_invariants()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    slab.check_invariants()
-    assert (slab.dirty, slab.storing, slab.unsaved) == (0, 0, 0)

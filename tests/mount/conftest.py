@@ -11,9 +11,16 @@ import pytest
 from tests.support.workbench import Workbench
 
 
+@pytest.fixture(params=[True, False], ids=["lane", "llfuse"])
+def fast_lane(request: pytest.FixtureRequest) -> bool:
+    """Return whether the fast lane answers the hot requests, or llfuse everything: every test runs both ways."""
+    return bool(request.param)
+
+
 @contextmanager
-def _workbench(directory: Path) -> Iterator[Workbench]:
+def _workbench(directory: Path, fast_lane: bool) -> Iterator[Workbench]:
     bench = Workbench(directory)
+    bench.fast_lane = fast_lane
     try:
         yield bench
     finally:
@@ -21,9 +28,9 @@ def _workbench(directory: Path) -> Iterator[Workbench]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Workbench]:
+def bench(tmp_path: Path, fast_lane: bool) -> Iterator[Workbench]:
     """Return a directory with room for a volume and its mount; whatever a test leaves there is ended."""
-    with _workbench(tmp_path) as bench:
+    with _workbench(tmp_path, fast_lane) as bench:
         yield bench
 
 
@@ -35,9 +42,9 @@ def volume(bench: Workbench) -> Workbench:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Workbench]:
+def other(tmp_path: Path, fast_lane: bool) -> Iterator[Workbench]:
     """Return a second workbench with a volume."""
     (tmp_path / "other").mkdir()
-    with _workbench(tmp_path / "other") as bench:
+    with _workbench(tmp_path / "other", fast_lane) as bench:
         bench.create()
         yield bench

@@ -14,6 +14,7 @@ Knobs of a real volume; KNOB-reached tells that it was met:
     hold-open              opening it waits
     hold-verify            the caller's look at the mount waits
     outage                 the store is away
+    hold-get, hold-put     its answers do not come
 
 An error is printed as message and hint, and its exit code is the process's.
 """
@@ -92,6 +93,8 @@ class _Knobs:
         store = open_store(url, options)
         for name in ("get", "head", "put", "delete", "list"):
             setattr(store, name, self.failing(getattr(store, name)))
+        for name in ("get", "put"):
+            setattr(store, name, self.held(f"hold-{name}", getattr(store, name)))
         return store
 
 

@@ -219,10 +219,10 @@ def end_process(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def loop_device(file: Path) -> Iterator[str]:
-    """Attach a file to a free loop device with direct I/O and detach it at the end."""
+def loop_device(file: Path, *, direct_io: str = "on") -> Iterator[str]:
+    """Attach a file to a free loop device, with direct I/O unless it is to be off, and detach it at the end."""
     done = subprocess.run(
-        ["losetup", "--direct-io=on", "--show", "-f", str(file)],
+        ["losetup", f"--direct-io={direct_io}", "--show", "-f", str(file)],
         check=True,
         capture_output=True,
         text=True,

@@ -33,7 +33,7 @@ from s3backer.cache import (
     WritePolicy,
     WriteRequest,
 )
-from s3backer.errors import PreconditionFailed, S3backerError, StoreError
+from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, StoreError
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
 from s3backer.stores.base import Body, ListPage, ObjectInfo, ObjectRange, StoredObject
@@ -178,11 +178,13 @@ class Client:
                 world.call(lambda: cache.prefetch(ahead))
             if missing:
                 world.call(lambda: cache.read(read, missing))
+                self._may_cancel(read)
             else:
                 self._read_done(read, None)
         elif kind == "flush":
             flush = FlushRequest(context=partial(self._flush_done, next(world.steps)))
             world.call(lambda: cache.flush(flush, now))
+            self._may_cancel(flush)
         elif kind == "touch":
             touch = TouchRequest(block=offset // BLOCK, context=self._touch_done)
             world.call(lambda: cache.touch(touch, now))
@@ -200,10 +202,20 @@ class Client:
                 self._write_done(write, None)
                 return
         world.call(lambda: world.cache.write(write, world.now))
+        self._may_cancel(write)
+
+    def _may_cancel(self, request: Request) -> None:
+        """Perhaps call a request off at some later step, when it may have ended as well."""
+        world = self.world
+        if world.random.random() < 0.1:
+            world.ready.append(lambda: world.call(lambda: world.cache.cancel(request, Interrupted(), world.now)))
 
     def _write_done(self, request: WriteRequest, error: S3backerError | None) -> None:
         if error is not None:
-            # A failed write may have changed part of its range: write it again until it succeeds.
+            # A failed write may have changed part of its range: write it again until it succeeds. After one that was
+            # called off something else: nothing of it may come later.
+            if isinstance(error, Interrupted) and request.data is not None:
+                request.data = bytes(byte ^ 0xFF for byte in bytes(request.data))
             self.world.ready.append(partial(self._write, request.offset, request.length, request.data))  # type: ignore[arg-type]
             return
         end = request.offset + request.length
@@ -217,7 +229,9 @@ class Client:
         self.world.finished(self)
 
     def _flush_done(self, asked: int, error: S3backerError | None) -> None:
-        if error is not None:
+        if isinstance(error, Interrupted):
+            pass
+        elif error is not None:
             assert isinstance(error, Fault) and error.began > asked, f"{self.world}: a flush failed of what was before"
         else:
             stored = self.world.bucket_content()

@@ -32,6 +32,8 @@ class Workbench:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        #: Whether the kernel's requests go through the fast lane.
+        self.fast_lane = True
         self.bucket = directory / "bucket"
         self.mountpoint = directory / "mnt"
         self.knobs = directory / "knobs"
@@ -86,8 +88,9 @@ class Workbench:
             "fake": fake,
             **more,
         }
+        described["request"] = {"fast_lane": self.fast_lane, **_fields(more.get("request"))}
         if foreground:
-            described["request"] = {**_fields(more.get("request")), "foreground": True}
+            described["request"] = {**_fields(described["request"]), "foreground": True}
         described["volume"] = {"write_delay": NEVER, **_fields(more.get("volume"))}
         return described
 

@@ -1,0 +1,217 @@
+"""The volume as the fast lane sees it: calls that return at once and are finished later, by whoever has the answer.
+
+A call's ``done`` is called exactly once, by any thread, without a lock, with an error or what it returns; it must
+neither wait nor raise. A call that cannot begin now (the size is being changed) returns False and is made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+
+from s3backer._fast import Slab
+from s3backer._readahead import ReadAhead
+from s3backer.cache import Request
+from s3backer.driver import Driver
+from s3backer.errors import Interrupted, ReadOnlyVolume, S3backerError
+from s3backer.gate import Gate
+from s3backer.stores.base import Buffer
+
+Error = S3backerError | OSError | None
+
+
+class Call:
+    """One call under way, so that it can be called off. ``kind`` is whatever the caller wants to know of it."""
+
+    __slots__ = ("cancelled", "kind", "request")
+
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+        self.request: Request | None = None
+        self.cancelled = False
+
+
+class Port:
+    """What a Volume lends to the fast lane. ``end`` returns what callers may reach, in bytes."""
+
+    def __init__(
+        self,
+        name: str,
+        driver: Driver,
+        slab: Slab,
+        gates: tuple[Gate, Gate],
+        end: Callable[[], int],
+        *,
+        read_only: bool,
+        write_through: bool,
+    ) -> None:
+        self.name = name
+        self.slab = slab
+        self.end = end
+        self._driver = driver
+        self._calls, self._writes = gates
+        self._read_only = read_only
+        self._write_through = write_through
+        #: Called, and waited for, when what callers may reach has changed.
+        self.on_end: Callable[[int], None] = lambda end: None
+
+    @property
+    def read_ahead(self) -> ReadAhead:
+        """Who recognises sequential readers."""
+        return self._driver.read_ahead
+
+    @property
+    def pressure(self) -> int:
+        """Unsaved blocks from which on ``wake`` is to be called."""
+        return self._driver.high_water
+
+    @property
+    def slow_writes(self) -> bool:
+        """Whether no write may be taken by the slab alone."""
+        return self._read_only or self._write_through
+
+    def prefetch(self, blocks: range) -> None:
+        """Fetch blocks before they are asked for."""
+        self._driver.prefetch(blocks)
+
+    def wake(self) -> None:
+        """Say that much is unsaved."""
+        self._driver.wake()
+
+    def read(self, call: Call, offset: int, length: int, done: Callable[[Error, Buffer], None]) -> bool:
+        """Read up to ``length`` bytes: fewer at the end of the volume."""
+        if not self._calls.try_enter():
+            return False
+
+        def finish(error: S3backerError | None, content: Buffer) -> None:
+            self._calls.leave()
+            done(error, content)
+
+        length = min(length, self.end() - offset)
+        if length > 0:
+            call.request = self._driver.begin_read(offset, length, finish)
+        else:
+            finish(None, b"")
+        return True
+
+    def write(self, call: Call, offset: int, data: Buffer, position: int, done: Callable[[Error, int], None]) -> bool:
+        """Write data, the first ``position`` bytes of which the slab has; ``done`` gets the bytes taken."""
+        if not self._enter_writing():
+            return False
+        room = self.end() - offset
+        if self._read_only or room <= 0 < len(data):
+            self._leave_writing()
+            done(_read_only(self.name) if self._read_only else _no_space(), 0)
+            return True
+        taken = min(len(data), max(room, 0))
+
+        def finish(error: S3backerError | None) -> None:
+            if error is None and self._write_through:
+                call.request = self._driver.begin_flush(through)
+            else:
+                through(error)
+
+        def through(error: S3backerError | None) -> None:
+            self._leave_writing()
+            done(error, taken)
+
+        call.request = self._driver.begin_write(offset, memoryview(data)[:taken], finish, position=position)
+        return True
+
+    def zero(self, call: Call, offset: int, length: int, done: Callable[[Error], None]) -> bool:
+        """Make a range zeros; whole blocks of it cease to be objects. It must lie inside the volume."""
+        if not self._enter_writing():
+            return False
+        if self._read_only or offset + length > self.end():
+            self._leave_writing()
+            done(_read_only(self.name) if self._read_only else _no_space())
+            return True
+
+        def finish(error: Error) -> None:
+            self._leave_writing()
+            done(error)
+
+        _Zeroing(self._driver, call, offset, length, finish, flush=self._write_through).go_on(None)
+        return True
+
+    def flush(self, call: Call, done: Callable[[Error], None]) -> bool:
+        """Answer when everything written before is in the bucket."""
+        if not self._calls.try_enter():
+            return False
+
+        def finish(error: S3backerError | None) -> None:
+            self._calls.leave()
+            done(error)
+
+        call.request = self._driver.begin_flush(finish)
+        return True
+
+    def cancel(self, call: Call) -> None:
+        """Call off what still waits; ``done`` gets Interrupted."""
+        call.cancelled = True
+        if call.request is not None:
+            self._driver.cancel(call.request, Interrupted())
+
+    def _enter_writing(self) -> bool:
+        if not self._calls.try_enter():
+            return False
+        if not self._writes.try_enter():
+            self._calls.leave()
+            return False
+        return True
+
+    def _leave_writing(self) -> None:
+        self._writes.leave()
+        self._calls.leave()
+
+
+class _Zeroing:
+    """Zeroing of a range, piece by piece. Pieces that end at once are done in a loop and not in each other."""
+
+    def __init__(
+        self, driver: Driver, call: Call, offset: int, length: int, done: Callable[[Error], None], *, flush: bool
+    ) -> None:
+        self._driver, self._call, self._done, self._flush = driver, call, done, flush
+        self._offset, self._stop = offset, offset + length
+        self._lock = threading.Lock()
+        self._running = False
+        self._ended = 0
+        self._error: S3backerError | None = None
+
+    def go_on(self, error: S3backerError | None) -> None:
+        """Begin, or hear that a piece has ended."""
+        with self._lock:
+            self._error = error
+            self._ended += 1
+            if self._running:
+                return
+            self._running = True
+        while True:
+            with self._lock:
+                if not self._ended:
+                    self._running = False
+                    return
+                self._ended -= 1
+            if self._error is not None or (self._offset == self._stop and not self._flush):
+                self._done(self._error)
+                return
+            if self._call.cancelled:
+                self._done(Interrupted())
+                return
+            if self._offset == self._stop:
+                self._flush = False
+                self._call.request = self._driver.begin_flush(self.go_on)
+                continue
+            length = min(self._driver.zero_step, self._stop - self._offset)
+            self._offset += length
+            self._call.request = self._driver.begin_zero(self._offset - length, length, self.go_on)
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _read_only(name: str) -> ReadOnlyVolume:
+    return ReadOnlyVolume(f"{name} was opened read-only")
