@@ -33,8 +33,9 @@ def network(seaweed: SeaweedServer) -> Iterator[Forwarder]:
 
 @pytest.fixture
 def volume(seaweed: SeaweedServer, network: Forwarder) -> Iterator[Volume]:
-    options = replace(seaweed.options(), endpoint_url=f"http://127.0.0.1:{network.port}", timeout=5, patience=0.5)
-    store = S3Store(seaweed.make_bucket(), options)
+    options = replace(seaweed.options(), endpoint_url=f"http://127.0.0.1:{network.port}", timeout=2, patience=0.5)
+    # Closing waits for requests whose answers were lost.
+    store = S3Store(seaweed.make_bucket(), options, expiry=2)
     create_volume(store, "", size=SIZE, block_size=BLOCK)
     volume = Volume.open(store, "", OPTIONS)
     yield volume
