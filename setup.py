@@ -14,6 +14,10 @@ LANE = Extension(
     "s3backer._lane", ["s3backer/_lane.pyx"], extra_compile_args=["-O3", "-pthread"], extra_link_args=["-pthread"]
 )
 
+PARKING = Extension(
+    "s3backer._parking", ["s3backer/_parking.pyx"], extra_compile_args=["-O3", "-pthread"], extra_link_args=["-pthread"]
+)
+
 CHECKSUM = Extension("s3backer._checksum", ["s3backer/_checksum.pyx"], extra_compile_args=["-O3"])
 
-setup(ext_modules=cythonize([FAST, READ_AHEAD, LANE, CHECKSUM], language_level=3))
+setup(ext_modules=cythonize([FAST, READ_AHEAD, LANE, PARKING, CHECKSUM], language_level=3))

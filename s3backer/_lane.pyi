@@ -1,20 +1,13 @@
 """Types of the fast lane; what each piece guarantees stands in ``_lane.pyx``."""
 
-from typing import Final
-
 from s3backer._fast import Slab
+from s3backer._parking import Parking
 from s3backer._readahead import ReadAhead
 from s3backer.stores.base import Buffer
 
-READ: Final[int]
-WRITE: Final[int]
-FLUSH: Final[int]
-ZERO: Final[int]
-INTERRUPT: Final[int]
-AHEAD: Final[int]
-PRESSURE: Final[int]
-
 class Lane:
+    @property
+    def parking(self) -> Parking: ...
     def __init__(
         self,
         device: int,
@@ -30,8 +23,6 @@ class Lane:
         direct_io: bool = False,
     ) -> None: ...
     def serve(self) -> int: ...
-    def wait(self, milliseconds: int) -> list[tuple[int, int, int, int, int]] | None: ...
-    def payload(self, number: int) -> memoryview: ...
     def finish(self, number: int, error: int, body: Buffer | None = None, taken: int = 0) -> None: ...
     def set_end(self, end: int) -> None: ...
     def stop(self) -> None: ...
@@ -42,8 +33,4 @@ class Lane:
     @property
     def answered(self) -> int: ...
     @property
-    def waited(self) -> int: ...
-    @property
     def passed_on(self) -> int: ...
-    @property
-    def parked(self) -> int: ...

@@ -22,134 +22,28 @@ Source of the protocol: the kernel's header ``linux/fuse.h``.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
-from s3backer._fast cimport Slab, iovec, pthread_mutex_t
+from s3backer._fast cimport Slab, iovec
+from s3backer._fuse cimport *
+from s3backer._parking cimport (
+    FLUSH_KIND,
+    NOT_FOUND,
+    READ_KIND,
+    TAKEN_BACK,
+    WRITE_KIND,
+    ZERO_KIND,
+    Found,
+    Kind,
+    Parked,
+    Parking,
+)
 from s3backer._readahead cimport ReadAhead
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_cond_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
-    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
-    int pthread_cond_signal(pthread_cond_t *)
-    int pthread_cond_destroy(pthread_cond_t *)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec *)
-    enum:
-        CLOCK_REALTIME
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t read(int, void *, size_t)
-    ssize_t write(int, const void *, size_t)
-    int usleep(unsigned int)
-    int close(int)
-    int dup3(int, int, int)
-
-cdef extern from "<fcntl.h>" nogil:
-    int open(const char *, int)
-    enum:
-        O_RDWR
-        O_CLOEXEC
-        FALLOC_FL_KEEP_SIZE
-        FALLOC_FL_PUNCH_HOLE
-        FALLOC_FL_ZERO_RANGE
-
-cdef extern from "<sys/uio.h>" nogil:
-    ssize_t writev(int, const iovec *, int)
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send(int, const void *, size_t, int)
-    ssize_t recv(int, void *, size_t, int)
-    enum:
-        MSG_NOSIGNAL
-
-cdef extern from "<linux/fuse.h>" nogil:
-    struct fuse_in_header:
-        uint32_t len
-        uint32_t opcode
-        uint64_t unique
-        uint64_t nodeid
-    struct fuse_out_header:
-        uint32_t len
-        int32_t error
-        uint64_t unique
-    struct fuse_read_in:
-        uint64_t offset
-        uint32_t size
-    struct fuse_write_in:
-        uint64_t offset
-        uint32_t size
-    struct fuse_write_out:
-        uint32_t size
-    struct fuse_fallocate_in:
-        uint64_t offset
-        uint64_t length
-        uint32_t mode
-    struct fuse_interrupt_in:
-        uint64_t unique
-    struct fuse_open_out:
-        uint64_t fh
-        uint32_t open_flags
-    struct fuse_init_in:
-        uint32_t minor
-        uint32_t flags
-        uint32_t flags2
-    struct fuse_init_out:
-        uint32_t minor
-        uint32_t flags
-        uint32_t max_write
-        uint32_t time_gran
-        unsigned short max_pages
-        uint32_t flags2
-    enum:
-        FUSE_INIT
-        FUSE_READ
-        FUSE_WRITE
-        FUSE_FSYNC
-        FUSE_FLUSH
-        FUSE_INTERRUPT
-        FUSE_FALLOCATE
-        FUSE_ASYNC_READ
-        FUSE_ASYNC_DIO
-        FUSE_BIG_WRITES
-        FUSE_MAX_PAGES
-        FUSE_PARALLEL_DIROPS
-        FUSE_INIT_EXT
-        FOPEN_DIRECT_IO
-        FOPEN_PARALLEL_DIRECT_WRITES
-
-cdef extern from "_lane.h" nogil:
-    uint64_t s3b_load(const uint64_t *)
-    void s3b_set(uint64_t *, uint64_t)
-    void s3b_add(uint64_t *, uint64_t)
-    double s3b_monotonic()
-    uint64_t s3b_wall_clock()
-
-READ = 0
-WRITE = 1
-FLUSH = 2
-ZERO = 3
-INTERRUPT = 4
-AHEAD = 5
-PRESSURE = 6
 cdef enum:
-    _READ = 0
-    _WRITE = 1
-    _FLUSH = 2
-    _ZERO = 3
     # Bytes of one request's data: smaller ones than 1 MiB are served in parallel and beat it.
     _MOST_DATA = 131072
     _PAGES = 32
@@ -159,35 +53,12 @@ cdef enum:
     _MINOR = 31
     # In flags2 of the protocol from 7.39 on: a file open for direct I/O can be mapped.
     _DIRECT_IO_ALLOW_MMAP = 1 << 4
-    _IS_FREE = 0
-    _IS_QUEUED = 1
-    _IS_TAKEN = 2
-    _FIRST_PARKED = 256
-    _HINTS = 64
     # Up to so many bytes a copy under the lock takes less time than a pin.
     _SMALL = 16384
     _PIECES = 40
 
 # Shortest time between two reports that much is unsaved.
 cdef double _PRESSURE_SECONDS = 0.02
-
-cdef struct Parked:
-    uint64_t unique
-    uint64_t offset
-    uint64_t length
-    unsigned char *payload
-    # Bytes of a write that the slab has already.
-    uint64_t position
-    # Next one that is queued, or free; -1 ends a list.
-    int32_t next
-    uint8_t kind
-    uint8_t state
-    uint8_t interrupted
-
-cdef struct Hint:
-    uint64_t start
-    uint64_t stop
-
 
 cdef class Lane:
     """The lane of one mount.
@@ -219,23 +90,9 @@ cdef class Lane:
     cdef uint64_t _wrote_at
     # A torn value of it would do no harm.
     cdef double _pressed_at
-    # Everything below is guarded by this lock, which is only ever taken without the GIL.
-    cdef pthread_mutex_t _lock
-    cdef pthread_cond_t _news
-    cdef Parked *_parked
-    cdef int32_t _room
-    cdef int32_t _free
-    cdef int32_t _first
-    cdef int32_t _last
-    cdef int32_t _held
-    cdef int32_t _interrupted
-    cdef Hint _hints[_HINTS]
-    cdef int _hint_count
-    cdef bint _pressed
-    cdef bint _ended
+    cdef readonly Parking parking
     # Counters.
     cdef uint64_t _answered
-    cdef uint64_t _waited
     cdef uint64_t _passed_on
 
     def __cinit__(
@@ -256,21 +113,11 @@ cdef class Lane:
         self._slab, self._ahead = slab, ahead
         self._inode, self._handle, self._end = inode, handle, end
         self._pressure, self._slow_writes, self._direct_io = pressure, slow_writes, direct_io
-        self._free = self._first = self._last = -1
-        pthread_mutex_init(&self._lock, NULL)
-        pthread_cond_init(&self._news, NULL)
-        if not self._grow():
-            raise MemoryError("no memory for the fast lane")
+        self.parking = Parking()
 
     def __dealloc__(self):
-        cdef int32_t index
         # Nothing is sent any more: whoever has something to finish holds the lane.
         close(self._device)
-        for index in range(self._room):
-            free(self._parked[index].payload)
-        free(self._parked)
-        pthread_cond_destroy(&self._news)
-        pthread_mutex_destroy(&self._lock)
 
     # ── the kernel's requests ────────────────────────────────────────────────────────────────────────────
 
@@ -286,10 +133,7 @@ cdef class Lane:
         with nogil:
             # Its second half holds what is read from the slab.
             code = self._serve(buffer, buffer + _BUFFER)
-            pthread_mutex_lock(&self._lock)
-            self._ended = True
-            pthread_cond_signal(&self._news)
-            pthread_mutex_unlock(&self._lock)
+            self.parking.end()
         free(buffer)
         return code
 
@@ -330,7 +174,7 @@ cdef class Lane:
             if self._all_saved():
                 self._answer(unique, 0, NULL, 0)
             else:
-                self._park(_FLUSH, unique, 0, 0, 0, NULL)
+                self._park(FLUSH_KIND, unique, 0, 0, 0, NULL)
         elif head.opcode == FUSE_FALLOCATE:
             self._allocate(unique, <fuse_fallocate_in *>body)
         else:
@@ -354,9 +198,9 @@ cdef class Lane:
         elif count == 0:
             self._answer(unique, 0, content, size)
         else:
-            self._park(_READ, unique, offset, size, 0, NULL)
+            self._park(READ_KIND, unique, offset, size, 0, NULL)
         if self._ahead.note(offset, size, &start, &stop):
-            self._hint(start, stop)
+            self.parking.hint(start, stop)
 
     cdef bint _send_pinned(self, uint64_t unique, uint64_t offset, uint64_t size) noexcept nogil:
         """Answer a read straight from the slab; False, and nothing done, where that is not possible now."""
@@ -393,9 +237,9 @@ cdef class Lane:
             self._answer_write(unique, fitting)
             if self._slab.unsaved > self._pressure and now - self._pressed_at > _PRESSURE_SECONDS:
                 self._pressed_at = now
-                self._press()
+                self.parking.press()
         else:
-            self._park(_WRITE, unique, offset, fitting, done, data)
+            self._park(WRITE_KIND, unique, offset, fitting, done, data)
 
     cdef void _allocate(self, uint64_t unique, fuse_fallocate_in *asked) noexcept nogil:
         cdef uint64_t end = s3b_load(&self._end)
@@ -405,7 +249,7 @@ cdef class Lane:
         elif asked.offset > end or asked.length > end - asked.offset:
             self._answer(unique, -ENOSPC, NULL, 0)
         else:
-            self._park(_ZERO, unique, asked.offset, asked.length, 0, NULL)
+            self._park(ZERO_KIND, unique, asked.offset, asked.length, 0, NULL)
 
     cdef bint _all_saved(self) noexcept nogil:
         cdef bint saved
@@ -416,28 +260,18 @@ cdef class Lane:
 
     cdef void _interrupt(self, uint64_t unique, uint64_t of) noexcept nogil:
         """Call off a parked request. Of any other the kernel asks again until it is parked or answered."""
-        cdef int32_t index
-        cdef Parked *parked
-        cdef bint queued = False, found = False
-        pthread_mutex_lock(&self._lock)
-        for index in range(self._room):
-            parked = self._parked + index
-            if parked.state != _IS_FREE and parked.unique == of:
-                found = True
-                queued = parked.state == _IS_QUEUED
-                if queued:
-                    self._unqueue(index)
-                    self._release(index)
-                elif not parked.interrupted:
-                    parked.interrupted = True
-                    self._interrupted += 1
-                    pthread_cond_signal(&self._news)
-                break
-        pthread_mutex_unlock(&self._lock)
-        if queued:
+        cdef Found found = self.parking.call_off(of)
+        if found == TAKEN_BACK:
             self._answer(of, -EINTR, NULL, 0)
-        elif not found:
+        elif found == NOT_FOUND:
             self._answer(unique, -EAGAIN, NULL, 0)
+
+    cdef void _park(
+        self, Kind kind, uint64_t unique, uint64_t offset, uint64_t length, uint64_t position,
+        const unsigned char *data
+    ) noexcept nogil:
+        if not self.parking.park(kind, unique, offset, length, position, data):
+            self._answer(unique, -ENOMEM, NULL, 0)
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -463,167 +297,7 @@ cdef class Lane:
         out.size = taken
         self._answer(unique, 0, &out, sizeof(fuse_write_out))
 
-    # ── parking ──────────────────────────────────────────────────────────────────────────────────────────
-
-    cdef bint _grow(self) noexcept nogil:
-        """Make room for twice as many parked requests; False if there is no memory."""
-        cdef int32_t room = 2 * self._room if self._room else _FIRST_PARKED, index
-        cdef Parked *grown = <Parked *>realloc(self._parked, room * sizeof(Parked))
-        if not grown:
-            return False
-        memset(grown + self._room, 0, (room - self._room) * sizeof(Parked))
-        for index in range(self._room, room):
-            grown[index].next = index + 1 if index + 1 < room else self._free
-        self._free = self._room
-        self._parked, self._room = grown, room
-        return True
-
-    cdef void _park(
-        self, uint8_t kind, uint64_t unique, uint64_t offset, uint64_t length, uint64_t position,
-        const unsigned char *data
-    ) noexcept nogil:
-        cdef unsigned char *payload = NULL
-        cdef int32_t index = -1
-        cdef Parked *parked
-        if data:
-            payload = <unsigned char *>malloc(max(length, <uint64_t>1))
-            if payload:
-                memcpy(payload, data, length)
-        pthread_mutex_lock(&self._lock)
-        if (payload or not data) and (self._free >= 0 or self._grow()):
-            index = self._free
-            parked = self._parked + index
-            self._free = parked.next
-            parked.unique, parked.offset, parked.length, parked.position = unique, offset, length, position
-            parked.payload, parked.kind = payload, kind
-            parked.state, parked.interrupted, parked.next = _IS_QUEUED, False, -1
-            if self._last >= 0:
-                self._parked[self._last].next = index
-            else:
-                self._first = index
-            self._last = index
-            self._held += 1
-            self._waited += 1
-            pthread_cond_signal(&self._news)
-        pthread_mutex_unlock(&self._lock)
-        if index < 0:
-            free(payload)
-            self._answer(unique, -ENOMEM, NULL, 0)
-
-    cdef void _unqueue(self, int32_t index) noexcept nogil:
-        cdef int32_t before = -1, at = self._first
-        while at != index:
-            before, at = at, self._parked[at].next
-        if before >= 0:
-            self._parked[before].next = self._parked[index].next
-        else:
-            self._first = self._parked[index].next
-        if self._last == index:
-            self._last = before
-
-    cdef void _release(self, int32_t index) noexcept nogil:
-        cdef Parked *parked = self._parked + index
-        free(parked.payload)
-        parked.payload = NULL
-        if parked.interrupted:
-            self._interrupted -= 1
-            parked.interrupted = False
-        parked.state = _IS_FREE
-        parked.next = self._free
-        self._free = index
-        self._held -= 1
-
-    cdef void _hint(self, uint64_t start, uint64_t stop) noexcept nogil:
-        pthread_mutex_lock(&self._lock)
-        # With too many of them the oldest are as good as any.
-        if self._hint_count < _HINTS:
-            self._hints[self._hint_count].start, self._hints[self._hint_count].stop = start, stop
-            self._hint_count += 1
-            pthread_cond_signal(&self._news)
-        pthread_mutex_unlock(&self._lock)
-
-    cdef void _press(self) noexcept nogil:
-        pthread_mutex_lock(&self._lock)
-        self._pressed = True
-        pthread_cond_signal(&self._news)
-        pthread_mutex_unlock(&self._lock)
-
     # ── for the driver ───────────────────────────────────────────────────────────────────────────────────
-
-    def wait(self, long milliseconds):
-        """Wait so long for news and return them: (kind, number, offset, length, position) each; None at the end.
-
-        READ, WRITE, FLUSH, ZERO: a request that has to be finished. INTERRUPT: the request of that number is called
-        off. AHEAD: blocks from offset up to length are to be fetched. PRESSURE: much is unsaved. One thread calls it.
-        """
-        cdef int32_t index, first
-        cdef int hints, i
-        cdef bint pressed, over
-        cdef Parked parked
-        cdef Hint found[_HINTS]
-        cdef timespec until
-        with nogil:
-            clock_gettime(CLOCK_REALTIME, &until)
-            until.tv_nsec += milliseconds * 1000000
-            until.tv_sec += until.tv_nsec // 1000000000
-            until.tv_nsec %= 1000000000
-            pthread_mutex_lock(&self._lock)
-            while not (
-                self._first >= 0 or self._hint_count or self._pressed or self._interrupted > 0 or self._ended
-            ):
-                if pthread_cond_timedwait(&self._news, &self._lock, &until) != 0:
-                    break
-            first = self._first
-            self._first = self._last = -1
-            index = first
-            while index >= 0:
-                self._parked[index].state = _IS_TAKEN
-                index = self._parked[index].next
-            hints, pressed, over = self._hint_count, self._pressed, self._ended
-            memcpy(found, self._hints, sizeof(found))
-            self._hint_count, self._pressed = 0, False
-            pthread_mutex_unlock(&self._lock)
-        news = []
-        index = first
-        while index >= 0:
-            # The table may grow, and so move, whenever the lock is free.
-            with nogil:
-                pthread_mutex_lock(&self._lock)
-                parked = self._parked[index]
-                pthread_mutex_unlock(&self._lock)
-            news.append((parked.kind, index, parked.offset, parked.length, parked.position))
-            index = parked.next
-        for i in range(hints):
-            news.append((AHEAD, -1, found[i].start, found[i].stop, 0))
-        if pressed:
-            news.append((PRESSURE, -1, 0, 0, 0))
-        news += [(INTERRUPT, number, 0, 0, 0) for number in self._take_interrupted()]
-        return None if over and not news else news
-
-    def _take_interrupted(self):
-        cdef int32_t index, number = -1
-        taken = []
-        for index in range(self._room):
-            with nogil:
-                pthread_mutex_lock(&self._lock)
-                number = -1
-                if self._parked[index].state == _IS_TAKEN and self._parked[index].interrupted:
-                    self._parked[index].interrupted = False
-                    self._interrupted -= 1
-                    number = index
-                pthread_mutex_unlock(&self._lock)
-            if number >= 0:
-                taken.append(number)
-        return taken
-
-    def payload(self, int32_t number):
-        """Return the data of a parked write. It lives until ``finish``."""
-        cdef Parked parked
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            parked = self._parked[number]
-            pthread_mutex_unlock(&self._lock)
-        return PyMemoryView_FromMemory(<char *>parked.payload, parked.length, 0x100)
 
     def finish(self, int32_t number, int error, body=None, uint32_t taken=0):
         """Answer a parked request: with an errno, or 0 and, for a read, its bytes, for a write how many it took."""
@@ -633,15 +307,12 @@ cdef class Lane:
         if body is not None:
             PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         with nogil:
-            pthread_mutex_lock(&self._lock)
-            parked = self._parked[number]
-            self._release(number)
-            if parked.kind == _WRITE and error == 0:
+            parked = self.parking.leave(number)
+            if parked.kind == WRITE_KIND and error == 0:
                 s3b_set(&self._wrote_at, s3b_wall_clock())
-            pthread_mutex_unlock(&self._lock)
             if error:
                 self._send(parked.unique, -error, NULL, 0)
-            elif parked.kind == _WRITE:
+            elif parked.kind == WRITE_KIND:
                 memset(&out, 0, sizeof(fuse_write_out))
                 out.size = taken
                 self._send(parked.unique, 0, &out, sizeof(fuse_write_out))
@@ -749,16 +420,6 @@ cdef class Lane:
         return s3b_load(&self._answered)
 
     @property
-    def waited(self):
-        """Requests that had to be parked."""
-        return self._waited
-
-    @property
     def passed_on(self):
         """Requests that llfuse got."""
         return s3b_load(&self._passed_on)
-
-    @property
-    def parked(self):
-        """Requests that wait now."""
-        return self._held

@@ -206,8 +206,8 @@ class FuseMount:
         return {
             "fast_lane": lane is not None,
             "lane_answered": lane.answered if lane else 0,
-            "lane_waited": lane.waited if lane else 0,
-            "lane_waiting": lane.parked if lane else 0,
+            "lane_waited": lane.parking.waited if lane else 0,
+            "lane_waiting": lane.parking.waiting if lane else 0,
         }
 
     def unmount(self) -> None:

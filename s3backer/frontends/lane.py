@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from s3backer import _lane
+from s3backer import _lane, _parking
 from s3backer.errors import Interrupted
 from s3backer.frontends.errnos import errno_of
 from s3backer.logs import RateLimited
@@ -145,7 +145,7 @@ class FastLane:
 
     def _run(self) -> None:
         later: list[tuple[int, int, int, int, int]] = []
-        while (news := self.lane.wait(_SOON if later else _LATE)) is not None:
+        while (news := self.lane.parking.wait(_SOON if later else _LATE)) is not None:
             later = [one for one in (*later, *news) if not self._begin(*one)]
             self._make_room()
         if not self._stopping:
@@ -159,7 +159,7 @@ class FastLane:
         wanted = self._background
         if len(self._calls) > _FEW:
             kinds = [call.kind for call in list(self._calls.values())]
-            reads = kinds.count(_lane.READ)
+            reads = kinds.count(_parking.READ)
             wanted += -(-(reads + min(len(kinds) - reads, self._background)) // _FEW) * _FEW
         if wanted > self._allowed or (wanted == self._background) != (self._allowed == self._background):
             self._allowed = wanted
@@ -168,13 +168,13 @@ class FastLane:
     def _begin(self, kind: int, number: int, offset: int, length: int, position: int) -> bool:
         """Begin what the lane asks for; False if it has to be begun later."""
         port = self._port
-        if kind == _lane.AHEAD:
+        if kind == _parking.AHEAD:
             port.prefetch(range(offset, length))
             return True
-        if kind == _lane.PRESSURE:
+        if kind == _parking.PRESSURE:
             port.wake()
             return True
-        if kind == _lane.INTERRUPT:
+        if kind == _parking.INTERRUPT:
             if (call := self._calls.get(number)) is not None:
                 port.cancel(call)
             return True
@@ -183,14 +183,14 @@ class FastLane:
             self._finish(number, "serving", Interrupted())
             return True
         try:
-            if kind == _lane.READ:
+            if kind == _parking.READ:
                 return port.read(
                     call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}")
                 )
-            if kind == _lane.WRITE:
+            if kind == _parking.WRITE:
                 what = f"writing {length} bytes at {offset}"
-                return port.write(call, offset, self.lane.payload(number), position, partial(self._wrote, number, what))
-            if kind == _lane.ZERO:
+                return port.write(call, offset, self.lane.parking.payload(number), position, partial(self._wrote, number, what))
+            if kind == _parking.ZERO:
                 return port.zero(
                     call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}")
                 )
