@@ -7,6 +7,7 @@ import itertools
 import mmap
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,35 @@ def test_cache_hit_write_of_4_kib_mostly_dirty(benchmark: Any, mostly_dirty: _fa
     assert benchmark(mostly_dirty.write, 1 << 20, os.urandom(4096), 0.0) == (4096, _fast.DONE)
 
 
-@pytest.mark.parametrize("state", ["slab", "mostly_dirty"])
-def test_evict_and_fill_a_block(benchmark: Any, request: pytest.FixtureRequest, state: str) -> None:
-    """A block that is not cached takes the place of another."""
-    slab = request.getfixturevalue(state)
+def evict_and_fill(benchmark: Any, slab: _fast.Slab) -> None:
+    """Give a block that is not cached the place of another."""
     body, blocks = os.urandom(slab.block_size), itertools.count(slab.slots)
     benchmark(lambda: slab.fill(next(blocks), body))
     assert slab.evictions
+
+
+def test_evict_and_fill_a_block(benchmark: Any, slab: _fast.Slab) -> None:
+    evict_and_fill(benchmark, slab)
+
+
+def test_evict_and_fill_a_block_mostly_dirty(benchmark: Any, mostly_dirty: _fast.Slab) -> None:
+    evict_and_fill(benchmark, mostly_dirty)
+
+
+def test_longest_search_for_a_victim() -> None:
+    """In a large cache that is mostly dirty nobody waits long for the lock. CLOCK passed the dirty ones: 3.3 ms."""
+    slots = 1 << 18
+    slab, body, longest = _fast.Slab(512, slots, slots - 1), os.urandom(512), 0
+    for block in range(slots):
+        slab.fill(block, body)
+    for block in range(slots * 9 // 10):
+        slab.write(block * 512, body, 0.0)
+    for block in range(slots, slots + 100_000):
+        began = time.thread_time_ns()
+        slab.fill(block, body)
+        longest = max(longest, time.thread_time_ns() - began)
+    print(f"the longest of 100000 took {longest / 1000:.0f} µs of processor time")
+    assert longest < 1_000_000
 
 
 def test_pin_and_unpin_4_kib(benchmark: Any) -> None:
