@@ -188,8 +188,9 @@ class FastLane:
                     call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}")
                 )
             if kind == _parking.WRITE:
-                what = f"writing {length} bytes at {offset}"
-                return port.write(call, offset, self.lane.parking.payload(number), position, partial(self._wrote, number, what))
+                data = self.lane.parking.payload(number)
+                done = partial(self._wrote, number, f"writing {length} bytes at {offset}")
+                return port.write(call, offset, data, position, done)
             if kind == _parking.ZERO:
                 return port.zero(
                     call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}")
