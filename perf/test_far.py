@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from perf.side_by_side import Report, compare
+from perf.side_by_side import Ratio, Report, compare
+from s3backer.admin import create_volume
+from s3backer.opening import VolumeOptions
+from s3backer.stores.s3 import S3Store
+from s3backer.volume import Volume
 from tests.support.minio_program import find_minio
 from tests.support.original import ORIGINAL, OURS, program_mounted
 from tests.support.proxied import proxied
@@ -69,3 +73,49 @@ def test_sequential_far_away(rival: str, tmp_path: Path, report: Report) -> None
         mine, theirs = (statistics.median(seconds[name]) for name in ("ours", rival))
         ours, other = f"{what} 64 MiB far away: {mine:.2f} s", f"the original, {rival}: {theirs:.2f} s"
         report.add(compare({ours: seconds["ours"], other: seconds[rival]}, ours, [other], 5.0))
+
+
+CONNECTIONS = 64
+LONG = 384 << 20
+
+
+def read_in_order(disk: Path, seconds: float) -> float:
+    """Read a file from its start and return bytes a second, after a while in which the level is found."""
+    with disk.open("rb", buffering=0) as file:
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < seconds / 3:
+            assert file.read(BLOCK)
+        started, position = time.perf_counter(), file.tell()
+        while time.perf_counter() - begun < seconds and file.read(BLOCK):
+            pass
+        return (file.tell() - position) / (time.perf_counter() - started)
+
+
+def test_a_sequential_reader_gets_what_the_connections_can_carry(tmp_path: Path, report: Report) -> None:
+    with MinioServer() as server:
+        plain = S3Store(server.make_bucket(), server.options())
+        create_volume(plain, "", size=LONG, block_size=BLOCK)
+        with Volume.open(plain, "", VolumeOptions(memory=64 << 20)) as volume:
+            for offset in range(0, LONG, 1 << 20):
+                volume.write(offset, os.urandom(1 << 20))
+        with proxied(server, latency=FAR) as url:
+            reach = [f"--baseURL={url}/", f"--accessId={server.access_key}", f"--accessKey={server.secret_key}"]
+            rates = []
+            for number in range(ROUNDS):
+                (tmp_path / str(number)).mkdir()
+                words = [*reach, f"--blockCacheThreads={CONNECTIONS}", plain.bucket]
+                with program_mounted(OURS, tmp_path / str(number) / "mnt", *words) as disk:
+                    rates.append(read_in_order(disk, 12.0))
+    carried = CONNECTIONS * BLOCK / float(FAR["get"])
+    shares = [rate / carried for rate in rates]
+    report.add(
+        Ratio(
+            f"one reader in order, 350 ms a GET: {statistics.median(rates) / 1e6:.1f} MB/s",
+            f"{CONNECTIONS} connections can carry {carried / 1e6:.1f} MB/s",
+            statistics.median(shares),
+            min(shares),
+            max(shares),
+            0.8,
+            "of it",
+        )
+    )

@@ -38,6 +38,15 @@ cdef class ReadAhead:
     def __dealloc__(self):
         pthread_mutex_destroy(&self._lock)
 
+    @property
+    def most(self):
+        """Blocks that may be on their way for one reader."""
+        return self._most
+
+    @most.setter
+    def most(self, uint64_t blocks):
+        self._most = blocks
+
     def read(self, uint64_t offset, uint64_t length):
         """Take notice of a read, in bytes, and return the blocks to fetch beside it; they may lie beyond the end."""
         cdef uint64_t start = 0, stop = 0

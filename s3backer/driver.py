@@ -52,6 +52,11 @@ _CLOSE_RETRY = 1.0
 #: One of so many workers takes stores before fetches: with all of them at fetches first, eight readers that miss
 #: kept a flush of one block waiting for 11 s; with all at stores first, writers would do the same to readers.
 _STORE_SHARE = 4
+#: What a reader reads in order at most, in bytes a second, and the share of the newest figure in an average.
+_FAST_READER = 1e9
+_NEW_SHARE = 0.1
+#: Blocks of a window that read-ahead may always have.
+_LEAST_WINDOW = 8
 #: Blocks zeroed by one request.
 _ZERO_CHUNK = 4096
 
@@ -112,9 +117,14 @@ class Driver:
         self._ahead_jobs: dict[int, Fetch] = {}
         #: Workers that fetch what nobody waits for yet; some are always left to others.
         self._fetching_ahead = 0
-        self._most_ahead = threads * 3 // 4
+        self._most_ahead = threads * 7 // 8
+        # Blocks come out of order and a window grows when half of it was read, so twice as many as can be under way.
         # No more than a quarter of the cache, so that what is read ahead is still there when it is read.
-        self.read_ahead = ReadAhead(slab.block_size, min(self._most_ahead, slab.slots // 4))
+        self._widest = min(2 * self._most_ahead, slab.slots // 4)
+        #: Who recognises sequential readers.
+        self.read_ahead = ReadAhead(slab.block_size, self._widest)
+        #: Seconds that reading a block takes, a moving average.
+        self._latency: float | None = None
         self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
@@ -341,13 +351,22 @@ class Driver:
 
     def _do_fetch(self, job: Fetch) -> None:
         body, error = None, None
+        began = self._clock()
         try:
             body = self._layout.read(job.block)
+            self._learn_latency(self._clock() - began)
         except S3backerError as failure:
             error = failure
         except Exception as failure:
             error = _unexpected("reading", job.block, failure)
         self._call(lambda now: self.cache.fetched(job.block, body, error, now))
+
+    def _learn_latency(self, seconds: float) -> None:
+        """Let a reader's window be what a fast reader reads while one block comes."""
+        before = self._latency
+        latency = self._latency = seconds if before is None else before + (seconds - before) * _NEW_SHARE
+        blocks = 2 * int(latency * _FAST_READER / self._slab.block_size)
+        self.read_ahead.most = min(self._widest, max(_LEAST_WINDOW, blocks))
 
     def _do_store(self, job: Store) -> None:
         error = None

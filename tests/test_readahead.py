@@ -127,7 +127,8 @@ def test_a_sequential_reader_has_many_requests_under_way_and_each_block_once(sto
         before = store.counters.snapshot()["get"].requests
         found = b"".join(volume.read(offset, BLOCK) for offset in range(0, 1 << 20, BLOCK))
         assert found == CONTENT
-        assert 6 <= store.most <= 13
+        # One of sixteen workers is left to others, and one more request is the reader's own.
+        assert 6 <= store.most <= 15
         assert store.counters.snapshot()["get"].requests - before == 256
 
 
@@ -236,7 +237,7 @@ def test_closing_fetches_nothing_that_nobody_waits_for(store: Slow, monkeypatch:
     closer.start()
     time.sleep(0.3)
     before = len(ahead)
-    assert before <= 3
+    assert before <= 4
     go_on.set()
     closer.join(20)
     assert not closer.is_alive()
