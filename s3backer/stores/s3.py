@@ -241,9 +241,7 @@ class S3Store:
         )
         self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(whole)))
         try:
-            answer = self._engine.perform(
-                request, verify=lambda answer: None if answer.headers.get("etag") else self._no_etag(key)
-            )
+            answer = self._engine.perform(request, verify=self._has_etag(key))
         except LostAnswer:
             with suppress(ObjectNotFound):
                 found = self.get(key)
@@ -350,7 +348,9 @@ class S3Store:
         try:
             for condition in ({"If-None-Match": "*"}, {"If-Match": _NO_ETAG}):
                 try:
-                    last = self._engine.perform(replace(done, headers=plain | condition, accepts=ANYTHING))
+                    last = self._engine.perform(
+                        replace(done, headers=plain | condition, accepts=ANYTHING), verify=self._has_etag(done.resource)
+                    )
                     heeded = False
                 except (PreconditionFailed, LostAnswer):
                     pass
@@ -488,6 +488,10 @@ class S3Store:
     def _no_etag(self, key: str) -> S3backerError:
         """Return the error for the success of a server that is none of S3, such as the log-in page of a network."""
         return self._unusable(key, "it gives no ETag")
+
+    def _has_etag(self, key: str) -> Callable[[Answer], S3backerError | None]:
+        """Return what verifies that a success is one of S3."""
+        return lambda answer: None if answer.headers.get("etag") else self._no_etag(key)
 
     def _prove_bucket(self, key: str) -> None:
         """Raise BucketNotFound, or whatever hides the bucket, unless it has been seen to exist."""

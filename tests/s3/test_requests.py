@@ -295,6 +295,8 @@ def conditions_of(server: NastyServer) -> list[tuple[str | None, str | None]]:
         ([REFUSED, REFUSED], True),
         ([fault(409, "ConditionalRequestConflict"), REFUSED, REFUSED], True),
         ([REFUSED, NO_KEY], True),
+        # A log-in page says nothing about the server behind it.
+        ([reply(200, "<html>Log in", Content_Type="text/html"), REFUSED, REFUSED], True),
         ([REFUSED, PUT_OK], False),
         ([PUT_OK, REFUSED], False),
         ([PUT_OK, PUT_OK], False),
