@@ -46,7 +46,6 @@ from s3backer._readahead cimport ReadAhead
 cdef enum:
     # Bytes of one request's data: smaller ones than 1 MiB are served in parallel and beat it.
     _MOST_DATA = 131072
-    _PAGES = 32
     _BUFFER = _MOST_DATA + 4096
     _PACKET = 1 << 20
     # The protocol's version that has everything that is used here.
@@ -157,8 +156,10 @@ cdef class Lane:
                 if head.opcode == FUSE_INIT:
                     self._hear_init(head, <fuse_init_in *>(buffer + sizeof(fuse_in_header)), count)
                 s3b_add(&self._passed_on, 1)
+                # At the end nobody may be there any more to take it.
                 while send(self._socket, buffer, count, MSG_NOSIGNAL) < 0 and errno == EINTR:
-                    pass
+                    if s3b_load(&self._stopping):
+                        break
         return 0
 
     cdef bint _hot(self, fuse_in_header *head, unsigned char *body, unsigned char *content) noexcept nogil:
@@ -191,11 +192,12 @@ cdef class Lane:
             return
         size = min(size, end - offset)
         sent = size > _SMALL and self._send_pinned(unique, offset, size)
-        while not sent and position < <Py_ssize_t>size and count == 0:
+        # A kernel that did not hear of max_pages, and has large ones, asks for more than the buffer holds.
+        while not sent and size <= _MOST_DATA and position < <Py_ssize_t>size and count == 0:
             position += self._slab.read_range(offset + position, content + position, size - position, missing, &count)
         if sent:
             pass
-        elif count == 0:
+        elif count == 0 and size <= _MOST_DATA:
             self._answer(unique, 0, content, size)
         else:
             self._park(READ_KIND, unique, offset, size, 0, NULL)
@@ -398,7 +400,7 @@ cdef class Lane:
         if self._offered & FUSE_INIT_EXT:
             reply.flags2 = self._offered2 & _DIRECT_IO_ALLOW_MMAP
         reply.max_write = min(reply.max_write, <uint32_t>_MOST_DATA)
-        reply.max_pages = _PAGES
+        reply.max_pages = max(1, _MOST_DATA // sysconf(_SC_PAGESIZE))
         reply.time_gran = 1
         head.len = sizeof(fuse_out_header) + sizeof(fuse_init_out)
         return head.len
