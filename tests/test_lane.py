@@ -116,3 +116,12 @@ def test_it_ends_although_llfuse_takes_nothing(forged: Forged) -> None:
     ended = not forged.thread.is_alive()
     forged.llfuse.close()
     assert ended
+
+
+def test_the_interruption_of_what_llfuse_has_is_not_asked_for_again(forged: Forged) -> None:
+    forged.ask(GETATTR, 10, bytes(16))
+    forged.llfuse.recv(4096)
+    # Answered with EAGAIN the kernel would ask again at once, and before it hands out anything else.
+    forged.ask(INTERRUPT, 11, struct.pack("=Q", 10), node=0)
+    forged.ask(INTERRUPT, 13, struct.pack("=Q", 12), node=0)
+    assert forged.answer() == (13, -errno.EAGAIN, b"")
