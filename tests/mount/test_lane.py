@@ -288,6 +288,18 @@ def test_whoever_waits_can_be_killed(large: Workbench, what: str, number: int) -
         assert pread(descriptor, 1500 * BLOCK) == content(1500)
 
 
+def test_a_writer_that_waits_for_the_bucket_can_be_killed(large: Workbench) -> None:
+    options: dict[str, Any] = {"volume": {"write_through": True}, "request": {"direct_io": True}}
+    with large.mounted(**options) as mount, child("write", mount, 1500) as process, large.turned("hold-put"):
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        large.wait_reached("hold-put")
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        wait_for_waiting(large, 0)
+
+
 def fill(descriptor: int, blocks: int) -> None:
     """Write so many blocks; 64 are more than may be unsaved."""
     for block in range(blocks):
