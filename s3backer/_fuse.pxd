@@ -30,6 +30,9 @@ cdef extern from "<unistd.h>" nogil:
     int usleep(unsigned int)
     int close(int)
     int dup3(int, int, int)
+    long sysconf(int)
+    enum:
+        _SC_PAGESIZE
 
 cdef extern from "<fcntl.h>" nogil:
     int open(const char *, int)

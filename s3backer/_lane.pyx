@@ -9,7 +9,7 @@
     WRITE            answered when the slab has it; parked, with its data, where it has no room or lacks a sector
     FLUSH, FSYNC     answered where nothing is unsaved; else parked
     FALLOCATE        punching and zeroing ranges are parked, every other mode is EOPNOTSUPP
-    INTERRUPT        its request is parked: it is called off; otherwise the kernel is told to ask again
+    INTERRUPT        its request is parked: it is called off; llfuse has it: dropped; else the kernel is to ask again
     INIT, OPEN       llfuse's replies are completed on their way back with what libfuse 2.9 cannot say
 
 Guarantees
@@ -46,13 +46,14 @@ from s3backer._readahead cimport ReadAhead
 cdef enum:
     # Bytes of one request's data: smaller ones than 1 MiB are served in parallel and beat it.
     _MOST_DATA = 131072
-    _PAGES = 32
     _BUFFER = _MOST_DATA + 4096
     _PACKET = 1 << 20
     # The protocol's version that has everything that is used here.
     _MINOR = 31
     # In flags2 of the protocol from 7.39 on: a file open for direct I/O can be mapped.
     _DIRECT_IO_ALLOW_MMAP = 1 << 4
+    # Requests of llfuse's that are remembered.
+    _REMEMBERED_BITS = 10
     # Up to so many bytes a copy under the lock takes less time than a pin.
     _SMALL = 16384
     _PIECES = 40
@@ -87,6 +88,8 @@ cdef class Lane:
     cdef uint32_t _offered
     cdef uint32_t _offered2
     cdef uint64_t _stopping
+    # The kernel's numbers of requests that llfuse got last, each in the place of its hash.
+    cdef uint64_t _remembered[1 << _REMEMBERED_BITS]
     cdef uint64_t _wrote_at
     # A torn value of it would do no harm.
     cdef double _pressed_at
@@ -157,8 +160,11 @@ cdef class Lane:
                 if head.opcode == FUSE_INIT:
                     self._hear_init(head, <fuse_init_in *>(buffer + sizeof(fuse_in_header)), count)
                 s3b_add(&self._passed_on, 1)
+                s3b_set(self._memory_of(head.unique), head.unique)
+                # At the end nobody may be there any more to take it.
                 while send(self._socket, buffer, count, MSG_NOSIGNAL) < 0 and errno == EINTR:
-                    pass
+                    if s3b_load(&self._stopping):
+                        break
         return 0
 
     cdef bint _hot(self, fuse_in_header *head, unsigned char *body, unsigned char *content) noexcept nogil:
@@ -191,11 +197,12 @@ cdef class Lane:
             return
         size = min(size, end - offset)
         sent = size > _SMALL and self._send_pinned(unique, offset, size)
-        while not sent and position < <Py_ssize_t>size and count == 0:
+        # A kernel that did not hear of max_pages, and has large ones, asks for more than the buffer holds.
+        while not sent and size <= _MOST_DATA and position < <Py_ssize_t>size and count == 0:
             position += self._slab.read_range(offset + position, content + position, size - position, missing, &count)
         if sent:
             pass
-        elif count == 0:
+        elif count == 0 and size <= _MOST_DATA:
             self._answer(unique, 0, content, size)
         else:
             self._park(READ_KIND, unique, offset, size, 0, NULL)
@@ -259,12 +266,18 @@ cdef class Lane:
         return saved
 
     cdef void _interrupt(self, uint64_t unique, uint64_t of) noexcept nogil:
-        """Call off a parked request. Of any other the kernel asks again until it is parked or answered."""
+        """Call off a parked request; llfuse's need nothing, as they end soon.
+
+        Another thread may have just read the request: the kernel asks again at once, until it is parked or answered.
+        """
         cdef Found found = self.parking.call_off(of)
         if found == TAKEN_BACK:
             self._answer(of, -EINTR, NULL, 0)
-        elif found == NOT_FOUND:
+        elif found == NOT_FOUND and s3b_load(self._memory_of(of)) != of:
             self._answer(unique, -EAGAIN, NULL, 0)
+
+    cdef uint64_t *_memory_of(self, uint64_t unique) noexcept nogil:
+        return self._remembered + (unique * <uint64_t>0x9E3779B97F4A7C15 >> (64 - _REMEMBERED_BITS))
 
     cdef void _park(
         self, Kind kind, uint64_t unique, uint64_t offset, uint64_t length, uint64_t position,
@@ -398,7 +411,7 @@ cdef class Lane:
         if self._offered & FUSE_INIT_EXT:
             reply.flags2 = self._offered2 & _DIRECT_IO_ALLOW_MMAP
         reply.max_write = min(reply.max_write, <uint32_t>_MOST_DATA)
-        reply.max_pages = _PAGES
+        reply.max_pages = max(1, _MOST_DATA // sysconf(_SC_PAGESIZE))
         reply.time_gran = 1
         head.len = sizeof(fuse_out_header) + sizeof(fuse_init_out)
         return head.len

@@ -23,13 +23,17 @@ Error = S3backerError | OSError | None
 
 
 class Call:
-    """One call under way, so that it can be called off. ``kind`` is whatever the caller wants to know of it."""
+    """One call under way, so that it can be called off. ``kind`` is whatever the caller wants to know of it.
 
-    __slots__ = ("cancelled", "kind", "request")
+    ``requests`` are those of the driver's that it waits for or has waited for, in any order: one that is begun by the
+    end of another may be known before it.
+    """
+
+    __slots__ = ("cancelled", "kind", "requests")
 
     def __init__(self, kind: int) -> None:
         self.kind = kind
-        self.request: Request | None = None
+        self.requests: list[Request] = []
         self.cancelled = False
 
 
@@ -91,7 +95,7 @@ class Port:
 
         length = min(length, self.end() - offset)
         if length > 0:
-            call.request = self._driver.begin_read(offset, length, finish)
+            self._wait_for(call, self._driver.begin_read(offset, length, finish))
         else:
             finish(None, b"")
         return True
@@ -109,7 +113,7 @@ class Port:
 
         def finish(error: S3backerError | None) -> None:
             if error is None and self._write_through:
-                call.request = self._driver.begin_flush(through)
+                self._wait_for(call, self._driver.begin_flush(through))
             else:
                 through(error)
 
@@ -117,7 +121,7 @@ class Port:
             self._leave_writing()
             done(error, taken)
 
-        call.request = self._driver.begin_write(offset, memoryview(data)[:taken], finish, position=position)
+        self._wait_for(call, self._driver.begin_write(offset, memoryview(data)[:taken], finish, position=position))
         return True
 
     def zero(self, call: Call, offset: int, length: int, done: Callable[[Error], None]) -> bool:
@@ -145,14 +149,19 @@ class Port:
             self._calls.leave()
             done(error)
 
-        call.request = self._driver.begin_flush(finish)
+        self._wait_for(call, self._driver.begin_flush(finish))
         return True
 
     def cancel(self, call: Call) -> None:
         """Call off what still waits; ``done`` gets Interrupted."""
         call.cancelled = True
-        if call.request is not None:
-            self._driver.cancel(call.request, Interrupted())
+        for request in call.requests:
+            self._driver.cancel(request, Interrupted())
+
+    def _wait_for(self, call: Call, request: Request) -> None:
+        call.requests.append(request)
+        if call.cancelled:
+            self._driver.cancel(request, Interrupted())
 
     def _enter_writing(self) -> bool:
         if not self._calls.try_enter():
@@ -202,11 +211,14 @@ class _Zeroing:
                 return
             if self._offset == self._stop:
                 self._flush = False
-                self._call.request = self._driver.begin_flush(self.go_on)
-                continue
-            length = min(self._driver.zero_step, self._stop - self._offset)
-            self._offset += length
-            self._call.request = self._driver.begin_zero(self._offset - length, length, self.go_on)
+                request = self._driver.begin_flush(self.go_on)
+            else:
+                length = min(self._driver.zero_step, self._stop - self._offset)
+                self._offset += length
+                request = self._driver.begin_zero(self._offset - length, length, self.go_on)
+            self._call.requests = [request]
+            if self._call.cancelled:
+                self._driver.cancel(request, Interrupted())
 
 
 def _no_space() -> OSError:

@@ -118,8 +118,12 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self.serving.set()
 
     def resized(self) -> None:
-        """Make the kernel ask for the disk's size again and forget cached pages beyond it."""
-        llfuse.invalidate_inode(FILE_INODE)
+        """Make the kernel ask for the disk's size again; with a smaller one it forgets the pages beyond it.
+
+        Not told to forget pages here: it would wait, in the middle of taking our message, for those that are being
+        read. While the store is away no further reply would reach it, and the end of the mount would wait for ever.
+        """
+        llfuse.invalidate_inode(FILE_INODE, attr_only=True)
 
     @property
     def snapshots(self) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from s3backer.control import call
+from s3backer.errors import S3backerError
 from s3backer.mountpoint import read_mounts
 from tests.support.mounts import PATIENCE, Mounted, filesystem, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
@@ -287,6 +288,18 @@ def test_whoever_waits_can_be_killed(large: Workbench, what: str, number: int) -
         assert pread(descriptor, 1500 * BLOCK) == content(1500)
 
 
+def test_a_writer_that_waits_for_the_bucket_can_be_killed(large: Workbench) -> None:
+    options: dict[str, Any] = {"volume": {"write_through": True}, "request": {"direct_io": True}}
+    with large.mounted(**options) as mount, child("write", mount, 1500) as process, large.turned("hold-put"):
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        large.wait_reached("hold-put")
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        wait_for_waiting(large, 0)
+
+
 def fill(descriptor: int, blocks: int) -> None:
     """Write so many blocks; 64 are more than may be unsaved."""
     for block in range(blocks):
@@ -436,6 +449,29 @@ def test_requests_that_wait_at_the_end(large: Workbench, end: Callable[[Mounted]
             large.release("hold-get")
         mount.wait()
     assert large.stored(3 * BLOCK, BLOCK) == content(77)
+    large.wait_for_nothing()
+
+
+def test_a_resize_while_a_read_waits_for_the_store_holds_up_nobody_and_no_end(large: Workbench) -> None:
+    with large.mounted() as mount:
+        reader = os.open(mount.file, os.O_RDONLY)
+        with ThreadPoolExecutor(2) as pool, large.turned("hold-get"):
+            # Not past the kernel's cache, which has pages locked meanwhile.
+            read = pool.submit(os.pread, reader, BLOCK, 1000 * BLOCK)
+            wait_until(lambda: facts(large)["lane_waiting"] >= 1, "a read waits")
+            resize = pool.submit(call, large.ident, "resize", {"size": 2 * MANY * BLOCK})
+            wait_until(lambda: facts(large)["size"] == 2 * MANY * BLOCK, "the volume is larger")
+            time.sleep(0.5)
+            subprocess.run(["ls", str(mount.mountpoint / "nothing")], check=False, capture_output=True, timeout=10)
+            end_by_signal(mount)
+            with pytest.raises(OSError):
+                read.result(PATIENCE)
+            with contextlib.suppress(S3backerError):
+                resize.result(PATIENCE)
+            large.release("hold-get")
+        mount.wait()
+        with contextlib.suppress(OSError):
+            os.close(reader)
     large.wait_for_nothing()
 
 
