@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perf.rivals import PROGRAMS, TUNED
+from perf.rivals import TUNED
 from perf.side_by_side import RESULTS
 
-_COLOURS = {"ours": "#1b6ca8", "defaults": "#c8c8c8", "tuned": "#8a8a8a"}
-_LABELS = {"ours": "ours", "defaults": "the original", "tuned": "the original, tuned"}
+_COLOURS = {"ours": "#1b6ca8", "direct": "#63a4d4", "defaults": "#c8c8c8", "tuned": "#8a8a8a"}
+_LABELS = {"ours": "ours", "direct": "ours, --direct-io", "defaults": "the original", "tuned": "the original, tuned"}
 
 
 def relative(workload: dict[str, Any], program: str) -> tuple[float, float, float]:
@@ -30,10 +30,11 @@ def draw(suite: dict[str, Any], path: Path) -> None:
     workloads = suite["workloads"][::-1]
     figure = Figure(figsize=(9, 1 + 0.75 * len(workloads)), layout="constrained")
     axes = figure.subplots()
-    thick = 0.8 / len(PROGRAMS)
-    for number, program in enumerate(PROGRAMS):
+    programs = [figure["program"] for figure in workloads[0]["figures"]]
+    thick = 0.8 / len(programs)
+    for number, program in enumerate(programs):
         found = [relative(workload, program) for workload in workloads]
-        at = [place + (1 - number) * thick for place in range(len(workloads))]
+        at = [place + ((len(programs) - 1) / 2 - number) * thick for place in range(len(workloads))]
         middle = [one[0] for one in found]
         spread = [[one[0] - one[1] for one in found], [one[2] - one[0] for one in found]]
         axes.barh(at, middle, thick, xerr=spread, color=_COLOURS[program], label=_LABELS[program], ecolor="#404040")

@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from perf.fio import Done
-from perf.rivals import OURS, TUNED, Rival
+from perf.rivals import DEFAULTS, OURS, TUNED, Rival
 from perf.side_by_side import RESULTS, Ratio
 
 ROUNDS = 5
+#: MiB that the daemon may need beside its budget.
+ALLOWANCE = 64
 
 
 @dataclass
@@ -77,7 +79,8 @@ def rows(workload: Workload) -> list[str]:
         values = figure.values
         beside = workload.ratio(TUNED, figure.program)
         spread = f"{beside.ratio:.2f} ({beside.lowest:.2f} to {beside.highest:.2f})"
-        target = f"{workload.target:g}" if workload.target is not None and figure.program == OURS else ""
+        ours = figure.program not in (DEFAULTS, TUNED)
+        target = f"{workload.target:g}" if ours and workload.target is not None else ""
         cpu = f"{statistics.median(figure.cpu):.1f} µs" if figure.cpu else ""
         lines.append(
             f"| {workload.name} | {figure.program} | {statistics.median(values):.0f} {workload.unit} "
@@ -89,6 +92,14 @@ def rows(workload: Workload) -> list[str]:
 def table(workloads: Sequence[Workload]) -> str:
     """Return the Markdown table."""
     return HEAD + "".join(line + "\n" for workload in workloads for line in rows(workload))
+
+
+def memory(workload: Workload, budget: int) -> Ratio:
+    """Return how far our peak is above the budget of ``budget`` bytes; at most 64 MiB are allowed."""
+    peak = next(figure.peak for figure in workload.figures if figure.program == OURS)
+    above = peak - budget / (1 << 20)
+    what = f"budget of {budget >> 20} MiB"
+    return Ratio(f"peak memory, {workload.name}", what, above, above, above, ALLOWANCE, unit="MiB above it")
 
 
 def side_by_side(

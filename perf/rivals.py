@@ -1,6 +1,7 @@
 """The programs that are measured side by side, mounted for as long as a comparison takes.
 
     ours        as it comes
+    direct      ours with ``--direct-io``: the kernel lets several write at the same time
     defaults    the original as Debian ships it
     tuned       the original with ``-o big_writes -o max_readahead=131072``
 
@@ -29,7 +30,8 @@ from tests.support.servers import S3Server
 MIB = 1 << 20
 BLOCK = 128 << 10
 ORIGINAL = "/usr/bin/s3backer"
-OURS, DEFAULTS, TUNED = "ours", "defaults", "tuned"
+OURS, DIRECT, DEFAULTS, TUNED = "ours", "direct", "defaults", "tuned"
+_OUR_OWN = (OURS, DIRECT)
 PROGRAMS = (OURS, DEFAULTS, TUNED)
 _TUNING = ("-o", "big_writes", "-o", "max_readahead=131072")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -90,8 +92,8 @@ class Place:
     def words(self, program: str) -> list[str]:
         """Return what a program is told of it."""
         if self.server is None:
-            return ["--test", str(self.directory)] if program != OURS else [f"file://{self.directory}"]
-        if program == OURS:
+            return ["--test", str(self.directory)] if program not in _OUR_OWN else [f"file://{self.directory}"]
+        if program in _OUR_OWN:
             return [f"s3://{self.bucket}", f"--endpoint-url={self.server.endpoint}"]
         keys = [f"--accessId={self.server.access_key}", f"--accessKey={self.server.secret_key}"]
         return [f"--baseURL={self.server.endpoint}/", *keys, self.bucket]
@@ -108,8 +110,9 @@ def command_of(
 ) -> list[str]:
     """Return the command that mounts in the foreground. ``size``, ``memory``: bytes."""
     words = place.words(program)
-    if program == OURS:
+    if program in _OUR_OWN:
         options = ["-f", "--quiet", f"--size={size}", f"--block-size={BLOCK}", f"--memory={memory}"]
+        options += ["--direct-io"] if program == DIRECT else []
         return [sys.executable, "-m", "s3backer", "mount", *options, *words, str(mountpoint), *more]
     options = ["-f", "--quiet", f"--size={size}", f"--blockSize={BLOCK}", f"--blockCacheSize={memory // BLOCK}"]
     tuning = _TUNING if program == TUNED else ()

@@ -14,7 +14,7 @@ import pytest
 
 from perf.figures import Suite, side_by_side
 from perf.fio import Done, Job, needs_fio, run_fio
-from perf.rivals import MIB, PROGRAMS, Rival, fill, needs_rivals, new_place, running
+from perf.rivals import DIRECT, MIB, PROGRAMS, Rival, fill, needs_rivals, new_place, running
 from perf.side_by_side import Report
 
 SIZE = 1024 * MIB
@@ -55,7 +55,7 @@ def rivals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Rival
     directory = tmp_path_factory.mktemp("cached")
     with contextlib.ExitStack() as stack:
         found = {}
-        for program in PROGRAMS:
+        for program in (*PROGRAMS, DIRECT):
             place = new_place(directory / program / "objects")
             mount = running(program, place, directory / program, size=SIZE, memory=MEMORY)
             found[program] = stack.enter_context(mount)
