@@ -25,8 +25,8 @@ soak:
 	@$(PYTHON) tools/run_tests.py --soak $(ARGS)
 
 perf:
-	@tools/bootstrap test
-	@$(PYTHON) -m pytest perf --timeout=0 $(ARGS)
+	@tools/bootstrap perf
+	@$(PYTHON) -m pytest perf --timeout=0 $(ARGS); code=$$?; $(PYTHON) -m perf.charts && exit $$code
 
 build:
 	@tools/bootstrap build
