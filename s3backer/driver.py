@@ -283,8 +283,12 @@ class Driver:
             step(self._clock())
             replies = self._carry_out(self.cache.take_actions())
         for reply in replies:
-            assert reply.request.context is not None
-            reply.request.context(reply.error)
+            try:
+                assert reply.request.context is not None
+                reply.request.context(reply.error)
+            except Exception:
+                # Whoever else is answered here must be.
+                log.exception("an answer met a defect")
 
     def _carry_out(self, actions: list[Action]) -> list[Reply]:
         """Hand the jobs to the workers, and return what is to be answered when the lock is free."""

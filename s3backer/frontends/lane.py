@@ -16,11 +16,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 
 from s3backer import _lane, _parking
-from s3backer.errors import Interrupted
+from s3backer.errors import Interrupted, StoreError
 from s3backer.frontends.errnos import errno_of
 from s3backer.logs import RateLimited
 from s3backer.port import Call, Error, Port
@@ -108,10 +110,13 @@ class FastLane:
         ]
         self._back = threading.Thread(target=self.lane.forward, name="s3backer-lane-back", daemon=True)
         self._pump = threading.Thread(target=self._run, name="s3backer-lane-pump", daemon=True)
+        # Passing over what is zeros already takes its time in a large range: nobody else is to wait for that.
+        self._zeroing: SimpleQueue[tuple[Call, int, int, Callable[[Error], None]] | None] = SimpleQueue()
+        self._zero = threading.Thread(target=self._make_zeros, name="s3backer-lane-zero", daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
-        for thread in (*self._serving, self._back, self._pump):
+        for thread in (*self._serving, self._back, self._pump, self._zero):
             thread.start()
 
     def stop(self) -> None:
@@ -134,6 +139,10 @@ class FastLane:
         """Wait for the other threads, when llfuse has closed its end."""
         self._back.join()
         self._pump.join()
+        for call in list(self._calls.values()):
+            call.cancelled = True
+        self._zeroing.put(None)
+        self._zero.join()
         self._ours.close()
 
     # ── threads ──────────────────────────────────────────────────────────────────────────────────────
@@ -150,6 +159,15 @@ class FastLane:
             self._make_room()
         if not self._stopping:
             self._on_gone()
+
+    def _make_zeros(self) -> None:
+        while (one := self._zeroing.get()) is not None:
+            call, offset, length, done = one
+            try:
+                while not self._port.zero(call, offset, length, done):
+                    time.sleep(_NUDGE)
+            except Exception as error:
+                done(StoreError(f"zeroing failed: {error!r}"))
 
     def _make_room(self) -> None:
         """Let the kernel send as many requests beside those that wait as it may at first.
@@ -192,9 +210,10 @@ class FastLane:
                 done = partial(self._wrote, number, f"writing {length} bytes at {offset}")
                 return port.write(call, offset, data, position, done)
             if kind == _parking.ZERO:
-                return port.zero(
-                    call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}")
+                self._zeroing.put(
+                    (call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}"))
                 )
+                return True
             return port.flush(call, partial(self._did, number, "flushing"))
         except Exception as error:
             self._finish(number, "serving", error)

@@ -186,7 +186,8 @@ def test_a_read_only_mount_is_not_resized(volume: Workbench) -> None:
 def test_unmount(volume: Workbench) -> None:
     with volume.mounted() as mount:
         write_unflushed(mount.file, 0, DATA)
-        assert ask(volume, "unmount") == {"pid": mount.pid, "mountpoint": str(mount.mountpoint)}
+        answer = ask(volume, "unmount")
+        assert answer == {"pid": mount.pid, "mountpoint": str(mount.mountpoint), "settles_in": 0.0}
         mount.wait()
         assert volume.stored(0, len(DATA)) == DATA
         volume.wait_for_nothing()

@@ -514,10 +514,9 @@ def test_a_filesystem_on_it_goes_on_when_memory_is_short(bench: Workbench, tmp_p
         run("mkfs.ext4", "-q", device)
         with (
             filesystem(device, tmp_path / "ext4") as place,
-            memory_group(tmp_path, 96 << 20) as members,
+            memory_group(tmp_path, 48 << 20) as members,
             setting("dirty_ratio", "1"),
         ):
-            members.write_text(str(mount.pid))
             command = f"echo $$ > {members}; exec dd if=/dev/urandom of={place}/file bs=1M count=160 conv=fsync"
             subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=PATIENCE)
             assert (place / "file").stat().st_size == 160 << 20

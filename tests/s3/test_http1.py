@@ -217,6 +217,8 @@ def test_a_body_in_pieces_is_sent_in_order_and_never_copied(secure, certificate)
         ours.close()
     assert digest.hexdigest() == hashlib.sha256(b"POST\r\n\r\nheader" + memory).hexdigest()
     assert peak < 1 << 20
+
+
 @pytest.mark.parametrize(("pause", "whole"), [(0.05, True), (0.6, False)])
 def test_sending_may_last_longer_while_it_goes_on(pause, whole):
     ours, theirs = socket.socketpair()

@@ -302,12 +302,12 @@ def conditions_of(server: NastyServer) -> list[tuple[str | None, str | None]]:
         ([PUT_OK, PUT_OK], False),
     ],
 )
-def test_whether_conditions_are_heeded_is_tried_once(trials, heeded, caplog):
+def test_whether_conditions_are_heeded_is_tried_once(trials, heeded, caplog, monkeypatch):
     """With the second conditional PUT: the first is the mount token, and an opening costs little."""
     with talk(PUT_OK, PUT_OK, *trials, PUT_OK, patience=30.0) as (store, server):
         store._engine._sleep = lambda _: None
         # A trial whose answer was lost delays the next write of its object.
-        store._engine.wait = lambda _: None
+        monkeypatch.setattr(store._engine, "wait", lambda _: None)
         store.put("token", b"t", if_none_match=True)
         assert store.conditions is None and len(server.requests) == 1
         store.put("key", b"x", if_none_match=True)
