@@ -278,6 +278,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "filename": ("disk", {"file_name": "disk"}),
     "fileMode": ("0640", {"file_mode": 0o640}),
     "readOnly": (None, {"read_only": True}),
+    "directIO": (None, {"direct_io": True}),
     "statsFilename": ("", {"stats_name": None}),
     "statsFileMirror": ("/m", {"stats_mirror": "/m"}),
     "statsFileMirrorInterval": ("500", {"stats_interval": 0.5}),
