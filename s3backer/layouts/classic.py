@@ -10,7 +10,8 @@ Guarantees
   * A missing object is zeros only while nothing speaks against it: a block that is known to be present
     and answers "not there" is an error, and so is a missing bucket.
   * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
-    work. A listing page says nothing about a block that was being written while the page was fetched.
+    work. A listing page says nothing about a block that was being written while the page was fetched. Of a block whose
+    last write failed nothing is believed until one succeeds: what failed may still arrive.
   * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
   * Where a request may arrive late (``ObjectStore.delayed``) every write has a condition: If-Match with the ETag that
     the object is known to have, If-None-Match where there is none. What is not known is asked for first.
@@ -140,6 +141,10 @@ class ClassicLayout:
         self._etags = ETags(knowledge // 2) if store.delayed and exclusive else None
         #: Raises VolumeInUse unless this volume is still ours to write to.
         self.confirm: Callable[[], None] = lambda: None
+        #: Whether it was not when it was last asked: then nothing is written before it has been asked again.
+        self._lost = False
+        #: Blocks whose last write failed: it may still arrive, so that nothing seen of them holds.
+        self._doubtful: set[int] = set()
         self._lock = threading.Lock()
         self._writing: set[int] = set()
         self._reading: dict[int, list[_Read]] = {}
@@ -230,12 +235,19 @@ class ClassicLayout:
                 if self._etags is not None:
                     self._etags.set(block, etag)
                 self._writing.discard(block)
+                if outcome is None:
+                    self._doubtful.add(block)
+                else:
+                    self._doubtful.discard(block)
                 if self._unclear is not None and outcome is None:
                     self._unclear.add(block)
 
     def _write_if(self, block: int, body: bytes | None) -> str | None:
         """Put a block, or delete it, if its object is what it is known to be, and return its ETag."""
         assert self._etags is not None
+        if self._lost:
+            self._confirm()
+            self._lost = False
         known, etag = self._presence.get(block), self._etags.get(block)
         if known and etag is None:
             known, etag = self._ask(block)
@@ -249,8 +261,9 @@ class ClassicLayout:
             except PreconditionFailed:
                 if attempt == _MOST_CONFLICTS - 1:
                     raise
+                if known is not None or block in self._doubtful:
+                    self._confirm()
                 if known is not None:
-                    self.confirm()
                     log.warning(
                         "object %r in %s was changed by somebody else and is replaced",
                         self.key(block),
@@ -258,6 +271,13 @@ class ClassicLayout:
                     )
             known, etag = self._ask(block)
         raise AssertionError
+
+    def _confirm(self) -> None:
+        try:
+            self.confirm()
+        except BaseException:
+            self._lost = True
+            raise
 
     def _ask(self, block: int) -> tuple[bool, str | None]:
         """Return whether a block has an object, and its ETag."""
@@ -269,7 +289,8 @@ class ClassicLayout:
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
             this = _Read(
-                expected=self._exclusive and self._presence.get(block) is True, overtaken=block in self._writing
+                expected=self._exclusive and self._presence.get(block) is True,
+                overtaken=block in self._writing or block in self._doubtful,
             )
             self._reading.setdefault(block, []).append(this)
         return this
@@ -329,7 +350,7 @@ class ClassicLayout:
         count = self.block_count
         forgotten = self._presence.forgotten_pages
         with self._lock:
-            self._unclear = set(self._writing)
+            self._unclear = self._writing | self._doubtful
         try:
             whole = walk(
                 self.prefix,
@@ -352,7 +373,7 @@ class ClassicLayout:
     def _survey_page(self, count: int, after: str, claim: Claim) -> ListPage:
         """List one page and learn from it, except about blocks that are written meanwhile."""
         with self._lock:
-            written = set(self._writing)
+            written = self._writing | self._doubtful
             self._listings.append(written)
         try:
             page = self._store.list(self.prefix, start_after=after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from s3backer.layouts.classic import (
     parse_block_name,
     read_metadata,
 )
-from s3backer.stores.base import ListPage
+from s3backer.stores.base import Body, ListPage
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
 
@@ -137,6 +138,35 @@ def test_a_missing_bucket_is_not_zeros(tmp_path_factory: pytest.TempPathFactory)
     directory.rename(directory.with_name("gone"))
     with pytest.raises(BucketNotFound):
         layout.read(6)
+
+
+@pytest.mark.parametrize("hash_prefix", [False, True])
+@pytest.mark.parametrize("look", ["listing", "read", "neither"])
+def test_a_write_that_may_still_arrive_does_not_outlive_a_discard(look: str, hash_prefix: bool) -> None:
+    """Nobody has seen its object so far, which does not mean that there will be none."""
+    late: list[Callable[[], object]] = []
+
+    class Late(MemoryStore):
+        def put(self, key: str, body: Body, **options: Any) -> str:
+            late.append(lambda: MemoryStore.put(self, key, body, **options))
+            raise StoreError("no answer")
+
+    store = Late()
+    store.delayed = True
+    layout = layout_of(store, hash_prefix=hash_prefix)
+    with pytest.raises(StoreError):
+        layout.write(3, b"x" * BLOCK)
+    if look == "listing":
+        assert layout.survey(lambda: False)
+        assert layout.known_absent(4)
+    elif look == "read":
+        assert layout.read(3) is None
+    assert not layout.known_absent(3)
+    assert layout.next_possibly_present(3, 5) == 3
+    late[0]()
+    layout.write(3, None)
+    assert not store.list("").entries
+    assert layout.known_absent(3), "a write that succeeded settles it"
 
 
 class FailingStore(MemoryStore):
