@@ -122,16 +122,16 @@ class S3Server:
         if status != 204:
             raise RuntimeError(f"removing bucket {name}: {status} {text}")
 
-    def request(self, method: str, path: str) -> tuple[int, str]:
-        """Send one signed request without a body; return status and text."""
+    def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, str]:
+        """Send one signed request; return status and text."""
         host = self.endpoint.removeprefix("http://")
         keys = Keys(self.access_key, self.secret_key)
-        headers = Signer("us-east-1").sign(method, path, "", {"Host": host}, payload_hash(b""), keys, time.time())
-        answer = urllib3.request(method, self.endpoint + path, headers=headers, retries=False, timeout=10)
+        headers = Signer("us-east-1").sign(method, path, "", {"Host": host}, payload_hash(body), keys, time.time())
+        answer = urllib3.request(method, self.endpoint + path, body=body, headers=headers, retries=False, timeout=10)
         return answer.status, answer.data.decode("utf-8", "replace")
 
     def start(self, wait: Callable[[float], None] = time.sleep) -> Self:
-        """Start the server and return when it can create a bucket."""
+        """Start the server and return when it stores objects."""
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
@@ -183,7 +183,12 @@ class S3Server:
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self.program} ended with {self._process.returncode}:\n{self._log_end()}")
             try:
-                self.remove_bucket(self.make_bucket())
+                bucket = self.make_bucket()
+                # What stores the bytes of SeaweedFS may be there seconds after what answers: longer than a request
+                # has in some tests.
+                self.request("PUT", f"/{bucket}/first", b"first")
+                self.request("DELETE", f"/{bucket}/first")
+                self.remove_bucket(bucket)
                 return
             except (RuntimeError, urllib3.exceptions.HTTPError) as error:
                 problem = str(error)
