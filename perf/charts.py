@@ -11,8 +11,17 @@ from typing import Any
 from perf.rivals import TUNED
 from perf.side_by_side import RESULTS
 
-_COLOURS = {"ours": "#1b6ca8", "direct": "#63a4d4", "defaults": "#c8c8c8", "tuned": "#8a8a8a"}
-_LABELS = {"ours": "ours", "direct": "ours, --direct-io", "defaults": "the original", "tuned": "the original, tuned"}
+#: Each program's colour, and what the legend calls it.
+_PROGRAMS = {
+    "ours": ("#1b6ca8", "ours"),
+    "direct": ("#63a4d4", "ours, --direct-io"),
+    "lazy": ("#63a4d4", "ours, --fsync=lazy"),
+    "defaults": ("#c8c8c8", "the original"),
+    "tuned": ("#8a8a8a", "the original, tuned"),
+    "s3fs": ("#e9c46a", "s3fs"),
+    "rclone": ("#f4a261", "rclone mount"),
+    "juicefs": ("#8ab17d", "JuiceFS"),
+}
 
 
 def relative(workload: dict[str, Any], program: str) -> tuple[float, float, float]:
@@ -37,7 +46,8 @@ def draw(suite: dict[str, Any], path: Path) -> None:
         at = [place + ((len(programs) - 1) / 2 - number) * thick for place in range(len(workloads))]
         middle = [one[0] for one in found]
         spread = [[one[0] - one[1] for one in found], [one[2] - one[0] for one in found]]
-        axes.barh(at, middle, thick, xerr=spread, color=_COLOURS[program], label=_LABELS[program], ecolor="#404040")
+        colour, label = _PROGRAMS[program]
+        axes.barh(at, middle, thick, xerr=spread, color=colour, label=label, ecolor="#404040")
     for place, workload in enumerate(workloads):
         if workload["target"] is not None:
             label = "target" if place == 0 else ""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from perf.fio import Done
-from perf.rivals import DEFAULTS, OURS, TUNED, Rival
+from perf.rivals import OURS, TUNED, Rival
 from perf.side_by_side import RESULTS, Ratio
 
 ROUNDS = 5
@@ -32,19 +32,22 @@ class Figure:
 
 @dataclass
 class Workload:
-    """One workload and what every program reached."""
+    """One workload and what every program reached. ``target``: the least ratio to the tuned original of ``judged``."""
 
     name: str
     unit: str
     target: float | None
     figures: list[Figure]
+    judged: str = OURS
 
     def ratio(self, rival: str, ours: str = OURS) -> Ratio:
         """Return our ratio to a rival by medians; its spread is that of the single rounds."""
         mine, theirs = (next(f.values for f in self.figures if f.program == name) for name in (ours, rival))
         rounds = [a / b for a, b in zip(mine, theirs, strict=True)]
         ratio = statistics.median(mine) / statistics.median(theirs)
-        return Ratio(self.name, f"the original, {rival}", ratio, min(rounds), max(rounds), self.target)
+        target = self.target if ours == self.judged else None
+        what = self.name if ours == OURS else f"{self.name}, {ours}"
+        return Ratio(what, f"the original, {rival}", ratio, min(rounds), max(rounds), target)
 
 
 class Suite:
@@ -79,8 +82,7 @@ def rows(workload: Workload) -> list[str]:
         values = figure.values
         beside = workload.ratio(TUNED, figure.program)
         spread = f"{beside.ratio:.2f} ({beside.lowest:.2f} to {beside.highest:.2f})"
-        ours = figure.program not in (DEFAULTS, TUNED)
-        target = f"{workload.target:g}" if ours and workload.target is not None else ""
+        target = f"{workload.target:g}" if beside.target is not None else ""
         cpu = f"{statistics.median(figure.cpu):.1f} µs" if figure.cpu else ""
         lines.append(
             f"| {workload.name} | {figure.program} | {statistics.median(values):.0f} {workload.unit} "

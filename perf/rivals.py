@@ -2,6 +2,7 @@
 
     ours        as it comes
     direct      ours with ``--direct-io``: the kernel lets several write at the same time
+    lazy        ours with ``--fsync=lazy``: fsync does nothing, as that of the original
     defaults    the original as Debian ships it
     tuned       the original with ``-o big_writes -o max_readahead=131072``
 
@@ -30,8 +31,9 @@ from tests.support.servers import S3Server
 MIB = 1 << 20
 BLOCK = 128 << 10
 ORIGINAL = "/usr/bin/s3backer"
-OURS, DIRECT, DEFAULTS, TUNED = "ours", "direct", "defaults", "tuned"
-_OUR_OWN = (OURS, DIRECT)
+OURS, DIRECT, LAZY, DEFAULTS, TUNED = "ours", "direct", "lazy", "defaults", "tuned"
+#: Ours, and what each is told beside.
+_OUR_OWN = {OURS: (), DIRECT: ("--direct-io",), LAZY: ("--fsync=lazy",)}
 PROGRAMS = (OURS, DEFAULTS, TUNED)
 _TUNING = ("-o", "big_writes", "-o", "max_readahead=131072")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -112,7 +114,7 @@ def command_of(
     words = place.words(program)
     if program in _OUR_OWN:
         options = ["-f", "--quiet", f"--size={size}", f"--block-size={BLOCK}", f"--memory={memory}"]
-        options += ["--direct-io"] if program == DIRECT else []
+        options += _OUR_OWN[program]
         return [sys.executable, "-m", "s3backer", "mount", *options, *words, str(mountpoint), *more]
     options = ["-f", "--quiet", f"--size={size}", f"--blockSize={BLOCK}", f"--blockCacheSize={memory // BLOCK}"]
     tuning = _TUNING if program == TUNED else ()

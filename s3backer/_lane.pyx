@@ -67,6 +67,7 @@ cdef class Lane:
     ``device`` is the kernel's descriptor and belongs to the lane, ``socket`` leads to llfuse. ``inode`` and ``handle``
     are those of the disk, ``end`` its size in bytes. ``pressure``: unsaved blocks above which the driver is woken.
     ``slow_writes``: every write is parked. ``direct_io``: the kernel is to keep nothing of the disk.
+    ``lazy_fsync``: FLUSH and FSYNC are answered at once, whatever is unsaved.
     """
 
     cdef int _device
@@ -75,6 +76,7 @@ cdef class Lane:
     cdef uint64_t _handle
     cdef bint _direct_io
     cdef bint _slow_writes
+    cdef bint _lazy_fsync
     cdef int32_t _pressure
     cdef Slab _slab
     cdef ReadAhead _ahead
@@ -111,11 +113,13 @@ cdef class Lane:
         int32_t pressure,
         bint slow_writes=False,
         bint direct_io=False,
+        bint lazy_fsync=False,
     ):
         self._device, self._socket = device, socket
         self._slab, self._ahead = slab, ahead
         self._inode, self._handle, self._end = inode, handle, end
-        self._pressure, self._slow_writes, self._direct_io = pressure, slow_writes, direct_io
+        self._pressure, self._slow_writes = pressure, slow_writes
+        self._direct_io, self._lazy_fsync = direct_io, lazy_fsync
         self.parking = Parking()
 
     def __dealloc__(self):
@@ -177,7 +181,7 @@ cdef class Lane:
                 unique, (<fuse_write_in *>body).offset, (<fuse_write_in *>body).size, body + sizeof(fuse_write_in)
             )
         elif head.opcode == FUSE_FSYNC or head.opcode == FUSE_FLUSH:
-            if self._all_saved():
+            if self._lazy_fsync or self._all_saved():
                 self._answer(unique, 0, NULL, 0)
             else:
                 self._park(FLUSH_KIND, unique, 0, 0, 0, NULL)

@@ -73,6 +73,16 @@ def compression(text: str) -> str:
     return name
 
 
+def lazy_fsync(text: str) -> bool:
+    """Convert how fsync is answered to whether that is at once."""
+    if text not in ("honest", "lazy"):
+        raise UsageError(
+            f"{text!r} is no way to answer fsync",
+            hint="Give 'honest', or 'lazy' where what was not stored yet may be lost.",
+        )
+    return text == "lazy"
+
+
 def level(text: str) -> int:
     """Convert a compression level, which may be below zero."""
     if not re.fullmatch(r"-?[0-9]{1,6}", text):
@@ -198,6 +208,7 @@ MOUNT: tuple[Option, ...] = (
         parse_budget,
         "N/month",
     ),
+    Option("--fsync", "lazy_fsync", "honest, or lazy: fsync says yes and does nothing. [honest]", lazy_fsync, "HOW"),
     Option("--direct-io", "direct_io", "Let the kernel keep nothing of the disk.", alias="--directIO"),
     Option("--no-fast-lane", "fast_lane", "Let llfuse answer everything: slower.", value=False),
     Option("--quiet", "quiet", "Log only warnings and errors."),

@@ -71,7 +71,7 @@ _PATH_VARIABLES = (
 class MountRequest:
     """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only.
 
-    ``uid`` and ``gid`` own the files, None: who mounts. ``stats_mirror``: a file that gets a copy of the statistics
+    ``lazy_fsync``: fsync and close are answered at once, as by the original. ``uid`` and ``gid`` own the files, None: who mounts. ``stats_mirror``: a file that gets a copy of the statistics
     every ``stats_interval`` seconds.
     """
 
@@ -86,6 +86,7 @@ class MountRequest:
     fuse_options: tuple[str, ...] = ()
     fast_lane: bool = True
     direct_io: bool = False
+    lazy_fsync: bool = False
     uid: int | None = None
     gid: int | None = None
     stats_mirror: str | None = None
@@ -263,12 +264,18 @@ class _Daemon:
         from s3backer.frontends.fuse import DiskOperations
         from s3backer.frontends.fuse_mount import FuseMount
 
+        if self._request.lazy_fsync:
+            log.warning(
+                "fsync of %s says yes and does nothing (--fsync=lazy): a crash loses writes that were synced",
+                volume.name,
+            )
         mode = self._request.file_mode
         operations = DiskOperations(
             volume,
             file_name=self._request.file_name,
             file_mode=(0o400 if volume.read_only else 0o600) if mode is None else mode,
             stats_name=self._request.stats_name,
+            lazy_fsync=self._request.lazy_fsync,
             owner=(self._request.uid, self._request.gid),
         )
         return (
@@ -278,6 +285,7 @@ class _Daemon:
                 self._options,
                 port=volume.port if self._request.fast_lane else None,
                 direct_io=self._request.direct_io,
+                lazy_fsync=self._request.lazy_fsync,
             ),
             operations,
         )

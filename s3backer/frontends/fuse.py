@@ -79,7 +79,10 @@ class Disk(Protocol):
 
 
 class DiskOperations(llfuse.Operations):  # type: ignore[misc]
-    """Answers the kernel's requests from a Disk. File handles are inode numbers."""
+    """Answers the kernel's requests from a Disk. File handles are inode numbers.
+
+    ``lazy_fsync``: fsync and close are answered at once, whatever is unsaved.
+    """
 
     def __init__(
         self,
@@ -88,11 +91,13 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         file_name: str = "file",
         file_mode: int = 0o600,
         stats_name: str | None = "stats",
+        lazy_fsync: bool = False,
         owner: tuple[int | None, int | None] = (None, None),
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         super().__init__()
         self._disk = disk
+        self._lazy_fsync = lazy_fsync
         self._clock = clock
         self._started = clock()
         self._file_name = os.fsencode(file_name)
@@ -301,7 +306,7 @@ class DiskOperations(llfuse.Operations):  # type: ignore[misc]
         self._flush(fh, "closing")
 
     def _flush(self, fh: int, what: str) -> None:
-        if fh != FILE_HANDLE:
+        if fh != FILE_HANDLE or self._lazy_fsync:
             return
         try:
             with llfuse.lock_released:

@@ -107,7 +107,7 @@ class FuseMount:
     """One mount of a DiskOperations: mounting, serving, ending. llfuse has room for one per process.
 
     ``port``: what the fast lane goes by, None: llfuse answers everything. ``direct_io``: the kernel keeps nothing of
-    the disk; only the fast lane can ask for that.
+    the disk; only the fast lane can ask for that. ``lazy_fsync``: as that of the operations.
     """
 
     def __init__(
@@ -118,10 +118,12 @@ class FuseMount:
         *,
         port: Port | None = None,
         direct_io: bool = False,
+        lazy_fsync: bool = False,
     ) -> None:
         self._operations = operations
         self._port = port
         self._direct_io = direct_io
+        self._lazy_fsync = lazy_fsync
         self._lane: FastLane | None = None
         self._options = options
         self._mountpoint = mountpoint
@@ -151,6 +153,7 @@ class FuseMount:
             inode=FILE_INODE,
             handle=FILE_HANDLE,
             direct_io=self._direct_io,
+            lazy_fsync=self._lazy_fsync,
             background=background_of(self._options),
             allow=self._allow_background,
             on_gone=self._end_loop,

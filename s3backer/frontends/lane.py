@@ -72,6 +72,7 @@ class FastLane:
         inode: int,
         handle: int,
         direct_io: bool,
+        lazy_fsync: bool,
         background: int,
         allow: Callable[[int], None],
         on_gone: Callable[[], None],
@@ -102,6 +103,7 @@ class FastLane:
             pressure=port.pressure,
             slow_writes=port.slow_writes,
             direct_io=direct_io,
+            lazy_fsync=lazy_fsync,
         )
         port.on_end = self.lane.set_end
         self._serving = [

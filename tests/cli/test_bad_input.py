@@ -55,6 +55,7 @@ from tests.support.mounts import needs_mounts
         (("create", "file://{}/a-file/below", "--size", "8m"), 3, "cannot be made", "another"),
         (("info", "file://{}/missing"), 5, "no directory", "path"),
         (("info", "file://{}/empty"), 5, "no volume", "create"),
+        (("mount", "file://{}/volume", "/mnt", "--fsync", "never"), 2, "--fsync: 'never' is no way", "'lazy'"),
         (("resize", "file://{}/empty", "1m"), 5, "no volume", "create"),
         (("resize", "file://{}/volume", "0"), 2, "size", "10GiB"),
         (

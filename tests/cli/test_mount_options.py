@@ -48,7 +48,7 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
         "--no-sign-request --ca-bundle /ca --no-verify-tls --virtual-host --timeout 7 "
         f"--compress ZSTD --compress-level -5 --encrypt aes256 --password-file {tmp_path}/password --key-length 40 "
         "--default-content-encoding deflate --upload-limit 1MiB --download-limit 2MiB --retry-time 99 --prices 2010 "
-        "--budget 5/month --direct-io --no-fast-lane"
+        "--budget 5/month --fsync lazy --direct-io --no-fast-lane"
     )
     answer = run(*words.split())
     assert (answer.code, answer.err) == (0, "")
@@ -95,6 +95,7 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
             file_mode=0o640,
             stats_name=None,
             direct_io=True,
+            lazy_fsync=True,
             fast_lane=False,
             fuse_options=("ro", "max_read=65536", "allow_root"),
             quiet=True,

@@ -95,6 +95,21 @@ def test_close_stores_what_was_written_before(volume: Workbench) -> None:
 
 
 @pytest.mark.parametrize("what", ["fsync", "close"])
+def test_lazy_fsync_returns_at_once_and_the_log_says_so(bench: Workbench, what: str) -> None:
+    with bench.mounted(fake=True, request={"lazy_fsync": True, "foreground": True}) as mount:
+        descriptor = os.open(mount.file, os.O_RDWR)
+        os.pwrite(descriptor, DATA, 0)
+        with bench.turned("hold-flush"):
+            (os.fsync if what == "fsync" else os.close)(descriptor)
+        if what == "fsync":
+            os.close(descriptor)
+        assert subprocess.run(["umount", str(mount.mountpoint)], check=False).returncode == 0
+        mount.process.wait(PATIENCE)
+        assert mount.process.stderr is not None
+        assert "says yes and does nothing" in mount.process.stderr.read()
+
+
+@pytest.mark.parametrize("what", ["fsync", "close"])
 def test_it_waits_as_long_as_the_store_does(bench: Workbench, what: str) -> None:
     with bench.mounted(fake=True) as mount:
         descriptor = os.open(mount.file, os.O_RDWR)
