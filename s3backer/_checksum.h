@@ -152,7 +152,7 @@ static uint32_t s3b_crc32c_sse4(uint32_t crc, const unsigned char *data, size_t 
 }
 #endif
 
-static uint64_t s3b_crc64(uint64_t value, const unsigned char *data, size_t length, int by_table)
+static inline uint64_t s3b_crc64(uint64_t value, const unsigned char *data, size_t length, int by_table)
 {
 #if S3B_X86
     if (s3b_has_clmul && !by_table)
@@ -161,7 +161,7 @@ static uint64_t s3b_crc64(uint64_t value, const unsigned char *data, size_t leng
     return ~s3b_crc64_table(~value, data, length);
 }
 
-static uint32_t s3b_crc32c(uint32_t value, const unsigned char *data, size_t length, int by_table)
+static inline uint32_t s3b_crc32c(uint32_t value, const unsigned char *data, size_t length, int by_table)
 {
 #if S3B_X86
     if (s3b_has_crc32 && !by_table)
