@@ -434,9 +434,9 @@ cdef class Journal:
 
     def adopt_records(self, records):
         """Enter records of the file adopted last, as facts in order, into the map; return False if it has no room."""
-        cdef uint64_t position, kind, number, sequence, durable, offset, length, blocks
+        cdef uint64_t position, kind, number, sequence, _durable, offset, length, blocks
         cdef bint fits = True
-        for position, kind, number, sequence, durable, offset, length in records:
+        for position, kind, number, sequence, _durable, offset, length in records:
             with nogil:
                 pthread_mutex_lock(&self._lock)
                 self.number = self._wanted = number
@@ -535,4 +535,3 @@ cdef bint is_freeable(Journal journal, int32_t file) noexcept nogil:
 def least_file_bytes(Py_ssize_t block_size):
     """Return the smallest size of a file for blocks of that size, in bytes."""
     return -(-(4 * block_size + 8 * JOURNAL_PAGE) // JOURNAL_PAGE) * JOURNAL_PAGE
-

@@ -34,10 +34,10 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, bint note
             and journal._position + need <= journal._file_bytes - (journal._reserve if last and not note else 0)
         ):
             return _DONE
-        if last:
+        if last and not is_freeable(journal, journal._oldest):
             return JOURNAL_FULL_REASON
         spare = next_file(journal, journal._newest_used)
-        if spare < 0:
+        if last or spare < 0:
             pthread_cond_signal(&journal._work)
             return JOURNAL_BUSY_REASON
         begin_file(journal, spare)

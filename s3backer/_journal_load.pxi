@@ -71,7 +71,7 @@ cdef bint load_place(const Place *place, int block_shift, unsigned char *buffer,
             return False
         memset(block + place.entry.start, 0, length)
         return True
-    if le32toh(record.kind) != _DATA or le64toh(record.offset) != offset or <Py_ssize_t>le64toh(record.length) != length:
+    if le32toh(record.kind) != _DATA or le64toh(record.offset) != offset or le64toh(record.length) != <uint64_t>length:
         return False
     if not is_payload(record, place.seed, stored):
         return False

@@ -293,9 +293,11 @@ def _check_end(recovered: Recovered, files: list[tuple[int, int, Header]], end: 
             recovered.cut = (last, end)
         damaged = _find(fd, header, position, (expected or 0) + 1, expected or 0)
     if damaged:
+        # Where one file ended and the next began stood in the record that is missing.
+        following = next((f" or {file_name(n)} at byte {PAGE}" for n, _, _ in files if n > last and end > PAGE), "")
         raise JournalDamaged(
-            f"{recovered.directory.path}/{file_name(last)} is damaged at byte {end}: what stood there was on the disk, "
-            "and later records still are",
+            f"{recovered.directory.path}/{file_name(last)} is damaged at byte {end}{following}: what stood there was "
+            "on the disk, and later records still are",
             hint=_KEEP,
         )
 

@@ -105,10 +105,9 @@ class WriteJournal:
                         f"the journal in {self._directory.path} has more writes than there is memory for",
                         hint="Mount it with a larger --memory.",
                     )
-        # Cut off or not, no number of a file is used twice.
-        self._next = 1 + max([0, *recovered.unused, *(file.number for file in recovered.files)])
         self.core.resume()
         if recovered.files:
+            self._next = recovered.files[-1].number + 1
             # Of what the last mount did not sync it is not known whether the disk has it.
             self.core.sync()
 
