@@ -36,8 +36,8 @@ class Refuse:
 
 def decide(token: int | None, journal: Recovered) -> Ours | NeedsETags | Refuse:
     """Decide by the mount token that is in the bucket (None: there is none)."""
-    # Who was killed before the first write has left no record, whether or not the token was written already.
-    last = max((i for i, session in enumerate(journal.sessions) if session.records > 1), default=0)
+    # Who was killed before the first write has left no record, whether or not its token was in the bucket already.
+    last = max((i for i, session in enumerate(journal.sessions) if session.records), default=0)
     if token is not None and token in {session.token for session in journal.sessions[last:]}:
         return Ours()
     known = {block: _object(journal.known.get(block)) for block in journal.pending}

@@ -58,7 +58,7 @@ class Known:
 
 @dataclass(slots=True)
 class Session:
-    """One mount's part of the journal. ``records`` counts all kinds."""
+    """One mount's part of the journal. ``records`` counts all kinds; 0: it made files ready and did not come to write."""
 
     id: bytes
     token: int
@@ -196,6 +196,8 @@ def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> N
         end, expected = _take_file(recovered, number, fd, header, first)
         rest = rest[1:]
     recovered.unused += [number for number, _, _ in rest]
+    for _, _, header in rest:
+        _session_of(recovered, header)
     if files:
         _check_end(recovered, files, end, expected)
 
@@ -210,10 +212,7 @@ def _first_number(fd: int, header: Header) -> int | None:
 
 def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first: int) -> tuple[int, int]:
     """Take all records of a file; return where they end and the number that is expected next."""
-    session = recovered.sessions[-1] if recovered.sessions else None
-    if session is None or session.id != header.session:
-        session = Session(header.session, header.token, header.created)
-        recovered.sessions.append(session)
+    session = _session_of(recovered, header)
     used = UsedFile(number, header, first, PAGE)
     for found, window in _walk(fd, header, first):
         for facts in found:
@@ -226,6 +225,13 @@ def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first
             recovered.last_number = last.number
     recovered.files.append(used)
     return used.end, recovered.last_number + 1
+
+
+def _session_of(recovered: Recovered, header: Header) -> Session:
+    """Return the newest session, a new one if this header begins it."""
+    if not recovered.sessions or recovered.sessions[-1].id != header.session:
+        recovered.sessions.append(Session(header.session, header.token, header.created))
+    return recovered.sessions[-1]
 
 
 def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Window) -> None:

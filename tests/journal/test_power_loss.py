@@ -133,12 +133,12 @@ def check(path: Path, known: Knowledge, next_known: Knowledge) -> None:
         kept = {piece[0] for piece in found}
     else:
         kept = set()
-    lost = [sequence for sequence, _, _ in must if sequence not in kept and sequence in known.needed & next_known.needed]
+    lost = [
+        sequence for sequence, _, _ in must if sequence not in kept and sequence in known.needed & next_known.needed
+    ]
     assert not lost, f"writes {lost} were synced and are needed"
     plain = [record for record in plain_scan(files_of(path)) if record.kind in (DATA, ZEROS)]
-    assert [(r.number, r.offset, r.length) for r in plain] == [
-        (r.number, r.offset, r.length) for r, _ in writes
-    ]
+    assert [(r.number, r.offset, r.length) for r in plain] == [(r.number, r.offset, r.length) for r, _ in writes]
 
 
 def fail_everywhere(path: Path, seed: int, steps: int, times: int) -> int:

@@ -115,4 +115,3 @@ def files_of(path: Path) -> dict[int, bytes]:
             if file.suffix == ".journal":
                 found[int(file.stem)] = file.read_bytes()
     return found
-
