@@ -50,6 +50,28 @@ cdef struct Entry:
     int32_t newest
     int32_t cover
 
+# Functions of libcrypto, and AES-256-GCM.
+ctypedef void *(*CryptoNew)() noexcept nogil
+ctypedef void (*CryptoFree)(void *) noexcept nogil
+ctypedef int (*CryptoInit)(
+    void *, const void *, void *, const unsigned char *, const unsigned char *
+) noexcept nogil
+ctypedef int (*CryptoUpdate)(void *, unsigned char *, int *, const unsigned char *, int) noexcept nogil
+ctypedef int (*CryptoFinal)(void *, unsigned char *, int *) noexcept nogil
+ctypedef int (*CryptoControl)(void *, int, int, void *) noexcept nogil
+
+cdef struct Crypto:
+    CryptoNew new_context
+    CryptoFree free_context
+    CryptoInit encrypt_init
+    CryptoUpdate encrypt_update
+    CryptoFinal encrypt_final
+    CryptoInit decrypt_init
+    CryptoUpdate decrypt_update
+    CryptoFinal decrypt_final
+    CryptoControl control
+    const void *cipher
+
 cdef enum FileState:
     FILE_ABSENT = 0
     FILE_SPARE = 1
@@ -61,6 +83,8 @@ cdef struct JournalFile:
     uint64_t first
     int fd
     uint32_t seed
+    # Where the journal is encrypted.
+    unsigned char key[32]
     # Entries of the map that lie in it; threads that read it or sync it.
     int32_t entries
     int32_t users
@@ -105,6 +129,11 @@ cdef class Journal:
     cdef unsigned char _tails[2][JOURNAL_PAGE]
     cdef DiskRecord _record[JOURNAL_BATCH]
     cdef iovec _piece[3 * JOURNAL_BATCH + 2]
+    # Where the journal is encrypted: bytes that a record gets by it, the context, room for a batch.
+    cdef Py_ssize_t _tag
+    cdef Crypto _crypto
+    cdef void *_context
+    cdef unsigned char *_encrypted
     # Number of the last record that is not a MARK, sequence of the last write, and how far both are on the disk.
     cdef uint64_t _wanted
     cdef uint64_t _sequence

@@ -23,7 +23,8 @@ Guarantees
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EINTR, ENOSPC, errno
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -53,6 +54,7 @@ cdef extern from "_journal.h" nogil:
     uint64_t htole64(uint64_t)
     uint32_t le32toh(uint32_t)
     uint64_t le64toh(uint64_t)
+    uint64_t htobe64(uint64_t)
     uint64_t s3b_fetch(const uint64_t *)
     void s3b_publish(uint64_t *, uint64_t)
     void s3b_deadline(timespec *, double)
@@ -88,6 +90,7 @@ cdef enum:
 cdef unsigned char NO_BYTES[JOURNAL_PAGE]
 
 include "_journal_map.pxi"
+include "_journal_cipher.pxi"
 include "_journal_append.pxi"
 include "_journal_sync.pxi"
 include "_journal_scan.pxi"
@@ -153,6 +156,34 @@ cdef class Journal:
         free(self._bucket)
         free(self._file)
         free(self._to_sync)
+        free(self._encrypted)
+        if self._context:
+            self._crypto.free_context(self._context)
+
+    def encrypt_with(self, functions):
+        """Encrypt data: the addresses of libcrypto's functions (journal/cipher.py). Before any file is taken."""
+        cdef Py_ssize_t room = self._batch_blocks * (self._block_size + _TAG)
+        cdef uintptr_t new_context, free_context, encrypt_init, encrypt_update, encrypt_final
+        cdef uintptr_t decrypt_init, decrypt_update, decrypt_final, control, cipher
+        (
+            new_context, free_context, encrypt_init, encrypt_update, encrypt_final,
+            decrypt_init, decrypt_update, decrypt_final, control, cipher,
+        ) = functions
+        self._crypto.new_context = <CryptoNew><void *>new_context
+        self._crypto.free_context = <CryptoFree><void *>free_context
+        self._crypto.encrypt_init = <CryptoInit><void *>encrypt_init
+        self._crypto.encrypt_update = <CryptoUpdate><void *>encrypt_update
+        self._crypto.encrypt_final = <CryptoFinal><void *>encrypt_final
+        self._crypto.decrypt_init = <CryptoInit><void *>decrypt_init
+        self._crypto.decrypt_update = <CryptoUpdate><void *>decrypt_update
+        self._crypto.decrypt_final = <CryptoFinal><void *>decrypt_final
+        self._crypto.control = <CryptoControl><void *>control
+        self._crypto.cipher = <const void *>cipher
+        self._context = self._crypto.new_context()
+        self._encrypted = <unsigned char *>malloc(room)
+        if not (self._context and self._encrypted):
+            raise MemoryError("no memory for an encrypted journal")
+        self._tag = _TAG
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -184,7 +215,7 @@ cdef class Journal:
         cdef uint64_t sequence
         cdef int reason
         done[0] = 0
-        reason = reserve(self, most_bytes(blocks, length) if data else <Py_ssize_t>sizeof(DiskRecord), blocks, False)
+        reason = reserve(self, most_bytes(self, blocks if data else 1, length if data else 0), blocks, False)
         if reason != _DONE:
             return reason
         reason = self.slab.write_numbered(offset, data, length, now, &taken, &sequence)
@@ -241,7 +272,7 @@ cdef class Journal:
             raise ValueError("a note is too long")
         with nogil:
             pthread_mutex_lock(&self._lock)
-            reason = reserve(self, most_bytes(1, view.len), 0, True)
+            reason = reserve(self, most_bytes(self, 1, view.len), 0, True)
             if reason == _DONE and not append(
                 self, kind, sequence, block << self._block_shift, <const unsigned char *>view.buf, view.len
             ):
@@ -393,17 +424,23 @@ cdef class Journal:
 
     # ── files, for who makes them ready ──────────────────────────────────────────────────────────────────
 
-    def add_spare(self, int fd, uint64_t number, uint32_t seed):
-        """Take a file that is ready: its header is on the disk, under its name. Its number is the highest so far."""
-        self._add(fd, number, seed, 0, FILE_SPARE)
+    def add_spare(self, int fd, uint64_t number, uint32_t seed, bytes key=b""):
+        """Take a file that is ready: its header is on the disk, under its name. Its number is the highest so far.
 
-    def adopt_file(self, int fd, uint64_t number, uint32_t seed, uint64_t first):
+        ``key``: 32 bytes where the journal is encrypted.
+        """
+        self._add(fd, number, seed, key, 0, FILE_SPARE)
+
+    def adopt_file(self, int fd, uint64_t number, uint32_t seed, uint64_t first, bytes key=b""):
         """Take a file of an earlier session, in order, before any spare; ``first`` is its first record's number."""
-        self._add(fd, number, seed, first, FILE_USED)
+        self._add(fd, number, seed, key, first, FILE_USED)
 
-    def _add(self, int fd, uint64_t number, uint32_t seed, uint64_t first, uint8_t state):
+    def _add(self, int fd, uint64_t number, uint32_t seed, bytes key, uint64_t first, uint8_t state):
         cdef int32_t index = 0
         cdef bint fits
+        cdef const unsigned char *secret = <const unsigned char *>PyBytes_AS_STRING(key)
+        if len(key) != (_KEY if self._tag else 0):
+            raise ValueError("a file has a key where the journal is encrypted, and nowhere else")
         with nogil:
             pthread_mutex_lock(&self._lock)
             fits = (
@@ -415,6 +452,8 @@ cdef class Journal:
                 while self._file[index].state != FILE_ABSENT:
                     index += 1
                 memset(self._file + index, 0, sizeof(JournalFile))
+                if self._tag:
+                    memcpy(self._file[index].key, secret, _KEY)
                 self._file[index].fd, self._file[index].number, self._file[index].seed = fd, number, seed
                 self._file[index].first, self._file[index].state, self._file[index].next = first, state, -1
                 if self._last >= 0:
@@ -517,9 +556,9 @@ cdef class Journal:
         self._fdatasync = <s3b_fdatasync_call><void *>fdatasync_address
 
 
-cdef Py_ssize_t most_bytes(Py_ssize_t records, Py_ssize_t length) noexcept nogil:
+cdef Py_ssize_t most_bytes(Journal journal, Py_ssize_t records, Py_ssize_t length) noexcept nogil:
     """Return the most bytes that so many records of so much data take."""
-    return records * (<Py_ssize_t>sizeof(DiskRecord) + 8) + length
+    return records * (<Py_ssize_t>sizeof(DiskRecord) + 8 + journal._tag) + length
 
 
 cdef bint is_freeable(Journal journal, int32_t file) noexcept nogil:

@@ -18,26 +18,26 @@ cdef void fail(Journal journal, int error, const char *call, int32_t file) noexc
 cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, bint note) noexcept nogil:
     """Make sure that so many bytes and entries fit into the current file and the map; return why not, or _DONE.
 
-    Notes may use what is left to them at the end of the last file, so that blocks can be stored, and files freed, when
-    there is no room for data.
+    Where no file is ready for what comes, the end of this one is left to notes, so that blocks can be stored, and files
+    freed, when there is no room for data.
     """
     cdef bint last
     cdef int32_t spare
     while True:
         last = journal.files == journal._most_files
+        spare = next_file(journal, journal._newest_used)
         if journal._failure:
             return JOURNAL_FAILED_REASON
         if entries > journal._capacity - journal.entries:
             return JOURNAL_FULL_REASON
         if (
             journal._current >= 0
-            and journal._position + need <= journal._file_bytes - (journal._reserve if last and not note else 0)
+            and journal._position + need <= journal._file_bytes - (journal._reserve if spare < 0 and not note else 0)
         ):
             return _DONE
         if last and not is_freeable(journal, journal._oldest):
             return JOURNAL_FULL_REASON
-        spare = next_file(journal, journal._newest_used)
-        if last or spare < 0:
+        if spare < 0:
             pthread_cond_signal(&journal._work)
             return JOURNAL_BUSY_REASON
         begin_file(journal, spare)
@@ -56,23 +56,33 @@ cdef void begin_file(Journal journal, int32_t file) noexcept nogil:
     journal.files += 1
     journal.spares -= 1
     journal._position = JOURNAL_PAGE
-    make_record(journal, <DiskRecord *>journal._tail, _START, journal._sequence, 0, 0, NULL, 0)
+    if journal._tag and journal._crypto.encrypt_init(
+        journal._context, journal._crypto.cipher, NULL, journal._file[file].key, NULL
+    ) != 1:
+        fail(journal, EIO, b"encrypted", file)
+    make_record(journal, <DiskRecord *>journal._tail, _START, journal._sequence, 0, 0)
+    seal_record(journal, <DiskRecord *>journal._tail, NULL, 0)
     journal._file[file].first = journal.number
     journal._position += sizeof(DiskRecord)
 
 
 cdef void make_record(
-    Journal journal, DiskRecord *record, uint32_t kind, uint64_t sequence, uint64_t offset, uint64_t length,
-    const unsigned char *payload, Py_ssize_t stored
+    Journal journal, DiskRecord *record, uint32_t kind, uint64_t sequence, uint64_t offset, uint64_t length
 ) noexcept nogil:
-    """Fill in the record that begins at the current position, and count it."""
-    cdef uint32_t seed = journal._file[journal._current].seed
+    """Fill in the record that begins at the current position, all but its CRCs, and count it."""
     journal.number += 1
     record.magic, record.kind = htole32(_MAGIC), htole32(kind)
     record.number, record.sequence, record.durable = (
         htole64(journal.number), htole64(sequence), htole64(journal._durable)
     )
     record.offset, record.length, record.position = htole64(offset), htole64(length), htole64(journal._position)
+
+
+cdef void seal_record(
+    Journal journal, DiskRecord *record, const unsigned char *payload, Py_ssize_t stored
+) noexcept nogil:
+    """Fill in its CRCs; ``payload`` as it will stand in the file."""
+    cdef uint32_t seed = journal._file[journal._current].seed
     record.payload_crc = htole32(s3b_crc32c(seed, payload, stored, 0))
     record.crc = htole32(s3b_crc32c(seed, <const unsigned char *>record, sizeof(DiskRecord) - 4, 0))
 
@@ -93,17 +103,26 @@ cdef bint append(
     cdef Py_ssize_t before = journal._position, start = before & (JOURNAL_PAGE - 1), done = 0, step, stored
     cdef int count = 0, records = 0, i
     cdef DiskRecord *record
+    cdef const unsigned char *payload
     add_piece(journal._piece, &count, journal._tail, start)
     while True:
         step = length - done
         if kind == _DATA:
             step = min(step, journal._block_size - <Py_ssize_t>((offset + done) & (journal._block_size - 1)))
         stored = step if data else 0
+        payload = data + done if data else NULL
         record = journal._record + records
-        make_record(journal, record, kind, sequence, offset + done, step, data + done if data else NULL, stored)
+        make_record(journal, record, kind, sequence, offset + done, step)
+        if kind == _DATA and journal._tag:
+            payload = journal._encrypted + done + records * journal._tag
+            if not encrypt(&journal._crypto, journal._context, record, data + done, step, <unsigned char *>payload):
+                fail(journal, EIO, b"encrypted", journal._current)
+                return False
+            stored += journal._tag
+        seal_record(journal, record, payload, stored)
         records += 1
         add_piece(journal._piece, &count, record, sizeof(DiskRecord))
-        add_piece(journal._piece, &count, data + done if data else NULL, stored)
+        add_piece(journal._piece, &count, payload, stored)
         add_piece(journal._piece, &count, NO_BYTES, -stored & 7)
         journal._position += sizeof(DiskRecord) + stored + (-stored & 7)
         done += step

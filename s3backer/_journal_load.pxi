@@ -6,6 +6,7 @@ cdef struct Place:
     int fd
     uint32_t seed
     uint64_t file
+    unsigned char key[32]
 
 
 cdef struct Loading:
@@ -22,7 +23,7 @@ cdef void load_block(Journal journal, uint64_t block, unsigned char *out, Loadin
     """Read what is not in the bucket of a block over ``out``. The caller frees the places; NULL: no memory."""
     cdef int32_t index
     cdef Py_ssize_t i
-    cdef unsigned char *buffer = <unsigned char *>malloc(journal._block_size + sizeof(DiskRecord) + 8)
+    cdef unsigned char *buffer = <unsigned char *>malloc(journal._block_size + sizeof(DiskRecord) + _TAG + 8)
     job.bad, job.first, job.last = -1, 0, 0
     pthread_mutex_lock(&journal._lock)
     index = map_link(journal, block)[0]
@@ -39,7 +40,7 @@ cdef void load_block(Journal journal, uint64_t block, unsigned char *out, Loadin
         journal.loading += 1
         pthread_mutex_unlock(&journal._lock)
         for i in range(job.count):
-            if job.bad < 0 and not load_place(job.places + i, journal._block_shift, buffer, out):
+            if job.bad < 0 and not load_place(journal, job.places + i, buffer, out):
                 job.bad = i
         pthread_mutex_lock(&journal._lock)
         for i in range(job.count):
@@ -54,14 +55,16 @@ cdef void hold_file(Journal journal, Place *place) noexcept nogil:
     cdef JournalFile *file = journal._file + place.entry.file
     file.users += 1
     place.fd, place.seed, place.file = file.fd, file.seed, file.number
+    memcpy(place.key, file.key, _KEY)
 
 
-cdef bint load_place(const Place *place, int block_shift, unsigned char *buffer, unsigned char *block) noexcept nogil:
+cdef bint load_place(Journal journal, const Place *place, unsigned char *buffer, unsigned char *block) noexcept nogil:
     """Copy an entry's bytes to where they belong in the block; False if its record is not what was written."""
-    cdef Py_ssize_t length = place.entry.stop - place.entry.start, stored = 0 if place.entry.zeros else length
+    cdef Py_ssize_t length = place.entry.stop - place.entry.start
+    cdef Py_ssize_t stored = 0 if place.entry.zeros else length + journal._tag
     cdef Py_ssize_t whole = sizeof(DiskRecord) + stored + (-stored & 7)
     cdef const DiskRecord *record = <const DiskRecord *>buffer
-    cdef uint64_t offset = (place.entry.block << block_shift) + place.entry.start
+    cdef uint64_t offset = (place.entry.block << journal._block_shift) + place.entry.start
     if not read_at(place.fd, buffer, whole, place.entry.position):
         return False
     if not is_header(record, place.seed, place.entry.position) or le64toh(record.sequence) != place.entry.sequence:
@@ -75,6 +78,8 @@ cdef bint load_place(const Place *place, int block_shift, unsigned char *buffer,
         return False
     if not is_payload(record, place.seed, stored):
         return False
+    if journal._tag:
+        return decrypt(&journal._crypto, place.key, record, length, block + place.entry.start)
     memcpy(block + place.entry.start, record + 1, length)
     return True
 

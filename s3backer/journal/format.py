@@ -73,6 +73,8 @@ START, DATA, ZEROS, INTENT, DONE, MARK = range(1, 7)
 ENCRYPTED = 1
 KNOWN_FEATURES = ENCRYPTED
 TAG_BYTES = 16
+#: Bytes of a record that are authenticated with its encrypted data.
+AUTHENTICATED_BYTES = 56
 #: Bytes of a note's payload: INTENT and DONE.
 LARGEST_NOTE = 4096
 _HEADER = struct.Struct("<8s4I2Q16s16s32s2IQ16s")
@@ -96,6 +98,11 @@ class Header:
     created: int
     features: int = 0
     key_check: bytes = bytes(16)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the data in its records is encrypted."""
+        return bool(self.features & ENCRYPTED)
 
     @property
     def seed(self) -> int:

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from s3backer._journal import check_records, find_record
 from s3backer.errors import JournalDamaged, JournalError
 from s3backer.journal import format as form
+from s3backer.journal.cipher import decrypt, key_of
 from s3backer.journal.files import JournalDirectory, file_name
 from s3backer.journal.format import (
+    AUTHENTICATED_BYTES,
     DATA,
     DONE,
-    ENCRYPTED,
     INTENT,
     PAGE,
     RECORD_BYTES,
@@ -58,7 +59,7 @@ class Known:
 
 @dataclass(slots=True)
 class Session:
-    """One mount's part of the journal. ``records`` counts all kinds; 0: it made files ready and did not come to write."""
+    """One mount's part of the journal. ``records`` counts all kinds; 0: it made files ready and never wrote."""
 
     id: bytes
     token: int
@@ -113,17 +114,21 @@ class Recovered:
         finally:
             os.close(fd)
 
-    def writes(self) -> Iterator[tuple[Record, bytes | None]]:
-        """Yield every write in order: its record, and its data or None for zeros. Encrypted data stays encrypted."""
+    def writes(self, key: bytes | None = None) -> Iterator[tuple[Record, bytes | None]]:
+        """Yield every write in order: its record, and its data or None for zeros.
+
+        ``key``: what the volume is encrypted with. Raises WrongPassword without the right one.
+        """
         number = self.files[0].first if self.files else 0
         for file in self.files:
+            file_key = key_of(file.header, key)
             fd = self.directory.open(file.number)
             try:
                 for found, window in _walk(fd, file.header, file.first):
                     for facts in found:
                         record = Record(*facts)
                         if record.position < file.end and record.kind in (DATA, ZEROS):
-                            yield record, window(record) if record.kind == DATA else None
+                            yield record, window.data(record, file_key) if record.kind == DATA else None
                         number = record.number + 1
             finally:
                 os.close(fd)
@@ -243,36 +248,52 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
         for block in range(first, (offset + length - 1) // header.block_size + 1):
             recovered.pending[block] = sequence
     elif kind == DONE:
-        (etag,) = form.unpack_texts(window(Record(*facts)), 1)
+        (etag,) = form.unpack_texts(window.payload(Record(*facts)), 1)
         known = recovered.known.setdefault(first, Known())
         known.etag, known.intent = etag.decode("utf-8", "replace"), None
         if recovered.pending.get(first, sequence + 1) <= sequence:
             del recovered.pending[first]
     elif kind == INTENT:
-        condition, checksum = (text.decode("utf-8", "replace") for text in form.unpack_texts(window(Record(*facts)), 2))
+        condition, checksum = (
+            text.decode("utf-8", "replace") for text in form.unpack_texts(window.payload(Record(*facts)), 2)
+        )
         recovered.known.setdefault(first, Known()).intent = Intent(sequence, condition, checksum)
 
 
 def _end_of(record: Record, header: Header) -> int:
-    stored = record.stored_length(bool(header.features & ENCRYPTED))
+    stored = record.stored_length(header.encrypted)
     return record.position + RECORD_BYTES + -(-stored // 8) * 8
 
 
 class _Window:
-    """A piece of a file; called with a record in it, it returns a copy of the payload."""
+    """A piece of a file."""
 
     def __init__(self, start: int, view: memoryview, header: Header) -> None:
-        self._start, self._view = start, view
-        self._encrypted = bool(header.features & ENCRYPTED)
+        self._start, self._view, self._header = start, view, header
 
-    def __call__(self, record: Record) -> bytes:
+    def payload(self, record: Record) -> bytes:
+        """Return a copy of the payload of a record in it."""
         at = record.position - self._start + RECORD_BYTES
-        return bytes(self._view[at : at + record.stored_length(self._encrypted)])
+        return bytes(self._view[at : at + record.stored_length(self._header.encrypted)])
+
+    def data(self, record: Record, key: bytes) -> bytes:
+        """Return the data of a record in it. Raises JournalDamaged."""
+        if not key:
+            return self.payload(record)
+        at = record.position - self._start
+        try:
+            return decrypt(key, record, self._view[at : at + AUTHENTICATED_BYTES], self.payload(record))
+        except ValueError as error:
+            raise JournalDamaged(
+                f"journal file {file_name(self._header.number)} is not what was encrypted at byte {record.position}: "
+                f"{error}",
+                hint=_KEEP,
+            ) from None
 
 
 def _walk(fd: int, header: Header, number: int) -> Iterator[tuple[list[Facts], _Window]]:
     """Yield the facts of the records from the first one on, in groups, until one is not right."""
-    tag = form.TAG_BYTES if header.features & ENCRYPTED else 0
+    tag = form.TAG_BYTES if header.encrypted else 0
     largest = max(header.block_size + tag, form.LARGEST_NOTE)
     buffer = memoryview(bytearray(min(header.size, max(_WINDOW, 4 * largest))))
     position, cut = PAGE, True

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from s3backer._fast import Slab
 from s3backer._journal import Journal
 from s3backer.errors import JournalError
+from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
-from s3backer.journal.format import Header, pack_texts
+from s3backer.journal.format import ENCRYPTED, Header, pack_texts
 from s3backer.journal.replay import Recovered
 
 #: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
@@ -53,7 +54,8 @@ class WriteJournal:
     """The journal of one mount.
 
     ``budget``: bytes on the disk, two files at least; ``capacity``: entries of the map, see ``map_bytes``. With
-    ``recovered`` it goes on from there: the blocks in it are pending, and its files stay until they are stored.
+    ``recovered`` it goes on from there: the blocks in it are pending, and its files stay until they are stored. With a
+    ``key`` (any bytes; what the volume is encrypted with) data is encrypted. It is the same as in what was recovered.
     When it is made, a file is ready and all that was recovered is on the disk. Raises JournalError.
     """
 
@@ -66,6 +68,7 @@ class WriteJournal:
         budget: int,
         capacity: int,
         file_bytes: int = 0,
+        key: bytes | None = None,
         recovered: Recovered | None = None,
         clock: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
@@ -74,12 +77,15 @@ class WriteJournal:
         self._block_size = slab.block_size
         self._file_bytes = file_bytes or file_bytes_for(slab.block_size)
         self._clock, self._random_bytes = clock, random_bytes
+        self._key = key
         self._open: dict[int, int] = {}
         self._next = 1
         kept = len(recovered.files) if recovered else 0
         #: The hot part: see ``s3backer._journal``.
         self.core = Journal(slab, self._file_bytes, max(2 + kept, budget // self._file_bytes), capacity)
         try:
+            if key is not None:
+                self.core.encrypt_with(crypto())
             if recovered is not None:
                 self._adopt(recovered)
             self.prepare()
@@ -97,8 +103,15 @@ class WriteJournal:
                     f"the volume has blocks of {self._block_size}",
                     hint="Mount it with that block size.",
                 )
+            if file.header.encrypted != (self._key is not None):
+                raise JournalError(
+                    f"the journal in {self._directory.path} is {'' if file.header.encrypted else 'not '}encrypted, the "
+                    "volume is mounted otherwise",
+                    hint="Mount it as it was mounted last.",
+                )
+            key = key_of(file.header, self._key)
             fd = self._open[file.number] = self._directory.open(file.number, writable=True)
-            self.core.adopt_file(fd, file.number, file.header.seed, file.first)
+            self.core.adopt_file(fd, file.number, file.header.seed, file.first, key)
             for facts in recovered.facts(file):
                 if not self.core.adopt_records(facts):
                     raise JournalError(
@@ -138,24 +151,27 @@ class WriteJournal:
         return self.core.spares < _SPARES and self.core.files + self.core.spares < self.core.most_files
 
     def _header(self) -> Header:
-        mount = self._mount
+        mount, salt = self._mount, self._random_bytes(16)
+        check = FileKey.derive(self._key, salt).check if self._key is not None else bytes(16)
         header = Header(
             block_size=self._block_size,
             number=self._next,
             size=self._file_bytes,
-            salt=self._random_bytes(16),
+            salt=salt,
             session=mount.session,
             volume=mount.volume,
             token=mount.token,
             url=mount.url,
             created=int(self._clock()),
+            features=ENCRYPTED if self._key is not None else 0,
+            key_check=check,
         )
         self._next += 1
         return header
 
     def _take(self, header: Header, fd: int) -> None:
         self._open[header.number] = fd
-        self.core.add_spare(fd, header.number, header.seed)
+        self.core.add_spare(fd, header.number, header.seed, key_of(header, self._key))
 
     def intend(self, block: int, sequence: int, condition: str, checksum: str) -> bool:
         """Note that a block's PUT or DELETE begins; False where there is no room for notes.

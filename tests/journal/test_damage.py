@@ -82,15 +82,8 @@ def test_a_flipped_bit_anywhere_is_reported(tmp_path: Path, sound: Path) -> None
     source = random.Random(5)
     _, writes = scan_path(path)
     for number, start, stop, harmless in spans(path):
-        places = {
-            start,
-            start + 4,
-            start + 24,
-            start + 60,
-            start + RECORD_BYTES,
-            stop - 1,
-            source.randrange(start, stop),
-        }
+        places = {start, start + 4, start + 24, start + 60, start + RECORD_BYTES, stop - 1}
+        places.add(source.randrange(start, stop))
         for byte in sorted(place for place in places if start <= place < stop):
             check_flip(path, number, byte, source.randrange(8), harmless, writes)
     assert scan_path(path)[1] == writes

@@ -164,7 +164,7 @@ def test_one_sync_serves_all_who_asked_before_it_began(tmp_path: Path) -> None:
 
 def test_files_that_were_left_are_synced_too(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        synced = set()
+        synced: set[int] = set()
         calls = Calls(lambda fd, data, at: os.pwrite(fd, data, at), synced.add)
         calls.interpose(small.core)
         while small.core.files < 3:
@@ -182,7 +182,7 @@ def test_a_full_journal(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j", files=3) as small:
         reasons = set()
         for turn in range(200):
-            count, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
             if reason == JOURNAL_BUSY:
                 small.journal.prepare()
             elif reason == JOURNAL_FULL:
@@ -247,7 +247,7 @@ def test_a_disk_without_room_for_another_file(small_disk: Path) -> None:
     with SmallJournal(small_disk / "j", files=20) as small:
         with pytest.raises(JournalError, match="no room for another file: No space left"):
             for turn in range(200):
-                count, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+                _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
                 if reason == JOURNAL_BUSY:
                     small.journal.prepare()
         assert small.core.failure is None

@@ -23,10 +23,12 @@ SECTORS = BLOCKS * BLOCK // 512
 class JournalMachine(RuleBasedStateMachine):
     """``disk`` is what the volume holds, ``bucket`` what was stored of it."""
 
+    key: bytes | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.path = Path(tempfile.mkdtemp(prefix="s3b-journal-"))
-        self.small = SmallJournal(self.path / "journal", capacity=120)
+        self.small = SmallJournal(self.path / "journal", capacity=120, key=self.key)
         self.plain = PlainMap(BLOCK)
         self.disk = bytearray(BLOCKS * BLOCK)
         self.bucket = bytearray(BLOCKS * BLOCK)
@@ -131,8 +133,8 @@ class JournalMachine(RuleBasedStateMachine):
             self.small.core.sync()
         sequence = self.appended[-1][0] if self.appended else 0
         self.small.close()
-        recovered, writes = scan_path(self.path / "journal")
-        records = plain_scan(files_of(self.path / "journal"))
+        recovered, writes = scan_path(self.path / "journal", key=self.key)
+        records = plain_scan(files_of(self.path / "journal"), 16 if self.key else 0)
         found = [(r.sequence, r.offset, r.length) for r, _ in writes]
         assert found == [(r.sequence, r.offset, r.length) for r in records if r.kind in (2, ZEROS)]
         assert recovered.cut is None
@@ -145,7 +147,7 @@ class JournalMachine(RuleBasedStateMachine):
         }
         open_intents = {r.offset // BLOCK for r in records if r.kind == INTENT} - set(last)
         assert {b for b, k in recovered.known.items() if k.etag is None} == open_intents
-        self.small = SmallJournal(self.path / "journal", capacity=2000)
+        self.small = SmallJournal(self.path / "journal", capacity=2000, key=self.key)
         if found:
             assert self.small.slab.sequence == sequence
             assert self.small.core.durable == sequence
@@ -162,5 +164,13 @@ class JournalMachine(RuleBasedStateMachine):
         assert core.failure is None
 
 
+class EncryptedMachine(JournalMachine):
+    """The same, encrypted."""
+
+    key = b"a key"
+
+
+TestEncryptedJournal = EncryptedMachine.TestCase
+TestEncryptedJournal.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
 TestJournal = JournalMachine.TestCase
 TestJournal.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

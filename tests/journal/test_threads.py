@@ -117,7 +117,8 @@ def test_a_storm(tmp_path: Path, seed: int) -> None:
     for block in pending:
         assert found[block] >= storm.acknowledged.get(block, 0) >= storm.synced.get(block, 0)
     with SmallJournal(tmp_path / "j", files=8) as small:
-        assert set(small.core.pending(BLOCKS)) == pending
+        # Where there was no room for the note that a block was stored it is stored once more.
+        assert set(small.core.pending(BLOCKS)) >= pending
         small.store_all()
         small.journal.prepare()
         assert (small.core.entries, small.core.blocks) == (0, 0)

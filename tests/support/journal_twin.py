@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 
 from s3backer._checksum import crc32c
+from s3backer.stores.base import Buffer
 
 PAGE = 4096
 RECORD = struct.Struct("<2I6Q2I")
@@ -44,8 +45,11 @@ def salt_of(content: bytes) -> bytes:
     return content[40:56]
 
 
-def decode(content: bytes, position: int, *, payload: bool = True) -> PlainRecord | None:
-    """Return the record at a position of a file, None if there is none, or (``payload``) its payload is not right."""
+def decode(content: bytes, position: int, tag: int = 0, *, payload: bool = True) -> PlainRecord | None:
+    """Return the record at a position of a file, None if there is none, or (``payload``) its payload is not right.
+
+    ``tag``: bytes that data is longer by in the file, for being encrypted.
+    """
     raw = content[position : position + 64]
     if len(raw) < 64:
         return None
@@ -53,7 +57,7 @@ def decode(content: bytes, position: int, *, payload: bool = True) -> PlainRecor
     seed = crc32c(salt_of(content))
     if magic != MAGIC or where != position or crc != crc32c(raw[:60], seed):
         return None
-    stored = 0 if kind == ZEROS else length
+    stored = 0 if kind == ZEROS else length + (tag if kind == DATA else 0)
     data = content[position + 64 : position + 64 + stored]
     if payload and (len(data) < stored or crc32c(data, seed) != payload_crc):
         return None
@@ -66,7 +70,7 @@ class Damaged(Exception):
     """A record that was durable is not there."""
 
 
-def plain_scan(files: dict[int, bytes]) -> list[PlainRecord]:
+def plain_scan(files: dict[int, bytes], tag: int = 0) -> list[PlainRecord]:
     """Return the records of files by their numbers; headers are taken to be right."""
     records: list[PlainRecord] = []
     numbers = sorted(files)
@@ -78,7 +82,7 @@ def plain_scan(files: dict[int, bytes]) -> list[PlainRecord]:
         if not fits or (expected is None and fits[0] != numbers[0]):
             break
         at, position = fits[0], PAGE
-        while (record := decode(files[at], position)) and record.number == (expected or record.number):
+        while (record := decode(files[at], position, tag)) and record.number == (expected or record.number):
             records.append(record)
             expected, position = record.number + 1, record.end
     for number in (n for n in numbers if n >= at):
@@ -121,7 +125,7 @@ class PlainMap:
         if left:
             self.blocks[block] = left
 
-    def over(self, block: int, body: bytes) -> bytes:
+    def over(self, block: int, body: Buffer) -> bytes:
         """Return what a block is, of what the bucket has of it."""
         content = bytearray(body)
         for entry in self.blocks.get(block, []):

@@ -100,11 +100,13 @@ class SmallJournal:
         self.close()
 
 
-def scan_path(path: Path, volume: bytes = VOLUME) -> tuple[Recovered, list[tuple[Record, bytes | None]]]:
+def scan_path(
+    path: Path, volume: bytes = VOLUME, key: bytes | None = None
+) -> tuple[Recovered, list[tuple[Record, bytes | None]]]:
     """Scan a directory that nobody uses; return what was found and its writes."""
     with JournalDirectory(path) as directory:
         recovered = scan(directory, volume)
-        return recovered, list(recovered.writes())
+        return recovered, list(recovered.writes(key))
 
 
 def files_of(path: Path) -> dict[int, bytes]:
