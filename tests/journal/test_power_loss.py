@@ -6,7 +6,6 @@ synced is kept, lost, torn at sectors or reordered (tests/support/power_loss.py)
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from s3backer.journal.format import DATA, ZEROS
+from s3backer.journal.format import DATA, DONE, ZEROS
 from tests.support.journal_twin import plain_scan
 from tests.support.journals import BATCH, BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 from tests.support.power_loss import Disk, Recorder
@@ -34,20 +33,34 @@ class Knowledge:
 
 
 class Writer:
-    """Writes, syncs, stores and prepares as a seed has it, and notes after each what it knows."""
+    """Writes, syncs, stores and prepares as a seed has it, and notes after each what it knows.
+
+    Where there is a journal already it goes on from there.
+    """
 
     def __init__(self, path: Path, seed: int) -> None:
         self.source = random.Random(seed)
         self.recorder = Recorder()
         self.writes: list[tuple[int, int, bytes]] = []
-        self.synced = 0
         self.needed: dict[int, set[int]] = {}
+        for record in plain_scan(files_of(path)):
+            block = record.offset // BLOCK
+            if record.kind in (DATA, ZEROS):
+                data = bytes(record.length) if record.kind == ZEROS else record.data
+                self.writes += pieces(record.sequence, record.offset, data)
+                for changed in range(block, (record.offset + record.length - 1) // BLOCK + 1):
+                    self.needed.setdefault(changed, set()).add(record.sequence)
+            elif record.kind == DONE:
+                left = {sequence for sequence in self.needed.pop(block, set()) if sequence > record.sequence}
+                if left:
+                    self.needed[block] = left
+        self.synced = len(self.writes)
+        self.know()
         self.small = SmallJournal(
             path, system=self.recorder, prepared=lambda journal: self.recorder.calls.interpose(journal.core)
         )
 
     def run(self, steps: int) -> None:
-        self.know()
         for _ in range(steps):
             self.source.choices(
                 (self.write, self.zero, self.sync, self.store, self.small.journal.prepare), (12, 2, 4, 4, 2)
@@ -142,15 +155,18 @@ def check(path: Path, known: Knowledge, next_known: Knowledge) -> None:
 
 
 def fail_everywhere(path: Path, seed: int, steps: int, times: int) -> int:
-    writer = Writer(path / "live", seed)
-    inode = os.stat(path / "live").st_ino
+    """Write in ``path / live``, let the power fail, and return how often; what one failure left stays in ``left``."""
+    live = path / "live"
+    live.mkdir(exist_ok=True)
+    disk = Disk(live)
+    writer = Writer(live, seed)
     writer.run(steps)
     writer.small.close()
     notes: list[Any] = [step.note for step in writer.recorder.steps if step.what == "note"]
-    disk, known = Disk(inode), Knowledge((), 0, frozenset())
-    upcoming = iter(notes)
-    next_known = next(upcoming)
+    known = next_known = notes[0]
+    upcoming = iter(notes[1:])
     source = random.Random(seed + 1)
+    kept = source.randrange(len(writer.recorder.steps) // 2, len(writer.recorder.steps))
     count = 0
     for number, step in enumerate(writer.recorder.steps):
         if step.what == "note":
@@ -158,23 +174,39 @@ def fail_everywhere(path: Path, seed: int, steps: int, times: int) -> int:
             continue
         disk.take(step)
         for way in range(times if disk.unsettled else 1):
-            left = path / "left"
+            left = path / "failed"
             disk.fail(source, left)
             try:
                 check(left, known, next_known)
             except BaseException as error:
                 raise AssertionError(f"seed {seed}, step {number} ({step.what}), way {way}") from error
-            shutil.rmtree(left)
+            if number >= kept and not (path / "left").exists():
+                left.rename(path / "left")
+            else:
+                shutil.rmtree(left)
             count += 1
     return count
 
 
-@pytest.mark.parametrize("seed", range(3))
+def fail_and_go_on(path: Path, seed: int, steps: int, times: int) -> None:
+    """What the first failure leaves is gone on with, until the power fails again."""
+    assert fail_everywhere(path, seed, steps, 1) > steps
+    shutil.rmtree(path / "live")
+    (path / "left").rename(path / "live")
+    assert fail_everywhere(path, seed + 50, steps, times) > steps
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_power_loss_at_every_step(tmp_path: Path, seed: int) -> None:
-    assert fail_everywhere(tmp_path, seed, steps=70, times=3) > 200
+    assert fail_everywhere(tmp_path, seed, steps=60, times=3) > 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_power_loss_after_power_loss(tmp_path: Path, seed: int) -> None:
+    fail_and_go_on(tmp_path, 1000 + seed, steps=30, times=3)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(100, 200))
+@pytest.mark.parametrize("seed", range(100, 300))
 def test_power_loss_for_long(tmp_path: Path, seed: int) -> None:
-    fail_everywhere(tmp_path, seed, steps=300, times=6)
+    fail_and_go_on(tmp_path, 100 * seed, steps=100, times=6)

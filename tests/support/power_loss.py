@@ -138,11 +138,16 @@ def apply(content: bytearray, step: Step) -> None:
 class Disk:
     """What the disk holds after some of the steps: take them one by one, and let the power fail in between."""
 
-    def __init__(self, directory_inode: int) -> None:
-        self._directory = directory_inode
+    def __init__(self, directory: Path) -> None:
+        """Begin with what a directory holds now."""
+        self._directory = directory.stat().st_ino
         self._files: dict[int, _File] = {}
         self._names: dict[str, int] = {}
         self._pending_names: list[Step] = []
+        for path in directory.iterdir():
+            inode = self._names[path.name] = path.stat().st_ino
+            self._files[inode] = _File()
+            self._files[inode].durable += path.read_bytes()
 
     def take(self, step: Step) -> None:
         match step.what:
