@@ -479,7 +479,10 @@ cdef class Journal:
             with nogil:
                 pthread_mutex_lock(&self._lock)
                 self.number = self._wanted = number
-                if kind == _DATA or kind == _ZEROS:
+                if kind == _START or kind == _MARK:
+                    # The writes before it may all have been in files that are gone.
+                    self._sequence = max(self._sequence, sequence)
+                elif kind == _DATA or kind == _ZEROS:
                     blocks = ((offset + length - 1) >> self._block_shift) - (offset >> self._block_shift) + 1
                     fits = <uint64_t>(self._capacity - self.entries) >= blocks
                     self._sequence = sequence

@@ -25,12 +25,12 @@
     4092 u32  CRC-32C of all before it
 
     kind        offset    length     payload
-    1 START     0         0          –            the first record of each file in use
+    1 START     0         0          –            the first record of each file in use; sequence: the last write's
     2 DATA      bytes     bytes      the bytes    within one block; encrypted: and 16 bytes of tag
     3 ZEROS     bytes     bytes      –            any number of blocks
     4 INTENT    block's   payload    two texts    a PUT or DELETE begins: its condition, its checksum
     5 DONE      block's   payload    a text       the bucket holds the block up to ``sequence``: the ETag, empty: absent
-    6 MARK      0         0          –            says no more than ``durable``
+    6 MARK      0         0          –            says what is durable; sequence: the last write's
 
     text        u16 length, bytes (UTF-8)
 

@@ -26,6 +26,7 @@ from s3backer.journal.format import (
     DATA,
     DONE,
     INTENT,
+    MARK,
     PAGE,
     RECORD_BYTES,
     START,
@@ -242,7 +243,9 @@ def _session_of(recovered: Recovered, header: Header) -> Session:
 def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Window) -> None:
     _, kind, _, sequence, _, offset, length = facts
     first = offset // header.block_size
-    if kind in (DATA, ZEROS):
+    if kind in (START, MARK):
+        recovered.last_sequence = max(recovered.last_sequence, sequence)
+    elif kind in (DATA, ZEROS):
         recovered.data_bytes += length
         recovered.last_sequence = sequence
         for block in range(first, (offset + length - 1) // header.block_size + 1):

@@ -164,6 +164,17 @@ class JournalMachine(RuleBasedStateMachine):
         assert core.failure is None
 
 
+def test_the_sequence_goes_on_when_the_files_of_all_writes_are_gone(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"x")
+    with SmallJournal(tmp_path / "j") as small:
+        small.store_all()
+    for _ in range(3):
+        with SmallJournal(tmp_path / "j") as small:
+            assert small.slab.sequence == small.core.durable == 1
+    assert sorted(files_of(tmp_path / "j"))[0] > 1
+
+
 class EncryptedMachine(JournalMachine):
     """The same, encrypted."""
 

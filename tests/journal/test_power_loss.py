@@ -131,6 +131,14 @@ def pieces(sequence: int, offset: int, data: bytes) -> list[tuple[int, int, byte
     return found
 
 
+def still_needed(must: list[tuple[int, int, bytes]], pending: frozenset[int]) -> list[int]:
+    """The sequences of pieces that are in no bucket, without those before one of the whole block."""
+    whole = {offset // BLOCK: sequence for sequence, offset, data in must if len(data) == BLOCK}
+    return [
+        sequence for sequence, offset, _ in must if sequence in pending and sequence >= whole.get(offset // BLOCK, 0)
+    ]
+
+
 def check(path: Path, known: Knowledge, next_known: Knowledge) -> None:
     _, writes = scan_path(path)
     found: list[tuple[int, int, bytes]] = []
@@ -146,9 +154,7 @@ def check(path: Path, known: Knowledge, next_known: Knowledge) -> None:
         kept = {piece[0] for piece in found}
     else:
         kept = set()
-    lost = [
-        sequence for sequence, _, _ in must if sequence not in kept and sequence in known.needed & next_known.needed
-    ]
+    lost = [sequence for sequence in still_needed(must, known.needed & next_known.needed) if sequence not in kept]
     assert not lost, f"writes {lost} were synced and are needed"
     plain = [record for record in plain_scan(files_of(path)) if record.kind in (DATA, ZEROS)]
     assert [(r.number, r.offset, r.length) for r in plain] == [(r.number, r.offset, r.length) for r, _ in writes]
