@@ -14,7 +14,7 @@ static inline uint64_t s3b_fetch(const uint64_t *p) { return __atomic_load_n(p, 
 static inline void s3b_publish(uint64_t *p, uint64_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 
 static inline void s3b_deadline(struct timespec *at, double seconds) {
-    clock_gettime(CLOCK_REALTIME, at);
+    clock_gettime(CLOCK_MONOTONIC, at);
     at->tv_sec += (time_t)seconds;
     at->tv_nsec += (long)((seconds - (double)(time_t)seconds) * 1e9);
     if (at->tv_nsec >= 1000000000L) {

@@ -25,7 +25,7 @@ Guarantees
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EINTR, EIO, ENOSPC, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -40,7 +40,12 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_condattr_init(pthread_condattr_t *)
+    int pthread_condattr_setclock(pthread_condattr_t *, int)
+    int pthread_condattr_destroy(pthread_condattr_t *)
+    int pthread_cond_init(pthread_cond_t *, pthread_condattr_t *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
     int pthread_cond_signal(pthread_cond_t *)
@@ -50,6 +55,8 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from "_journal.h" nogil:
     struct timespec:
         pass
+    enum:
+        CLOCK_MONOTONIC
     uint32_t htole32(uint32_t)
     uint64_t htole64(uint64_t)
     uint32_t le32toh(uint32_t)
@@ -91,6 +98,7 @@ cdef unsigned char NO_BYTES[JOURNAL_PAGE]
 
 include "_journal_map.pxi"
 include "_journal_cipher.pxi"
+include "_journal_files.pxi"
 include "_journal_append.pxi"
 include "_journal_sync.pxi"
 include "_journal_scan.pxi"
@@ -102,13 +110,6 @@ def map_bytes(Py_ssize_t capacity):
     return capacity * sizeof(Entry) + (<Py_ssize_t>1 << hash_bits(capacity)) * sizeof(int32_t)
 
 
-cdef int hash_bits(Py_ssize_t capacity) noexcept nogil:
-    cdef int bits = 1
-    while <Py_ssize_t>1 << bits < capacity:
-        bits += 1
-    return bits
-
-
 cdef class Journal:
     """The journal of a slab; see the module for what it guarantees.
 
@@ -118,6 +119,7 @@ cdef class Journal:
 
     def __cinit__(self, Slab slab not None, Py_ssize_t file_bytes, int32_t most_files, int32_t capacity):
         cdef int32_t index
+        cdef pthread_condattr_t attributes
         self.slab = slab
         self._block_size, self._block_shift = slab._block_size, slab._block_shift
         self._file_bytes, self._reserve = file_bytes, file_bytes // 8
@@ -144,7 +146,10 @@ cdef class Journal:
         self._pwritev, self._fdatasync = <s3b_pwritev_call>pwritev, <s3b_fdatasync_call>fdatasync
         pthread_mutex_init(&self._lock, NULL)
         pthread_cond_init(&self._synced, NULL)
-        pthread_cond_init(&self._work, NULL)
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(&self._work, &attributes)
+        pthread_condattr_destroy(&attributes)
         self._made = True
 
     def __dealloc__(self):
@@ -162,25 +167,9 @@ cdef class Journal:
 
     def encrypt_with(self, functions):
         """Encrypt data: the addresses of libcrypto's functions (journal/cipher.py). Before any file is taken."""
-        cdef Py_ssize_t room = self._batch_blocks * (self._block_size + _TAG)
-        cdef uintptr_t new_context, free_context, encrypt_init, encrypt_update, encrypt_final
-        cdef uintptr_t decrypt_init, decrypt_update, decrypt_final, control, cipher
-        (
-            new_context, free_context, encrypt_init, encrypt_update, encrypt_final,
-            decrypt_init, decrypt_update, decrypt_final, control, cipher,
-        ) = functions
-        self._crypto.new_context = <CryptoNew><void *>new_context
-        self._crypto.free_context = <CryptoFree><void *>free_context
-        self._crypto.encrypt_init = <CryptoInit><void *>encrypt_init
-        self._crypto.encrypt_update = <CryptoUpdate><void *>encrypt_update
-        self._crypto.encrypt_final = <CryptoFinal><void *>encrypt_final
-        self._crypto.decrypt_init = <CryptoInit><void *>decrypt_init
-        self._crypto.decrypt_update = <CryptoUpdate><void *>decrypt_update
-        self._crypto.decrypt_final = <CryptoFinal><void *>decrypt_final
-        self._crypto.control = <CryptoControl><void *>control
-        self._crypto.cipher = <const void *>cipher
+        learn_crypto(&self._crypto, functions)
         self._context = self._crypto.new_context()
-        self._encrypted = <unsigned char *>malloc(room)
+        self._encrypted = <unsigned char *>malloc(self._batch_blocks * (self._block_size + _TAG))
         if not (self._context and self._encrypted):
             raise MemoryError("no memory for an encrypted journal")
         self._tag = _TAG
@@ -356,27 +345,15 @@ cdef class Journal:
 
     # ── reading back ─────────────────────────────────────────────────────────────────────────────────────
 
-    def pending(self, Py_ssize_t limit, uint64_t after=0):
-        """Return up to ``limit`` blocks that have something which is not in the bucket, from block ``after`` on.
-
-        In no order; a caller that wants all asks with a limit of ``blocks``.
-        """
-        cdef int32_t index, bucket, buckets = 1 << (64 - self._hash_shift)
-        cdef uint64_t *found
-        cdef Py_ssize_t count = 0, i
-        limit = min(limit, <Py_ssize_t>self._capacity)
-        found = <uint64_t *>malloc(max(limit, 1) * sizeof(uint64_t))
+    def pending(self, Py_ssize_t limit):
+        """Return up to ``limit`` blocks that have something which is not in the bucket, in no order."""
+        cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._capacity), count, i
+        cdef uint64_t *found = <uint64_t *>malloc(max(room, 1) * sizeof(uint64_t))
         if not found:
             raise MemoryError
         with nogil:
             pthread_mutex_lock(&self._lock)
-            for bucket in range(buckets):
-                index = self._bucket[bucket]
-                while index >= 0 and count < limit:
-                    if self._entry[index].block >= after:
-                        found[count] = self._entry[index].block
-                        count += 1
-                    index = self._entry[index].chain
+            count = map_list(self, found, room)
             pthread_mutex_unlock(&self._lock)
         result = [found[i] for i in range(count)]
         free(found)
@@ -435,38 +412,14 @@ cdef class Journal:
         """Take a file of an earlier session, in order, before any spare; ``first`` is its first record's number."""
         self._add(fd, number, seed, key, first, FILE_USED)
 
-    def _add(self, int fd, uint64_t number, uint32_t seed, bytes key, uint64_t first, uint8_t state):
-        cdef int32_t index = 0
+    def _add(self, int fd, uint64_t number, uint32_t seed, bytes key, uint64_t first, FileState state):
         cdef bint fits
         cdef const unsigned char *secret = <const unsigned char *>PyBytes_AS_STRING(key)
         if len(key) != (_KEY if self._tag else 0):
             raise ValueError("a file has a key where the journal is encrypted, and nowhere else")
         with nogil:
             pthread_mutex_lock(&self._lock)
-            fits = (
-                self.files + self.spares < self._most_files
-                and (self._last < 0 or self._file[self._last].number < number)
-                and (state == FILE_SPARE or self.spares == 0 and self._current < 0)
-            )
-            if fits:
-                while self._file[index].state != FILE_ABSENT:
-                    index += 1
-                memset(self._file + index, 0, sizeof(JournalFile))
-                if self._tag:
-                    memcpy(self._file[index].key, secret, _KEY)
-                self._file[index].fd, self._file[index].number, self._file[index].seed = fd, number, seed
-                self._file[index].first, self._file[index].state, self._file[index].next = first, state, -1
-                if self._last >= 0:
-                    self._file[self._last].next = index
-                else:
-                    self._oldest = index
-                self._last = index
-                if state == FILE_USED:
-                    self._file[index].unsynced = 1
-                    self._newest_used = index
-                    self.files += 1
-                else:
-                    self.spares += 1
+            fits = add_file(self, fd, number, seed, secret, first, state)
             pthread_mutex_unlock(&self._lock)
         if not fits:
             raise ValueError(f"file {number} cannot be taken now")
@@ -508,21 +461,14 @@ cdef class Journal:
 
     def take_freed(self):
         """Give back the oldest file, if nothing of it is needed: (its number, its descriptor); else None."""
-        cdef int32_t file
-        cdef bint freeable
+        cdef bint freed
         cdef uint64_t number = 0
         cdef int fd = -1
         with nogil:
             pthread_mutex_lock(&self._lock)
-            file = self._oldest
-            freeable = is_freeable(self, file)
-            if freeable:
-                number, fd = self._file[file].number, self._file[file].fd
-                self._file[file].state = FILE_ABSENT
-                self._oldest = self._file[file].next
-                self.files -= 1
+            freed = remove_oldest(self, &number, &fd)
             pthread_mutex_unlock(&self._lock)
-        return (number, fd) if freeable else None
+        return (number, fd) if freed else None
 
     def wait_for_work(self, double seconds, int32_t spares):
         """Wait until there are fewer than so many spares and room for one, or a file is freed; False if time is up.
@@ -530,19 +476,13 @@ cdef class Journal:
         Returns at once, with True, once the journal has failed.
         """
         cdef timespec until
-        cdef bint work, late = False
+        cdef bint work
         s3b_deadline(&until, seconds)
         with nogil:
             pthread_mutex_lock(&self._lock)
-            while True:
-                work = (
-                    self._failure != 0
-                    or self.spares < spares and self.files + self.spares < self._most_files
-                    or is_freeable(self, self._oldest)
-                )
-                if work or late:
-                    break
-                late = pthread_cond_timedwait(&self._work, &self._lock, &until) != 0
+            work = has_work(self, spares)
+            while not work and pthread_cond_timedwait(&self._work, &self._lock, &until) == 0:
+                work = has_work(self, spares)
             pthread_mutex_unlock(&self._lock)
         return work
 
@@ -557,21 +497,6 @@ cdef class Journal:
         """Call these C functions in place of pwritev(2) and fdatasync(2). Before anything is written."""
         self._pwritev = <s3b_pwritev_call><void *>pwritev_address
         self._fdatasync = <s3b_fdatasync_call><void *>fdatasync_address
-
-
-cdef Py_ssize_t most_bytes(Journal journal, Py_ssize_t records, Py_ssize_t length) noexcept nogil:
-    """Return the most bytes that so many records of so much data take."""
-    return records * (<Py_ssize_t>sizeof(DiskRecord) + 8 + journal._tag) + length
-
-
-cdef bint is_freeable(Journal journal, int32_t file) noexcept nogil:
-    """Nothing of the oldest file is needed, and the file behind it is in use and on the disk, so that it cannot be
-    that it is missing after a loss of power."""
-    cdef int32_t following
-    if file < 0 or file == journal._newest_used or journal._file[file].entries > 0 or journal._file[file].users > 0:
-        return False
-    following = journal._file[file].next
-    return journal._file[file].state == FILE_USED and journal._file[following].first <= journal._durable
 
 
 def least_file_bytes(Py_ssize_t block_size):

@@ -6,6 +6,11 @@
 # Only whole pages are written. A part of a page that is not in the page cache would be read from the disk first:
 # 14 000 instead of 240 000 records of 4 KiB a second on ext4.
 
+cdef Py_ssize_t most_bytes(Journal journal, Py_ssize_t records, Py_ssize_t length) noexcept nogil:
+    """Return the most bytes that so many records of so much data take."""
+    return records * (<Py_ssize_t>sizeof(DiskRecord) + 8 + journal._tag) + length
+
+
 cdef void fail(Journal journal, int error, const char *call, int32_t file) noexcept nogil:
     """Never write or sync again: after an error nobody knows what the disk holds."""
     if not journal._failure:
@@ -42,28 +47,6 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, bint note
             return JOURNAL_BUSY_REASON
         begin_file(journal, spare)
         pthread_cond_signal(&journal._work)
-
-
-cdef int32_t next_file(Journal journal, int32_t file) noexcept nogil:
-    """Return the file behind this one, behind -1 the first of all; -1 if there is none."""
-    return journal._file[file].next if file >= 0 else journal._oldest
-
-
-cdef void begin_file(Journal journal, int32_t file) noexcept nogil:
-    """Go on in a spare file. Its START record is written together with the first one behind it."""
-    journal._file[file].state = FILE_USED
-    journal._current = journal._newest_used = file
-    journal.files += 1
-    journal.spares -= 1
-    journal._position = JOURNAL_PAGE
-    if journal._tag and journal._crypto.encrypt_init(
-        journal._context, journal._crypto.cipher, NULL, journal._file[file].key, NULL
-    ) != 1:
-        fail(journal, EIO, b"encrypted", file)
-    make_record(journal, <DiskRecord *>journal._tail, _START, journal._sequence, 0, 0)
-    seal_record(journal, <DiskRecord *>journal._tail, NULL, 0)
-    journal._file[file].first = journal.number
-    journal._position += sizeof(DiskRecord)
 
 
 cdef void make_record(

@@ -10,6 +10,20 @@ cdef enum:
     _AUTHENTICATED = 56
 
 
+cdef learn_crypto(Crypto *crypto, functions):
+    """Fill in the addresses of the functions, in the order in which they are declared, and of the cipher."""
+    cdef uintptr_t create, dispose, encrypt_init, encrypt_update, encrypt_final
+    cdef uintptr_t decrypt_init, decrypt_update, decrypt_final, control, cipher
+    create, dispose, encrypt_init, encrypt_update, encrypt_final, *others = functions
+    decrypt_init, decrypt_update, decrypt_final, control, cipher = others
+    crypto.new_context, crypto.free_context = <CryptoNew><void *>create, <CryptoFree><void *>dispose
+    crypto.encrypt_init, crypto.decrypt_init = <CryptoInit><void *>encrypt_init, <CryptoInit><void *>decrypt_init
+    crypto.encrypt_update = <CryptoUpdate><void *>encrypt_update
+    crypto.decrypt_update = <CryptoUpdate><void *>decrypt_update
+    crypto.encrypt_final, crypto.decrypt_final = <CryptoFinal><void *>encrypt_final, <CryptoFinal><void *>decrypt_final
+    crypto.control, crypto.cipher = <CryptoControl><void *>control, <const void *>cipher
+
+
 cdef inline void make_nonce(unsigned char *nonce, uint64_t number) noexcept nogil:
     """Twelve bytes that no other record with the same key has: its number, big-endian."""
     cdef uint64_t swapped = htobe64(number)

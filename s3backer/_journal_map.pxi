@@ -5,6 +5,13 @@
 #                  ▼
 #                entry … ──► newest                in the order in which they were written
 
+cdef int hash_bits(Py_ssize_t capacity) noexcept nogil:
+    cdef int bits = 1
+    while <Py_ssize_t>1 << bits < capacity:
+        bits += 1
+    return bits
+
+
 cdef int32_t *map_link(Journal journal, uint64_t block) noexcept nogil:
     """Return the link to the block's oldest entry; it holds -1 where there is none."""
     cdef int32_t *link = journal._bucket + (block * <uint64_t>0x9E3779B97F4A7C15 >> journal._hash_shift)
@@ -84,6 +91,19 @@ cdef void map_forget(Journal journal, uint64_t block, uint64_t sequence) noexcep
     cdef int32_t *link = map_link(journal, block)
     while link[0] >= 0 and journal._entry[link[0]].block == block and journal._entry[link[0]].sequence <= sequence:
         map_drop_oldest(journal, link)
+
+
+cdef Py_ssize_t map_list(Journal journal, uint64_t *found, Py_ssize_t room) noexcept nogil:
+    """List up to so many blocks and return how many."""
+    cdef Py_ssize_t count = 0
+    cdef int32_t bucket, index
+    for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
+        index = journal._bucket[bucket]
+        while index >= 0 and count < room:
+            found[count] = journal._entry[index].block
+            count += 1
+            index = journal._entry[index].chain
+    return count
 
 
 cdef Py_ssize_t map_count(Journal journal, int32_t oldest) noexcept nogil:

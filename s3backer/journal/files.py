@@ -187,9 +187,11 @@ class JournalDirectory:
         self._system.sync(self._descriptor)
 
     def remove(self, number: int) -> None:
-        """Remove a file of which nothing is needed. Raises JournalError."""
+        """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
         try:
-            self._system.remove(file_name(number), self._descriptor)
+            for name in (file_name(number), f"{number:08d}.spare"):
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.remove(name, self._descriptor)
             self._system.sync(self._descriptor)
         except OSError as error:
             raise self._error("cannot be changed", error) from None

@@ -79,6 +79,9 @@ class WriteJournal:
         self._clock, self._random_bytes = clock, random_bytes
         self._key = key
         self._open: dict[int, int] = {}
+        #: The file that is being given up, and whether its next use has failed.
+        self._freed: int | None = None
+        self._failed = False
         self._next = 1
         kept = len(recovered.files) if recovered else 0
         #: The hot part: see ``s3backer._journal``.
@@ -88,7 +91,12 @@ class WriteJournal:
                 self.core.encrypt_with(crypto())
             if recovered is not None:
                 self._adopt(recovered)
-            self.prepare()
+            try:
+                self.prepare()
+            except JournalError as error:
+                if not self.core.spares:
+                    raise
+                log.warning("%s", error)
         except BaseException:
             self.close()
             raise
@@ -134,18 +142,27 @@ class WriteJournal:
         Takes up to a second or so for each. Raises JournalError where there is no room; the journal then goes on in
         what it has.
         """
-        while freed := self.core.take_freed():
-            number, fd = freed
-            if self._wants_spare():
+        while self._freed is not None or self._take_freed():
+            assert self._freed is not None
+            # None may stay behind while a newer one goes: what is left has to be the end of the journal.
+            if self._wants_spare() and not self._failed:
+                self._failed = True
                 header = self._header()
-                self._directory.use_again(number, fd, header)
-                self._take(header, self._open.pop(number))
+                self._directory.use_again(self._freed, self._open[self._freed], header)
+                self._take(header, self._open.pop(self._freed))
             else:
-                os.close(self._open.pop(number))
-                self._directory.remove(number)
+                self._directory.remove(self._freed)
+                os.close(self._open.pop(self._freed))
+            self._freed, self._failed = None, False
         while self._wants_spare():
             header = self._header()
             self._take(header, self._directory.make(header))
+
+    def _take_freed(self) -> bool:
+        freed = self.core.take_freed()
+        if freed is not None:
+            self._freed = freed[0]
+        return freed is not None
 
     def _wants_spare(self) -> bool:
         return self.core.spares < _SPARES and self.core.files + self.core.spares < self.core.most_files

@@ -16,6 +16,7 @@ import pytest
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
 from s3backer.errors import JournalError
+from s3backer.journal.files import System
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, scan_path
 from tests.support.power_loss import Calls
 
@@ -229,6 +230,65 @@ def test_a_block_that_is_rewritten_for_ever_needs_no_more_than_its_last_state(tm
             assert (count, reason) == (BLOCK, _fast.DONE)
             small.core.sync()
         assert small.core.entries <= 3
+
+
+def test_what_is_durable_is_kept_until_a_newer_state_of_the_whole_block_is(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"a" * 512)
+        small.core.sync()
+        small.write(0, b"b" * BLOCK)
+        small.write(0, b"c" * 512)
+        assert small.core.entries == 3
+        small.core.sync()
+        small.write(0, b"d" * 512)
+        # The first one has gone.
+        assert small.core.entries == 3
+        assert small.core.load(0, bytearray(BLOCK))[0] == [(0, BLOCK), (0, 512), (0, 512)]
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_file_that_cannot_be_given_up_now(tmp_path: Path, failing: int) -> None:
+    """It is tried again, and no newer one goes before it: what is left can be read."""
+    system = FailingOnce()
+    with SmallJournal(tmp_path / "j", files=4, system=system) as small:
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+            small.journal.prepare()
+        small.store_all()
+        small.write(0, b"y" * BLOCK)
+        small.core.sync()
+        system.left = failing
+        with pytest.raises(JournalError, match="cannot"):
+            small.journal.prepare()
+        small.journal.prepare()
+        assert small.core.files == 1
+        assert small.core.write(0, b"z" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+    recovered, writes = scan_path(tmp_path / "j")
+    assert writes[-1][1] == b"z" * BLOCK and list(recovered.pending) == [0]
+    assert not [file for file in (tmp_path / "j").iterdir() if file.suffix == ".spare"]
+
+
+class FailingOnce(System):
+    """Fails once, after so many renames, removals and syncs."""
+
+    left = -1
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def rename(self, old: str, new: str, directory: int) -> None:
+        self._count()
+        super().rename(old, new, directory)
+
+    def remove(self, name: str, directory: int) -> None:
+        self._count()
+        super().remove(name, directory)
+
+    def sync(self, fd: int) -> None:
+        self._count()
+        super().sync(fd)
 
 
 @pytest.fixture

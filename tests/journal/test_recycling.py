@@ -1,0 +1,77 @@
+"""Files that are used again: nothing of their former use comes back, by the salt and by the numbers, each alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.support.journal_twin import decode, plain_scan, salt_of
+from tests.support.journals import BLOCK, SmallJournal, files_of, scan_path
+
+
+def use_again(path: Path, **more) -> list[bytes]:
+    """Fill files, store everything, and write a little; return what is written after that."""
+    source = random.Random(1)
+    with SmallJournal(path, **more) as small:
+        before = {number: file.stat().st_ino for number, file in files(path)}
+        for _ in range(2):
+            while small.core.files < 3:
+                small.write(source.randrange(20) * BLOCK, source.randbytes(BLOCK))
+                small.journal.prepare()
+            small.store_all()
+            small.journal.prepare()
+        last: list[bytes] = []
+        while small.core.files < 2:
+            last.append(source.randbytes(BLOCK))
+            small.write(0, last[-1])
+        last.append(source.randbytes(BLOCK))
+        small.write(0, last[-1])
+        after = {number: file.stat().st_ino for number, file in files(path)}
+        assert set(before.values()) & set(after.values()) and not set(before) & set(after), "no file was used again"
+    return last
+
+
+def files(path: Path) -> list[tuple[int, Path]]:
+    return sorted((int(file.stem), file) for file in path.iterdir() if file.suffix == ".journal")
+
+
+@pytest.mark.parametrize("salted", [True, False])
+def test_remains_of_a_former_use(tmp_path: Path, salted: bool) -> None:
+    more = {} if salted else {"random_bytes": bytes}
+    last = use_again(tmp_path / "j", **more)
+    _, writes = scan_path(tmp_path / "j")
+    assert [data for _, data in writes][-len(last) :] == last
+    found = files_of(tmp_path / "j")
+    assert len({salt_of(content) for content in found.values()}) == (len(found) if salted else 1)
+    # There are remains, and without a salt of their own they look right.
+    remains = [
+        record
+        for content in found.values()
+        for position in range(4096, len(content), 8)
+        if content[position : position + 4] == b"\xc5\xa3\x72\x6b" and (record := decode(content, position))
+        if record not in plain_scan(found)
+    ]
+    assert bool(remains) is not salted
+    with SmallJournal(tmp_path / "j") as small:
+        out = bytearray(BLOCK)
+        small.core.load(0, out)
+        assert out == last[-1]
+
+
+def test_a_record_with_another_number_ends_the_journal(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        for number in range(5):
+            small.write(0, b"%d" % number)
+    file = tmp_path / "j" / "00000001.journal"
+    content = bytearray(file.read_bytes())
+    records = plain_scan({1: bytes(content)})
+    for number in (records[3].number - 1, records[3].number + 1):
+        changed = type(records[3])(**{**vars(records[3]), "number": number})
+        raw = changed.encode(salt_of(bytes(content)))
+        content[changed.position : changed.position + len(raw)] = raw
+        file.write_bytes(content)
+        recovered, writes = scan_path(tmp_path / "j")
+        assert [data for _, data in writes] == [b"0", b"1"]
+        assert recovered.cut == (1, changed.position)
