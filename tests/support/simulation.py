@@ -84,6 +84,9 @@ class WorldStore:
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         return self._around(lambda: self.inner.get(key, at_most=at_most))
 
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        return self._around(lambda: self.inner.get_unless(key, etag, at_most=at_most))
+
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         return self._around(lambda: self.inner.get_range(key, start, length, if_match=if_match))
 
