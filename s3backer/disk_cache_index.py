@@ -5,7 +5,9 @@
      └────────────────┴──────────────────┘      of a slot that is being read, only when that has ended
 
     place    a free slot, else a new one at the end while that fits the limit, else that of a victim
-    victim   a hand goes round the slots; what was used since it came by is spared and has one use less, up to three
+    victim   New copies stand in a queue. At its head, while it is a tenth of all or more, one that was used moves to the
+             others, one that was not goes, and its block is remembered for a while: if it comes back it is no new one.
+             Among the others a hand goes round; what was used is spared and has one use less, of three at most.
     cut      while the copies take more than the limit, the slots at the end go, so that the file can become shorter
 
 Guarantees
@@ -13,17 +15,25 @@ Guarantees
   * Memory: ``INDEX_BYTES`` for each of ``capacity`` slots, and a little for those in use at the moment.
   * Every call takes a bounded number of steps, apart from ``cut``, which takes one for each slot that goes.
 
-Not thread-safe.
+This is S3-FIFO (docs/cache.md) with slots that stay where they are. Measured below a memory cache of 3 % of the blocks, with
+10, 30 and 80 % on disk, over the traces of ``perf/``: it fetches 1.04 times what the best of LRU, CLOCK, ARC and itself
+does for each trace; CLOCK alone, with or without counting uses, 1.08 to 1.12; all of them 1.6 times or more if what is
+written is not kept. Not thread-safe.
 """
 
 from __future__ import annotations
 
 from array import array
 
-#: Bytes of memory for one slot: block, size, uses, 1.5 places in the table, one in the list of free slots.
-INDEX_BYTES = 4 + 4 + 1 + 6 + 4
+#: Bytes of memory for one slot: block, size, uses, 1.5 places in the table, one in the list of free slots and one in
+#: the queue of new copies, a remembered block.
+INDEX_BYTES = 4 + 4 + 1 + 6 + 4 + 4 + 2
+#: In a slot's byte of uses: how many, and whether it stands in the queue.
 _MOST_USES = 3
-#: Slots that the hand passes at most before it takes the next one, used or not.
+_QUEUED = 0x80
+#: One of so many copies may be new.
+_NEW_SHARE = 10
+#: Slots that are looked at for a victim before the next one is taken, used or not.
 _LONGEST_SEARCH = 128
 _SCATTER = 0x9E3779B1  # 2^32 divided by the golden ratio: neighbours come to lie far apart
 
@@ -49,6 +59,11 @@ class CopyIndex:
         self._uses = bytearray(capacity)
         #: Slot + 1 by block, at the first place that was free from the block's own on.
         self._table = _numbers(capacity + capacity // 2 + 1)
+        #: A ring of slots: where its head is, and how many there are. One may be free, or hold what came later.
+        self._queue = _numbers(capacity)
+        self._head = self._queued = 0
+        #: By block, as far as no other came there later: 16 bits that tell what was new and has gone.
+        self._ghosts = memoryview(bytearray(2 * capacity)).cast("H")
         self._free = array("I")
         self._moving: int | None = None
         self._readers: dict[int, int] = {}
@@ -66,7 +81,7 @@ class CopyIndex:
     def use(self, block: int) -> None:
         """Take notice of a use."""
         slot = self.find(block)
-        if slot is not None and self._uses[slot] < _MOST_USES:
+        if slot is not None and self._uses[slot] & ~_QUEUED < _MOST_USES:
             self._uses[slot] += 1
 
     def pin(self, slot: int) -> None:
@@ -145,6 +160,10 @@ class CopyIndex:
         if self.count == before:
             return False
         self._free = array("I", (slot for slot in self._free if slot < self.count))
+        for _ in range(self._queued):
+            slot = self._unqueue()
+            if slot < self.count:
+                self._enqueue(slot)
         self._hand = min(self._hand, max(0, self.count - 1))
         return True
 
@@ -155,6 +174,10 @@ class CopyIndex:
         assert all(self.find(block) == slot for slot, block in held.items())
         assert sum(map(bool, self._table)) == len(held)
         assert self.used == sum(self._sizes[: self.count]) and not any(self._sizes[self.count :])
+        queued = {self._queue[(self._head + n) % self.capacity] for n in range(self._queued)}
+        assert len(queued) == self._queued
+        assert queued == {slot for slot in range(self.capacity) if self._uses[slot] & _QUEUED}
+        assert all(slot < self.count for slot in queued)
         free = set(self._free)
         assert len(free) == len(self._free) and not free & held.keys() and self._moving not in free
         resting = {slot for slot in self._readers if not self._blocks[slot]}
@@ -186,7 +209,12 @@ class CopyIndex:
 
     def _take(self, slot: int, block: int, size: int) -> None:
         self._resize(slot, size)
-        self._blocks[slot], self._uses[slot] = block + 1, 0
+        self._blocks[slot] = block + 1
+        # A slot in the queue keeps its place there.
+        queued = self._uses[slot] & _QUEUED
+        self._uses[slot] = queued
+        if not self._came_back(block) and not queued:
+            self._enqueue(slot)
         self.held += 1
         table = self._table
         place = self._own_place(block)
@@ -213,18 +241,58 @@ class CopyIndex:
 
     def _victim(self) -> int | None:
         """Take its slot from the block that is to go."""
-        spare = _LONGEST_SEARCH
-        # None of the slots is free, so that all but those being read hold a block.
-        for _ in range(_LONGEST_SEARCH + len(self._readers) + 1 if self.count else 0):
-            slot, self._hand = self._hand, self._hand + 1 if self._hand + 1 < self.count else 0
-            if not self._blocks[slot] or slot in self._readers:
+        for step in range(_LONGEST_SEARCH + len(self._readers) + 1 if self.count else 0):
+            hurry = step >= _LONGEST_SEARCH
+            new = not hurry and self._queued * _NEW_SHARE >= self.count
+            if new:
+                slot = self._unqueue()
+            else:
+                slot, self._hand = self._hand, self._hand + 1 if self._hand + 1 < self.count else 0
+            if not self._blocks[slot]:
                 continue
-            if self._uses[slot] and spare:
-                self._uses[slot] -= 1
-                spare -= 1
+            if slot in self._readers:
+                if new:
+                    self._enqueue(slot)
                 continue
-            place = self._find(self._blocks[slot] - 1)
-            assert place is not None
-            self._forget(place)
-            return slot
+            uses = self._uses[slot]
+            if not hurry and uses & _QUEUED:
+                # Its turn comes in the queue.
+                pass
+            elif not hurry and uses:
+                self._uses[slot] = 0 if new else uses - 1
+            else:
+                block = self._blocks[slot] - 1
+                if new:
+                    self._remember(block)
+                place = self._find(block)
+                assert place is not None
+                self._forget(place)
+                return slot
         return None
+
+    def _enqueue(self, slot: int) -> None:
+        self._queue[(self._head + self._queued) % self.capacity] = slot
+        self._queued += 1
+        self._uses[slot] |= _QUEUED
+
+    def _unqueue(self) -> int:
+        slot = self._queue[self._head]
+        self._head = (self._head + 1) % self.capacity
+        self._queued -= 1
+        self._uses[slot] &= ~_QUEUED
+        return slot
+
+    def _ghost(self, block: int) -> tuple[int, int]:
+        """Return where a block is remembered, and as what."""
+        return self._own_place(block) % self.capacity, (block * _SCATTER >> 7 & 0xFFFF) | 1
+
+    def _remember(self, block: int) -> None:
+        place, mark = self._ghost(block)
+        self._ghosts[place] = mark
+
+    def _came_back(self, block: int) -> bool:
+        place, mark = self._ghost(block)
+        if self._ghosts[place] != mark:
+            return False
+        self._ghosts[place] = 0
+        return True
