@@ -202,8 +202,8 @@ class CopyFile:
         """Let the file end with this many slots."""
         if slots % GROUP:
             # Or what comes there later would be taken for what is there now.
-            rest = (GROUP - slots % GROUP) * ENTRY_BYTES
-            os.pwrite(self._descriptor, bytes(rest), self._entry(slots))
+            rest = os.pread(self._descriptor, (GROUP - slots % GROUP) * ENTRY_BYTES, self._entry(slots))
+            os.pwrite(self._descriptor, bytes(len(rest.rstrip(b"\0"))), self._entry(slots))
         end = self._place(slots - 1) + self.slot_size if slots else START
         if os.fstat(self._descriptor).st_size > end:
             os.ftruncate(self._descriptor, end)
