@@ -2,8 +2,8 @@
 
 The traces of perf/workloads.py go through a memory cache of 3 % of the blocks that they touch (the slab that ships);
 what misses there comes to a disk cache of 10, 30 or 80 %. A write comes there once for all that follow each other
-closely. Printed: how many times as many blocks each policy fetches as the best one does for the same trace and size, geometric
-means, if what is written is kept, and if it only replaces what is there.
+closely. Printed: how many times as many blocks each policy fetches as the best one does for the same trace and size,
+geometric means, if what is written is kept, and if it only replaces what is there.
 """
 
 from __future__ import annotations

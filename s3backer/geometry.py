@@ -15,7 +15,7 @@ MIB = 1 << 20
 #: there and the ETags of 64 GiB, in blocks of 128 KiB.
 _KNOWLEDGE_SHARE = 16
 #: Memory for the index of a disk cache, as a share of the budget, and for what waits to be written there, beside two
-#: copies: 256 MiB suffice for 111 GiB in blocks of 128 KiB.
+#: copies: 256 MiB suffice for 84 GiB in blocks of 128 KiB.
 _INDEX_SHARE, _QUEUE_SHARE = 16, 64
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4

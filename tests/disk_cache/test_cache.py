@@ -207,7 +207,7 @@ def test_a_disk_that_fails_turns_it_off_and_is_said_once(
     disk.fail[call] = OSError(code, os.strerror(code))
     fill(cache, range(10, 12))
     cache.find(3)
-    wait_until(lambda: cache.facts()["failure"], "it is off")
+    wait_until(lambda: cache.facts()["failure"] and caplog.records, "it is off and says so")
     assert there(cache, range(20)) == []
     fill(cache, range(10, 20))
     cache.drop(4)

@@ -26,7 +26,7 @@ class Bench(Workbench):
     cache: Path
     size = 2 << 20
 
-    def what(self, **more: object) -> dict[str, object]:  # type: ignore[override]
+    def what(self, **more: object) -> dict[str, object]:
         volume = {"memory": 1 << 20, "threads": 4, "disk_cache": self.size, "disk_cache_directory": str(self.cache)}
         return super().what(volume=volume, **more)  # type: ignore[arg-type]
 

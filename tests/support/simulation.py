@@ -325,7 +325,7 @@ class World:
                 self.model[block * BLOCK : (block + 1) * BLOCK] = body
                 etag = self.store.inner.put(self.layout.key(block), body)
                 self.copies.keep(block, Copy(etag, body))
-            elif self.random.random() < 0.3:
+            if self.random.random() < 0.3:
                 self.copies.keep(block, Copy('"of an earlier mount"', self.random.randbytes(BLOCK)))
 
     def run(self) -> None:
