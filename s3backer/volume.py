@@ -100,9 +100,13 @@ class Volume:
                 queue_bytes=plan.disk_queue,
             )
         self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
-        self._driver = Driver(
-            self._slab, layout, threads=plan.threads, write_delay=options.write_delay, stretch=self._look_at_budget
-        )
+        try:
+            self._driver = Driver(
+                self._slab, layout, threads=plan.threads, write_delay=options.write_delay, stretch=self._look_at_budget
+            )
+        except BaseException:
+            self._close_disk_cache()
+            raise
         self._statistics = Statistics(
             store.counters,
             self._slab,
@@ -255,8 +259,6 @@ class Volume:
         self._driver.close(progress)
         if self._survey is not None:
             self._survey.join()
-        if self._disk_cache is not None:
-            self._disk_cache.close()
         try:
             if self._token is not None:
                 settle(self._store, self.name, waits)
@@ -265,6 +267,12 @@ class Volume:
                 settle(self._store, self.name, waits)
         finally:
             self._store.close()
+            # Last: a local disk that hangs keeps no volume locked.
+            self._close_disk_cache()
+
+    def _close_disk_cache(self) -> None:
+        if self._disk_cache is not None:
+            self._disk_cache.close()
 
     # ── facts ────────────────────────────────────────────────────────────────────────────────────────
 

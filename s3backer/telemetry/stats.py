@@ -1,9 +1,9 @@
 """The text of the stats file: one ``NAME value`` a line, the name padded to 28 characters, and a space.
 
 The original's names come first, all of them and in its order, so that its users' scripts go on; ours come after.
-What has no counterpart here is 0: there is no second cache for old answers (``md5_cache``), no cache file whose blocks would
-have to be verified, and no upload is broken off. ``http_empty_blocks`` and ``zero_block_cache`` count the same thing,
-which is called one way before the original's 1.6 and the other way since.
+What has no counterpart here is 0: there is no second cache for old answers (``md5_cache``), no ``blockCacheFile``
+whose blocks would have to be verified, and no upload is broken off. ``http_empty_blocks`` and ``zero_block_cache``
+count the same thing, which is called one way before the original's 1.6 and the other way since.
 """
 
 from __future__ import annotations

@@ -110,6 +110,17 @@ def test_a_scan_does_not_drive_out_what_is_used_again() -> None:
     assert sum(index.find(block) is not None for block in range(50)) == 50
 
 
+def test_what_is_new_has_time_to_be_used_again() -> None:
+    index = CopyIndex(100, 100 * SIZE)
+    for _ in range(2):
+        for block in range(100):
+            keep(index, block)
+    for block in range(1000, 1100):
+        keep(index, block)
+        assert all(index.find(other) is not None for other in range(max(1000, block - 8), block))
+    assert sum(index.find(block) is not None for block in range(100)) >= 88
+
+
 def test_of_a_loop_that_does_not_fit_a_part_stays() -> None:
     index = CopyIndex(100, 100 * SIZE)
     hits = [sum(keep(index, block) for block in range(130)) for _ in range(12)]
