@@ -202,7 +202,7 @@ class DiskCache:
                 return
             self._queue[block] = copy
             self._waiting += len(copy.body)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def drop(self, block: int) -> None:
         """Forget the block's copy: none that was kept before is found any more."""
@@ -232,7 +232,7 @@ class DiskCache:
         """Write what waits, end the thread and give the file free. What is kept stays for the next mount."""
         with self._lock:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._writer.join()
         self._file.close()
 

@@ -30,7 +30,8 @@ class Bench:
 
     def mount(self, **more: Any) -> tuple[S3Store, Volume]:
         store = self.store()
-        options = {"memory": 4 << 20, "threads": 4, "write_delay": 3600.0, "disk_cache": 8 << 20, **more}
+        # All that is written here may wait for the disk at once: nothing is left out.
+        options = {"memory": 64 << 20, "threads": 4, "write_delay": 3600.0, "disk_cache": 8 << 20, **more}
         return store, Volume.open(store, "p/", VolumeOptions(disk_cache_directory=str(self._directory), **options))
 
 
