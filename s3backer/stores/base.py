@@ -88,6 +88,9 @@ class ObjectStore(Protocol):
         Of one that is larger no more than that is read.
         """
 
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        """Return the object as ``get`` does, or None if it has this ETag, without its body."""
+
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return ``length`` bytes (1 or more) from byte ``start`` of the object; ``ObjectNotFound`` if absent.
 
