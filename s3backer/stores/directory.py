@@ -147,7 +147,7 @@ class DirectoryStore:
         with self._call("get", key) as call:
             body, entry = self._describe(call, key, lambda: self._body(call, key, names, at_most), _etag)
             call.received = len(body)
-            return StoredObject(_info(key, len(body), entry), body)
+            return StoredObject(_info(key, len(body), entry), body, "md5" if entry.recorded else "")
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag.

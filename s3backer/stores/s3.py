@@ -125,7 +125,7 @@ class S3Store:
         request = Request("get", "GET", key, headers=ASK, hedged=True, at_most=at_most)
         answer = self._engine.perform(request, verify=lambda answer: self._check_whole(key, answer))
         self._bucket_seen = True
-        return StoredObject(object_info(key, answer, len(answer.body)), answer.body)
+        return StoredObject(object_info(key, answer, len(answer.body)), answer.body, self._checksums.means(answer))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag."""
