@@ -168,6 +168,11 @@ class ClassicLayout:
         return self._size // self.block_size
 
     @property
+    def most_stored(self) -> int:
+        """Bytes that no object of a block exceeds: neither compressing nor encrypting makes it this much longer."""
+        return 2 * self.block_size + _LONGEST_OVERHEAD
+
+    @property
     def presence(self) -> PresenceMap:
         """What is known about which blocks have an object."""
         return self._presence
@@ -197,8 +202,7 @@ class ClassicLayout:
 
     def fetch(self, block: int) -> StoredObject:
         """Return a block's object as it is stored. Raises ObjectNotFound, StoreError or CorruptObject."""
-        # Neither compressing nor encrypting makes a block this much longer.
-        return self._store.get(self.key(block), at_most=2 * self.block_size + _LONGEST_OVERHEAD)
+        return self._store.get(self.key(block), at_most=self.most_stored)
 
     def decode(self, block: int, found: StoredObject) -> bytes:
         """Return a block's bytes from its object; CorruptObject, naming it, if it cannot be what was written."""
