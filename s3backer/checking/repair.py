@@ -25,7 +25,7 @@ from s3backer import _fast
 from s3backer.checking.findings import Finding
 from s3backer.checking.objects import Examiner
 from s3backer.checking.subject import Subject
-from s3backer.errors import ObjectNotFound, PreconditionFailed
+from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed
 from s3backer.layouts.classic import BLOCK_CONTENT_TYPE, META_BLOCK_SIZE, META_SIZE, parse_metadata
 from s3backer.layouts.token import read_token, remove_token, settle, write_token
 from s3backer.units import exact_size
@@ -125,7 +125,7 @@ def _do(subject: Subject, examiner: Examiner, repair: Repair) -> str:
         if repair.finding.kind in OF_METADATA:
             return _put_metadata(subject, examiner) or _written(subject)
         return _delete(subject, repair.finding)
-    except PreconditionFailed:
+    except (PreconditionFailed, CorruptObject):
         return _CHANGED
     except ObjectNotFound:
         return "it has gone"

@@ -29,7 +29,7 @@ from s3backer.checking.findings import MOST_NOTES, Counts, Finding
 from s3backer.checking.objects import Examined, Examiner
 from s3backer.checking.state import CheckState
 from s3backer.checking.subject import Subject
-from s3backer.errors import BucketNotFound, ObjectNotFound, StoreError
+from s3backer.errors import BucketNotFound, CorruptObject, ObjectNotFound, StoreError
 from s3backer.geometry import MIB
 from s3backer.layouts.classic import parse_block_name, parse_metadata
 from s3backer.layouts.token import TOKEN_NAME
@@ -83,7 +83,7 @@ class Check:
         #: Told as soon as it is clear that the store works.
         self._held: list[_Told] = []
         self._unreadable = 0
-        #: A block that was read.
+        #: A block for which the store had an answer.
         self._readable: int | None = None
         #: Requests before this run, by kind.
         self._before = self._requests()
@@ -237,8 +237,8 @@ class Check:
             raise StoreError(f"no object can be read. The last one: {last.what}", hint=_GO_ON)
         try:
             self.subject.layout.fetch(self._readable)
-        except ObjectNotFound:
-            # It was removed meanwhile, says a store that works.
+        except (ObjectNotFound, CorruptObject):
+            # It was removed meanwhile, or is damaged: says a store that works.
             return
         except BucketNotFound:
             raise

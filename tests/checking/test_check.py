@@ -425,6 +425,22 @@ def test_the_first_block_can_be_damaged_too() -> None:
     require(world)
 
 
+def test_a_first_block_of_zeros_is_as_it_should_be() -> None:
+    for encoding in ENCODINGS:
+        world = World.make(encoding)
+        world.layout.write(0, None)
+        require(world)
+
+
+def test_the_store_may_be_asked_about_a_block_that_is_damaged_itself() -> None:
+    """What comes before objects that cannot be read, to see whether the store works."""
+    for damage in (flipped_under_a_checksum, far_too_long, vanished):
+        world = World.make()
+        unreadable(world, world.present()[-1], 0)
+        damage(world, world.present()[-2], 1)
+        require(world)
+
+
 # ── encrypted, without the password ──────────────────────────────────────────────────────────────────────────────
 
 

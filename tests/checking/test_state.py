@@ -324,6 +324,18 @@ def test_a_store_that_gives_nothing_is_an_error(streak: int) -> None:
         check.run()
 
 
+def test_an_unreadable_object_holds_nothing_up(path: Path, streak: int) -> None:
+    world = World.make(blocks=60)
+    world.store.failing.add(world.layout.key(world.present()[2]))
+    store = SmallPages(world, 50)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Check(find_subject(store, PREFIX, VolumeOptions()), CheckOptions(threads=1, state=path)) as check,
+    ):
+        check.run()
+    assert check.state.after > world.layout.key(world.present()[20])
+
+
 def test_many_unreadable_objects_of_a_store_that_works(streak: int) -> None:
     """As where a server has lost a disk."""
     world = World.make(blocks=80)
