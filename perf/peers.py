@@ -50,6 +50,14 @@ def _command(peer: str, place: Place, directory: Path, mountpoint: Path, surroun
             "RCLONE_CONFIG_S_ENV_AUTH": "true",
             "RCLONE_CONFIG_S_ENDPOINT": server.endpoint,
         }
+        # It looks for the fusermount of fuse3, which cannot be installed beside ours and takes the same words.
+        fusermount = shutil.which("fusermount")
+        assert fusermount is not None
+        helpers = directory / "bin"
+        helpers.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (helpers / "fusermount3").symlink_to(fusermount)
+        surroundings["PATH"] = f"{helpers}:{surroundings['PATH']}"
         cache = ["--vfs-cache-mode", "writes", "--vfs-write-back", "0s", "--cache-dir", str(directory / "cache")]
         return [program, "mount", f"s:{place.bucket}", str(mountpoint), "--config", "/dev/null", *cache]
     metadata = f"sqlite3://{directory / 'metadata.db'}"

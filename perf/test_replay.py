@@ -48,6 +48,7 @@ BARE = 800
 CALLERS = 16
 #: Silence ends after the attempt was given up: the request then still goes on to the server.
 STALL = 3.0
+_ENDS_IN = 300.0
 FAULTS = {"error500": 0.025, "stall": 0.025}
 
 pytestmark = [needs_mounts, pytest.mark.skipif(find_minio() is None, reason=NOT_BUILT)]
@@ -73,7 +74,8 @@ def attached(bucket: str, options: StoreOptions, directory: Path) -> Iterator[st
         finally:
             print(f"The mount {'runs' if mount.process.poll() is None else 'has ended'}; {said_by(mount.process)}")
         mount.umount()
-        mount.wait()
+        # It waits until what was lost on the way cannot arrive any more.
+        mount.process.wait(_ENDS_IN)
         assert mount.process.returncode == 0
 
 

@@ -329,6 +329,23 @@ cdef class Slab:
             pthread_mutex_unlock(&self._lock)
         return index >= 0
 
+    def next_held(self, uint64_t block, uint64_t stop):
+        """Return the first block in [block, stop) that has a slot, else stop."""
+        cdef int32_t index
+        cdef uint64_t found = stop
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            if stop - block <= <uint64_t>self._slots:
+                while block < stop and self._find(block) < 0:
+                    block += 1
+                found = block
+            else:
+                for index in range(self._slots):
+                    if self._slot[index].used and block <= self._slot[index].block < found:
+                        found = self._slot[index].block
+            pthread_mutex_unlock(&self._lock)
+        return found
+
     def fully_valid(self, uint64_t block):
         """Return whether the block has a slot and every sector of it is valid."""
         cdef int32_t index

@@ -7,11 +7,16 @@ from s3backer._fast cimport iovec, pthread_mutex_t
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_cond_t:
         pass
+    ctypedef struct pthread_condattr_t:
+        pass
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
+    int pthread_cond_init(pthread_cond_t *, pthread_condattr_t *)
+    int pthread_condattr_init(pthread_condattr_t *)
+    int pthread_condattr_setclock(pthread_condattr_t *, int)
+    int pthread_condattr_destroy(pthread_condattr_t *)
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
     int pthread_cond_signal(pthread_cond_t *)
     int pthread_cond_destroy(pthread_cond_t *)
@@ -22,7 +27,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int, timespec *)
     enum:
-        CLOCK_REALTIME
+        CLOCK_MONOTONIC
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int, void *, size_t)

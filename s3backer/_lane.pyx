@@ -71,6 +71,8 @@ cdef class Lane:
     """
 
     cdef int _device
+    # What the device's number leads to in the end: /dev/null.
+    cdef int _nowhere
     cdef int _socket
     cdef uint64_t _inode
     cdef uint64_t _handle
@@ -115,6 +117,9 @@ cdef class Lane:
         bint direct_io=False,
         bint lazy_fsync=False,
     ):
+        self._nowhere = open(b"/dev/null", O_RDWR | O_CLOEXEC)
+        if self._nowhere < 0:
+            raise OSError(errno, "/dev/null cannot be opened")
         self._device, self._socket = device, socket
         self._slab, self._ahead = slab, ahead
         self._inode, self._handle, self._end = inode, handle, end
@@ -124,7 +129,10 @@ cdef class Lane:
 
     def __dealloc__(self):
         # Nothing is sent any more: whoever has something to finish holds the lane.
-        close(self._device)
+        if self._nowhere > 0:
+            close(self._nowhere)
+        if self._device > 0:
+            close(self._device)
 
     # ── the kernel's requests ────────────────────────────────────────────────────────────────────────────
 
@@ -356,12 +364,9 @@ cdef class Lane:
 
     def close(self):
         """Leave the kernel's connection, when ``serve`` has ended everywhere. What is finished later is not sent."""
-        cdef int null
         with nogil:
-            null = open(b"/dev/null", O_RDWR | O_CLOEXEC)
             # The number stays taken: nothing else can get it while replies may still be sent to it.
-            dup3(null, self._device, O_CLOEXEC)
-            close(null)
+            dup3(self._nowhere, self._device, O_CLOEXEC)
 
     # ── llfuse's replies ─────────────────────────────────────────────────────────────────────────────────
 

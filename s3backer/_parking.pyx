@@ -16,12 +16,16 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from s3backer._fuse cimport (
-    CLOCK_REALTIME,
+    CLOCK_MONOTONIC,
     clock_gettime,
     pthread_cond_destroy,
     pthread_cond_init,
     pthread_cond_signal,
     pthread_cond_timedwait,
+    pthread_condattr_destroy,
+    pthread_condattr_init,
+    pthread_condattr_setclock,
+    pthread_condattr_t,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -47,9 +51,14 @@ cdef class Parking:
     """A table of requests that wait; see the module."""
 
     def __cinit__(self):
+        cdef pthread_condattr_t attributes
         self._free = self._first = self._last = -1
         pthread_mutex_init(&self._lock, NULL)
-        pthread_cond_init(&self._news, NULL)
+        # Whoever sets the computer's clock must not keep anybody waiting.
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(&self._news, &attributes)
+        pthread_condattr_destroy(&attributes)
         if not self._grow():
             raise MemoryError("no memory for requests that wait")
 
@@ -200,7 +209,7 @@ cdef class Parking:
         cdef Hint found[MOST_HINTS]
         cdef timespec until
         with nogil:
-            clock_gettime(CLOCK_REALTIME, &until)
+            clock_gettime(CLOCK_MONOTONIC, &until)
             until.tv_nsec += milliseconds * 1000000
             until.tv_sec += until.tv_nsec // 1000000000
             until.tv_nsec %= 1000000000

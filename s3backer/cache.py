@@ -33,6 +33,8 @@ from s3backer.errors import S3backerError, StoreError
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
 
+_LESS_MEMORY = "Use a smaller --memory."
+
 
 @dataclass(frozen=True, slots=True)
 class WritePolicy:
@@ -73,9 +75,12 @@ class ReadRequest(Request):
         self.length = self.length or len(self.buffer)
 
     def filled(self) -> bytearray:
-        """Return the buffer, made if need be."""
+        """Return the buffer, made if need be; StoreError if there is no memory for it."""
         if len(self.buffer) < self.length:
-            self.buffer = bytearray(self.length)
+            try:
+                self.buffer = bytearray(self.length)
+            except MemoryError:
+                raise StoreError(f"no memory for the {self.length} bytes of a read", hint=_LESS_MEMORY) from None
         return self.buffer
 
 
@@ -349,31 +354,40 @@ class BlockCache:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _piece(self, request: ReadRequest, block: int) -> tuple[int, int, memoryview]:
-        """Return (start, stop) inside the block and the part of the buffer for it."""
+    def _piece(self, request: ReadRequest, block: int) -> tuple[int, int, memoryview] | None:
+        """Return (start, stop) inside the block and the part of the buffer for it; None: the read has failed."""
         base = block * self._block_size
         start = max(request.offset, base)
         stop = min(request.offset + request.length, base + self._block_size)
-        return start - base, stop - base, memoryview(request.filled())[start - request.offset : stop - request.offset]
+        try:
+            buffer = memoryview(request.filled())
+        except StoreError as error:
+            self.counts.memory_errors += 1
+            request.failed = True
+            self._reply(request, error)
+            return None
+        return start - base, stop - base, buffer[start - request.offset : stop - request.offset]
 
     def _read_block(self, request: ReadRequest, block: int) -> None:
+        if request.failed:
+            return
         if block not in self._fetches and self._layout.known_absent(block):
             if not self._slab.contains(block):
                 self.counts.zeros_read += 1
                 return
             self._slab.fill(block, None)
         if self._slab.contains(block):
-            start, _, view = self._piece(request, block)
-            if self._slab.copy_out(block, start, view):
+            piece = self._piece(request, block)
+            if piece is None or self._slab.copy_out(block, piece[0], piece[2]):
                 return
         request.pending += 1
         self._fetch(block, urgent=True).readers.append(request)
 
     def _finish_read(self, request: ReadRequest, block: int, stale: bool, body: bytes | None) -> None:
         request.pending -= 1
-        if request.failed:
+        if request.failed or (piece := self._piece(request, block)) is None:
             return
-        start, stop, view = self._piece(request, block)
+        start, stop, view = piece
         if not self._slab.copy_out(block, start, view):
             if stale:
                 self._read_block(request, block)
@@ -466,10 +480,7 @@ class BlockCache:
         if at % size or at // size >= stop:
             return False
         block = at // size
-        absent_to = self._layout.next_possibly_present(block, stop)
-        while block < absent_to and not self._slab.contains(block):
-            block += 1
-        moved = block - at // size
+        moved = self._slab.next_held(block, self._layout.next_possibly_present(block, stop)) - block
         self.counts.zeros_skipped += moved
         request.position += moved * size
         return moved > 0
@@ -527,7 +538,7 @@ class BlockCache:
         except MemoryError:
             # There is no memory for the copy: the same as a store that failed.
             self.counts.memory_errors += 1
-            error = StoreError(f"no memory for a copy of block {block}", hint="Use a smaller --memory.")
+            error = StoreError(f"no memory for a copy of block {block}", hint=_LESS_MEMORY)
             self._store_failed(block, _Attempt(sequence, self._flush_count), error, now)
             return True
         if body is None and absent:

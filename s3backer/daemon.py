@@ -71,8 +71,8 @@ _PATH_VARIABLES = (
 class MountRequest:
     """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only.
 
-    ``lazy_fsync``: fsync and close are answered at once, as by the original. ``uid`` and ``gid`` own the files, None: who mounts. ``stats_mirror``: a file that gets a copy of the statistics
-    every ``stats_interval`` seconds.
+    ``lazy_fsync``: fsync and close are answered at once, as by the original. ``uid`` and ``gid`` own the files, None:
+    who mounts. ``stats_mirror``: a file that gets a copy of the statistics every ``stats_interval`` seconds.
     """
 
     url: VolumeURL

@@ -196,7 +196,16 @@ class Driver:
     def begin_read(self, offset: int, length: int, done: Callable[[S3backerError | None, Buffer], None]) -> Request:
         """Read ``length`` bytes from ``offset``; both lie inside the volume."""
         request = ReadRequest(offset=offset, length=length)
-        request.context = lambda error: done(error, b"" if error else request.filled())
+
+        def finish(error: S3backerError | None) -> None:
+            content: Buffer = b""
+            try:
+                content = b"" if error else request.filled()
+            except StoreError as failure:
+                error = failure
+            done(error, content)
+
+        request.context = finish
         size = self._slab.block_size
         blocks = list(range(offset // size, -(-(offset + length) // size)))
         self._call(lambda now: self.cache.read(request, blocks))

@@ -6,7 +6,9 @@ neither wait nor raise. A call that cannot begin now (the size is being changed)
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -15,9 +17,11 @@ from s3backer._fast import Slab
 from s3backer._readahead import ReadAhead
 from s3backer.cache import Request
 from s3backer.driver import Driver
-from s3backer.errors import Interrupted, ReadOnlyVolume, S3backerError
+from s3backer.errors import Interrupted, ReadOnlyVolume, S3backerError, StoreError
 from s3backer.gate import Gate
 from s3backer.stores.base import Buffer
+
+log = logging.getLogger(__name__)
 
 Error = S3backerError | OSError | None
 
@@ -86,27 +90,30 @@ class Port:
 
     def read(self, call: Call, offset: int, length: int, done: Callable[[Error, Buffer], None]) -> bool:
         """Read up to ``length`` bytes: fewer at the end of the volume."""
-        if not self._calls.try_enter():
+        stay = self._enter(self._calls)
+        if stay is None:
             return False
 
         def finish(error: S3backerError | None, content: Buffer) -> None:
-            self._calls.leave()
+            stay.leave()
             done(error, content)
 
         length = min(length, self.end() - offset)
-        if length > 0:
-            self._wait_for(call, self._driver.begin_read(offset, length, finish))
-        else:
-            finish(None, b"")
+        with stay:
+            if length > 0:
+                self._wait_for(call, self._driver.begin_read(offset, length, finish))
+            else:
+                finish(None, b"")
         return True
 
     def write(self, call: Call, offset: int, data: Buffer, position: int, done: Callable[[Error, int], None]) -> bool:
         """Write data, the first ``position`` bytes of which the slab has; ``done`` gets the bytes taken."""
-        if not self._enter_writing():
+        stay = self._enter(self._calls, self._writes)
+        if stay is None:
             return False
         room = self.end() - offset
         if self._read_only or room <= 0 < len(data):
-            self._leave_writing()
+            stay.leave()
             done(_read_only(self.name) if self._read_only else _no_space(), 0)
             return True
         taken = min(len(data), max(room, 0))
@@ -118,38 +125,43 @@ class Port:
                 through(error)
 
         def through(error: S3backerError | None) -> None:
-            self._leave_writing()
+            stay.leave()
             done(error, taken)
 
-        self._wait_for(call, self._driver.begin_write(offset, memoryview(data)[:taken], finish, position=position))
+        with stay:
+            self._wait_for(call, self._driver.begin_write(offset, memoryview(data)[:taken], finish, position=position))
         return True
 
     def zero(self, call: Call, offset: int, length: int, done: Callable[[Error], None]) -> bool:
         """Make a range zeros; whole blocks of it cease to be objects. It must lie inside the volume."""
-        if not self._enter_writing():
+        stay = self._enter(self._calls, self._writes)
+        if stay is None:
             return False
         if self._read_only or offset + length > self.end():
-            self._leave_writing()
+            stay.leave()
             done(_read_only(self.name) if self._read_only else _no_space())
             return True
 
         def finish(error: Error) -> None:
-            self._leave_writing()
+            stay.leave()
             done(error)
 
-        _Zeroing(self._driver, call, offset, length, finish, flush=self._write_through).go_on(None)
+        with stay:
+            _Zeroing(self._driver, call, offset, length, finish, flush=self._write_through).go_on(None)
         return True
 
     def flush(self, call: Call, done: Callable[[Error], None]) -> bool:
         """Answer when everything written before is in the bucket."""
-        if not self._calls.try_enter():
+        stay = self._enter(self._calls)
+        if stay is None:
             return False
 
         def finish(error: S3backerError | None) -> None:
-            self._calls.leave()
+            stay.leave()
             done(error)
 
-        self._wait_for(call, self._driver.begin_flush(finish))
+        with stay:
+            self._wait_for(call, self._driver.begin_flush(finish))
         return True
 
     def cancel(self, call: Call) -> None:
@@ -163,17 +175,36 @@ class Port:
         if call.cancelled:
             self._driver.cancel(request, Interrupted())
 
-    def _enter_writing(self) -> bool:
-        if not self._calls.try_enter():
-            return False
-        if not self._writes.try_enter():
-            self._calls.leave()
-            return False
-        return True
+    def _enter(self, *gates: Gate) -> _Stay | None:
+        """Enter all of the gates; None, and none entered, while one is shut."""
+        stay = _Stay()
+        with stay:
+            for gate in gates:
+                if not gate.try_enter():
+                    stay.leave()
+                    return None
+                stay.gates.append(gate)
+        return stay
 
-    def _leave_writing(self) -> None:
-        self._writes.leave()
-        self._calls.leave()
+
+class _Stay:
+    """A call's stay inside gates. As a context: what cannot even begin has left them."""
+
+    def __init__(self) -> None:
+        self.gates: list[Gate] = []
+
+    def leave(self) -> None:
+        """Leave the gates, once: whoever comes second does nothing."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.gates.pop().leave()
+
+    def __enter__(self) -> None:
+        """Begin the call."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.leave()
 
 
 class _Zeroing:
@@ -209,16 +240,25 @@ class _Zeroing:
             if self._call.cancelled:
                 self._done(Interrupted())
                 return
-            if self._offset == self._stop:
-                self._flush = False
-                request = self._driver.begin_flush(self.go_on)
-            else:
-                length = min(self._driver.zero_step, self._stop - self._offset)
-                self._offset += length
-                request = self._driver.begin_zero(self._offset - length, length, self.go_on)
+            try:
+                request = self._begin_piece()
+            except Exception as defect:
+                # It may be that nobody else is here who could answer.
+                log.exception("zeroing met a defect")
+                self._done(StoreError(f"zeroing failed: {defect!r}", hint="This is a defect; please report it."))
+                return
             self._call.requests = [request]
             if self._call.cancelled:
                 self._driver.cancel(request, Interrupted())
+
+
+    def _begin_piece(self) -> Request:
+        if self._offset == self._stop:
+            self._flush = False
+            return self._driver.begin_flush(self.go_on)
+        length = min(self._driver.zero_step, self._stop - self._offset)
+        self._offset += length
+        return self._driver.begin_zero(self._offset - length, length, self.go_on)
 
 
 def _no_space() -> OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from s3backer.errors import StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
 from s3backer.opening import VolumeOptions
+from s3backer.port import Call
 from s3backer.stores.base import Body, ListPage, StoredObject
 from s3backer.stores.bodies import pieces
 from s3backer.stores.memory import MemoryStore
@@ -217,6 +219,72 @@ def test_no_memory_for_a_copy_fails_the_flush_and_loses_nothing(
     assert slab.failures == 0
     assert all(store.get(f"{block:08x}").body == b"x" * BLOCK for block in range(1, 10))
     assert "defect" not in caplog.text
+
+
+@pytest.mark.parametrize("what", ["in the bucket", "in the bucket and in memory", "absent"])
+def test_no_memory_for_a_read_fails_it_and_nobody_waits(
+    store: SlowStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    with Volume.open(store, "", options()) as volume:
+        if what != "absent":
+            volume.write(BLOCK, b"x" * 2 * BLOCK)
+    answers: list[object] = []
+    answered = threading.Event()
+
+    def done(error: object, content: object) -> None:
+        answers.append(error)
+        answered.set()
+
+    def no_memory(size: int) -> None:
+        raise MemoryError(size)
+
+    volume = Volume.open(store, "", options())
+    if what == "in the bucket and in memory":
+        volume.read(BLOCK, BLOCK)
+    with monkeypatch.context() as patch:
+        patch.setattr("s3backer.cache.bytearray", no_memory, raising=False)
+        assert volume.port.read(Call(0), BLOCK, 2 * BLOCK, done)
+        assert answered.wait(20)
+    assert volume.read(BLOCK, 2) == (b"\0\0" if what == "absent" else b"xx")
+    volume.close()
+    assert len(answers) == 1
+    assert isinstance(answers[0], StoreError)
+    assert "no memory" in str(answers[0])
+    assert "defect" not in caplog.text
+
+
+@pytest.mark.parametrize("what", ["read", "write", "zero", "flush"])
+def test_a_call_that_met_a_defect_keeps_no_volume_open(
+    store: SlowStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    volume = Volume.open(store, "", options())
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    answers: list[object] = []
+
+    def done(error: object, *_: object) -> None:
+        answers.append(error)
+
+    ports: dict[str, Callable[[], object]] = {
+        "read": lambda: volume.port.read(Call(0), 0, BLOCK, done),
+        "write": lambda: volume.port.write(Call(0), 0, b"x", 0, done),
+        "zero": lambda: volume.port.zero(Call(0), 0, BLOCK, done),
+        "flush": lambda: volume.port.flush(Call(0), done),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(volume._driver.cache, "write" if what == "zero" else what, broken)
+        if what == "zero":
+            assert ports[what]()
+            assert isinstance(answers[0], StoreError)
+        else:
+            with pytest.raises(RuntimeError, match="broken"):
+                ports[what]()
+    closing = threading.Thread(target=volume.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
 
 
 class OneByOne(MemoryStore):

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import random
 import re
+import signal
 import sys
 import threading
 import time
@@ -496,6 +497,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         up=given.up,
         down=given.down,
     )
+    # Whoever is started in the background of a shell has SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with proxy:
             print(f"{proxy.url} → {given.to[0]}:{given.to[1]}; Ctrl-C ends it", flush=True)

@@ -180,7 +180,14 @@ class FuseMount:
             log.warning("mounting on %s: %s", self._mountpoint, text)
         if self._port is not None:
             (device,) = device_descriptors() - before
-            self._take_over(device, self._port)
+            try:
+                self._take_over(device, self._port)
+            except OSError as error:
+                llfuse.close(unmount=True)
+                raise MountError(
+                    f"the fast lane of {self._mountpoint} cannot begin: {error.strerror}",
+                    hint="Raise the limit of open files (ulimit -n), or mount with --no-fast-lane.",
+                ) from None
 
     def serve(self, workers: int) -> None:
         """Answer requests until the filesystem is unmounted or ``stop`` is called, then take it down."""

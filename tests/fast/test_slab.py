@@ -185,6 +185,10 @@ class SlabMachine(RuleBasedStateMachine):
     def drop_from(self, block: int) -> None:
         self.change(block * BLOCK, BLOCKS * BLOCK, "drop_from", block)
 
+    @rule(block=st.integers(0, 2 * BLOCKS), length=st.integers(0, 4 * BLOCKS))
+    def next_held(self, block: int, length: int) -> None:
+        assert self.real.next_held(block, block + length) == self.plain.next_held(block, block + length)
+
     @rule(block=st.integers(0, BLOCKS - 1), start=st.integers(0, BLOCK), length=st.integers(0, BLOCK))
     def copy_out(self, block: int, start: int, length: int) -> None:
         length = min(length, BLOCK - start)

@@ -272,6 +272,9 @@ class PlainSlab:
         slot.dirty |= written
         slot.valid |= written
 
+    def next_held(self, block: int, stop: int) -> int:
+        return next((one for one in range(block, stop) if self.contains(one)), stop)
+
     def contains(self, block: int) -> bool:
         return block in self.found
 
