@@ -27,7 +27,7 @@ from s3backer.checking.objects import Examiner
 from s3backer.checking.subject import Subject
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed
 from s3backer.layouts.classic import BLOCK_CONTENT_TYPE, META_BLOCK_SIZE, META_SIZE, parse_metadata
-from s3backer.layouts.token import read_token, remove_token, settle, write_token
+from s3backer.layouts.token import remove_token, settle, write_token
 from s3backer.units import exact_size
 
 _THREADS = 16
@@ -100,9 +100,6 @@ def perform(subject: Subject, planned: Iterable[Repair], done: Callable[[Repair,
     Raises VolumeInUse where the volume is mounted, StoreError where the store fails; what was done by then stays.
     """
     store, prefix = subject.store, subject.layout.prefix
-    found = read_token(store, prefix)
-    if found is not None:
-        raise subject.in_use(found)
     token = write_token(store, prefix, subject.name, replace=None, random_source=random.SystemRandom())
     try:
         work, examiner = iter(planned), Examiner(subject)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -537,6 +538,28 @@ def replace_size(world: World, size: int) -> ClassicLayout:
     layout = ClassicLayout(world.store, PREFIX, block_size=BLOCK_SIZE, size=size)
     layout.write(0, data_of(world, 0))
     return layout
+
+
+@pytest.mark.parametrize("encoding", [PLAIN, ENCODINGS[4]], ids=["plain", "encrypted"])
+def test_a_volume_that_is_written_to_while_it_is_checked(encoding: EncodingOptions) -> None:
+    world = World.make(encoding, blocks=200)
+    mounted(world)
+    done = threading.Event()
+
+    def write() -> None:
+        source = random.Random(3)
+        while not done.is_set():
+            block = source.randrange(200)
+            world.layout.write(block, source.choice([None, source.randbytes(BLOCK_SIZE), b"x" * BLOCK_SIZE]))
+
+    writer = threading.Thread(target=write, name="writer")
+    writer.start()
+    try:
+        for _ in range(5):
+            assert run(world)[0] == world.expected
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_notes_without_number_are_counted() -> None:

@@ -144,6 +144,21 @@ def test_a_state_that_is_cut_off_anywhere(path: Path) -> None:
             assert 0 < end < full.index(b"\n") + 1 and "no state" in error.message
 
 
+def test_what_follows_the_last_mark_is_cut_off(path: Path) -> None:
+    with CheckState(path, ABOUT, resume=False) as state:
+        state.expect(1)
+        state.found(Finding("foreign", "a", "first"))
+        state.mark("a")
+        whole = path.read_bytes()
+        state.found(Finding("foreign", "b", "second"))
+        state.mark("b")
+    after = path.read_bytes()[len(whole) :].split(b"\n")[0] + b"\n"
+    path.write_bytes(whole + after)
+    with CheckState(path, ABOUT, resume=True) as state:
+        assert (state.after, [finding.key for finding in state.findings()]) == ("a", ["a"])
+        assert path.read_bytes() == whole
+
+
 def test_requests_of_all_runs_are_counted(path: Path) -> None:
     world = damaged()
     store = SmallPages(world, 20)
