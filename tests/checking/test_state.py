@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import stat
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import S3backerError, StoreError, UsageError, VolumeInUse
 from s3backer.opening import VolumeOptions
 from s3backer.stores.base import ListPage
-from tests.checking.test_check import BESIDE, DAMAGES, ENCRYPTED, PREFIX, World, told
+from tests.support.damage import BESIDE, DAMAGES, ENCRYPTED, PREFIX, Found, World
 from tests.support.kept import KeepingStore
 
 ABOUT = {
@@ -44,6 +45,10 @@ def marks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "made" / "check-x"
+
+
+def told(check: Check) -> Counter[Found]:
+    return Counter((finding.kind, finding.key) for finding in check.state.findings())
 
 
 def damaged(encoding: EncodingOptions = ENCRYPTED) -> World:
@@ -252,6 +257,20 @@ def test_a_file_that_is_not_ours_is_refused(path: Path, first: bytes, said: str)
     with pytest.raises(UsageError, match=said):
         CheckState(path, ABOUT, resume=True)
     assert path.read_bytes() == first + b"more"
+
+
+def test_a_state_of_the_first_version(tmp_path: Path) -> None:
+    """Every later version goes on with it."""
+    golden = Path(__file__).resolve().parents[1] / "golden" / "check-state-1"
+    path = tmp_path / "state"
+    path.write_bytes(golden.read_bytes())
+    with CheckState(path, ABOUT, resume=True) as state:
+        assert (state.begun, state.objects, state.after) == ("20261126T160000Z", 4, "disk/readme")
+        assert (state.counts.objects, state.counts.problems, state.ended) == (2, 1, None)
+        assert list(state.findings()) == [
+            Finding("length", "disk/00000001", "it has 9 bytes", 1, '"etag"'),
+            Finding("foreign", "disk/readme", "it is not named like a block"),
+        ]
 
 
 def test_a_compatible_feature_is_accepted(path: Path) -> None:
