@@ -182,14 +182,14 @@ class ClassicLayout:
         return self._size // self.block_size
 
     @property
+    def most_stored(self) -> int:
+        """Bytes that no object of a block exceeds: neither compressing nor encrypting makes it this much longer."""
+        return 2 * self.block_size + _LONGEST_OVERHEAD
+
+    @property
     def presence(self) -> PresenceMap:
         """What is known about which blocks have an object."""
         return self._presence
-
-    @property
-    def _longest(self) -> int:
-        # Neither compressing nor encrypting makes a block this much longer.
-        return 2 * self.block_size + _LONGEST_OVERHEAD
 
     def key(self, block: int) -> str:
         """Return the object key of a block."""
@@ -221,7 +221,7 @@ class ClassicLayout:
             elif this.etag == copy.etag:
                 found = None
             else:
-                found = self._store.get_unless(key, copy.etag, at_most=self._longest)
+                found = self._store.get_unless(key, copy.etag, at_most=self.most_stored)
         except ObjectNotFound:
             if self._end_read(block, this, present=False) and this.expected:
                 raise StoreError(
@@ -243,7 +243,7 @@ class ClassicLayout:
 
     def fetch(self, block: int) -> StoredObject:
         """Return a block's object as it is stored. Raises ObjectNotFound, StoreError or CorruptObject."""
-        return self._store.get(self.key(block), at_most=self._longest)
+        return self._store.get(self.key(block), at_most=self.most_stored)
 
     def decode(self, block: int, found: StoredObject) -> bytes:
         """Return a block's bytes from its object; CorruptObject, naming it, if it cannot be what was written."""

@@ -39,10 +39,15 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What a GET tells: the object's facts and its bytes."""
+    """What a GET tells: the object's facts and its bytes.
+
+    ``verified``: by what the bytes were seen to be those that were put: ``crc64nvme``, ``crc32c``, ``md5``, or empty
+    where there is nothing that could show it.
+    """
 
     info: ObjectInfo
     body: bytes
+    verified: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,7 +291,7 @@ class DirectoryStore:
     def _get(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None) -> StoredObject:
         body, entry = self._describe(call, key, lambda: self._body(call, key, names, at_most), _etag)
         call.received = len(body)
-        return StoredObject(_info(key, len(body), entry), body)
+        return StoredObject(_info(key, len(body), entry), body, "md5" if entry.recorded else "")
 
     def _body(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None) -> bytes:
         try:

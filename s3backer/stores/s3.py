@@ -142,7 +142,7 @@ class S3Store:
         answer = self._engine.perform(request, success=(200, 304) if unless else (200,), verify=verify)
         self._bucket_seen = True
         if answer.status == 200:
-            return StoredObject(object_info(key, answer, len(answer.body)), answer.body)
+            return StoredObject(object_info(key, answer, len(answer.body)), answer.body, self._checksums.means(answer))
         return None if quoted_etag(answer.headers.get("etag", "")) == unless else self.get(key, at_most=at_most)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
