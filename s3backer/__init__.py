@@ -25,6 +25,8 @@ def open(
     size: int | None = None,
     block_size: int | None = None,
     block_hash_prefix: bool = False,
+    disk_cache: int | None = None,
+    disk_cache_directory: str | None = None,
     compress: str | None = None,
     compress_level: int | None = None,
     encrypt: str | None = None,
@@ -45,9 +47,10 @@ def open(
     """Open the volume at ``url`` (``s3://BUCKET/PREFIX`` or ``file:///DIRECTORY``); it is a context manager.
 
     ``memory``, ``size`` and ``block_size`` are in bytes, ``write_delay`` and ``timeout`` in seconds; ``size`` and
-    ``block_size`` are for volumes without metadata. ``compress`` (deflate, zstd, none) and ``encrypt`` (a cipher, such
-    as AES-256-CBC) are as the volume is unless given; an encrypted one needs ``password``. While it is open for
-    writing, nobody else can mount it.
+    ``block_size`` are for volumes without metadata. ``disk_cache``: bytes for copies of blocks in
+    ``disk_cache_directory``, which stay for the next time. ``compress`` (deflate, zstd, none) and ``encrypt`` (a
+    cipher, such as AES-256-CBC) are as the volume is unless given; an encrypted one needs ``password``. While it is
+    open for writing, nobody else can mount it.
 
     Raises S3backerError: UsageError, VolumeNotFound, VolumeInUse, WrongPassword, StoreError or CorruptObject.
     """
@@ -68,6 +71,8 @@ def open(
         size=size,
         block_size=block_size,
         block_hash_prefix=block_hash_prefix,
+        disk_cache=disk_cache,
+        disk_cache_directory=disk_cache_directory,
         encoding=EncodingOptions(
             compress=compress,
             compress_level=compress_level,

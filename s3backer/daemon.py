@@ -29,9 +29,17 @@ from typing import TYPE_CHECKING
 from s3backer.background import launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path
+from s3backer.disk_cache import cache_directory
 from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
-from s3backer.mountpoint import check_fuse, check_mountpoint, loop_devices, resolve_mountpoint, wait_for_size
+from s3backer.mountpoint import (
+    check_fuse,
+    check_mountpoint,
+    check_outside,
+    loop_devices,
+    resolve_mountpoint,
+    wait_for_size,
+)
 from s3backer.opening import VolumeOptions
 from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
 from s3backer.signals import Signals
@@ -157,11 +165,15 @@ def _absolute(request: MountRequest) -> MountRequest:
         if value and not value.startswith("~"):
             os.environ[name] = os.path.abspath(value)
     bundle = request.store_options.ca_bundle
+    copies = request.volume_options.disk_cache_directory
     return replace(
         request,
         mountpoint=resolve_mountpoint(request.mountpoint),
         stats_mirror=os.path.abspath(request.stats_mirror) if request.stats_mirror else None,
         store_options=replace(request.store_options, ca_bundle=os.path.abspath(bundle) if bundle else None),
+        volume_options=replace(
+            request.volume_options, disk_cache_directory=os.path.realpath(copies) if copies else None
+        ),
     )
 
 
@@ -178,6 +190,11 @@ def _check(request: MountRequest) -> set[str]:
         allow_nonempty="nonempty" in request.fuse_options,
         volume_directory=request.url.path if request.url.scheme == "file" else None,
     )
+    if request.volume_options.disk_cache is not None:
+        directory = os.path.realpath(request.volume_options.disk_cache_directory or cache_directory())
+        check_outside(directory, request.mountpoint, "on the volume's own mount point")
+        if request.url.scheme == "file":
+            check_outside(directory, os.path.realpath(request.url.path), "in the volume's own directory")
     check_fuse()
     raise_open_files(request.volume_options.threads)
     try:

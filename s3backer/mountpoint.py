@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3backer.errors import MountError
+from s3backer.errors import MountError, UsageError
 
 FUSE_TYPE = "fuse.s3backer"
 _MNT_DETACH = 2
@@ -132,6 +132,15 @@ def _check_apart(path: str, directory: str) -> None:
                 f"mount point {path} and the volume's own directory {directory} lie in each other",
                 hint="Mount it somewhere else: a disk cannot be kept on itself.",
             )
+
+
+def check_outside(cache: str, place: str, what: str) -> None:
+    """Raise UsageError if the directory of the disk cache lies in ``place``; both are absolute and resolved."""
+    if os.path.commonpath((cache, place)) == place:
+        raise UsageError(
+            f"--disk-cache: {cache} lies {what}",
+            hint="Name another one with --disk-cache-directory: what is kept on its own volume waits for itself.",
+        )
 
 
 def check_fuse(device: str = "/dev/fuse") -> None:

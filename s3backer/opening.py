@@ -16,7 +16,7 @@ from functools import partial
 from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
-from s3backer.geometry import MIB, check_geometry, knowledge_budget, plan_memory, smallest_budget
+from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -41,6 +41,7 @@ class VolumeOptions:
     ``prices`` are those of the bill, ``monthly_budget`` is in dollars.
     ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
     writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
+    ``disk_cache``: bytes that copies of blocks may take in ``disk_cache_directory``, None: there are none.
     """
 
     memory: int = 256 * MIB
@@ -62,12 +63,19 @@ class VolumeOptions:
     encoding: EncodingOptions = AS_THE_VOLUME
     prices: Prices = CURRENT
     monthly_budget: float | None = None
+    disk_cache: int | None = None
+    disk_cache_directory: str | None = None
 
     def budget(self, block_size: int) -> int:
         """Return the memory budget in bytes for blocks of that size."""
         if self.cache_blocks is None:
             return self.memory
         return max(self.cache_blocks * block_size, smallest_budget(block_size))
+
+    def plan(self, block_size: int, copies: int) -> MemoryPlan:
+        """Return how the memory is divided; UsageError if it is too little."""
+        memory, disk_cache = self.budget(block_size), self.disk_cache is not None
+        return plan_memory(memory, block_size, self.threads, copies=copies, disk_cache=disk_cache)
 
 
 def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, MountToken | None]:
@@ -78,7 +86,7 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     """
     layout, metadata = find_layout(store, prefix, options)
     # Seen before the bucket is written to.
-    plan_memory(options.budget(layout.block_size), layout.block_size, options.threads, copies=layout.codec.copies)
+    options.plan(layout.block_size, layout.codec.copies)
     token = _take_token(store, prefix, options)
     if token is not None:
         layout.confirm = partial(_confirm, store, prefix, token)
@@ -111,6 +119,7 @@ def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tupl
         hash_prefix=options.block_hash_prefix,
         exclusive=not options.read_only,
         knowledge=knowledge_budget(options.budget(block_size)),
+        with_copies=options.disk_cache is not None,
     )
     block, first = 0, None
     if info is not None and options.encoding.secret:

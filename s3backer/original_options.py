@@ -242,7 +242,8 @@ _TABLE: tuple[OriginalOption, ...] = (
         "Cache on a local disk.",
         str,
         "FILE",
-        note=f"{_CACHE} instead. A file that holds blocks which are not stored yet stops the mount: "
+        note=f"{_CACHE} instead; 's3backer mount' has --disk-cache. "
+        "A file that holds blocks which are not stored yet stops the mount: "
         "see 's3backer import-cache'",
     ),
     _accepted("blockCacheNoVerify", "Trust its blocks.", note="there is no such file"),

@@ -1,6 +1,7 @@
 """A volume: the parts put together, as one disk of bytes.
 
     Volume ──► Driver (threads) ──► BlockCache + Slab ──► ClassicLayout ──► ObjectStore
+                                                              └──► DiskCache, if there is one
 
 Guarantees
   * One writer: opening for writing puts the mount token, closing removes it.
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import ParamSpec, Self
 
 from s3backer import _fast
+from s3backer.disk_cache import DiskCache, open_disk_cache
 from s3backer.driver import Driver
 from s3backer.errors import (
     AccessDenied,
@@ -33,7 +35,7 @@ from s3backer.errors import (
     UsageError,
 )
 from s3backer.gate import Gate
-from s3backer.geometry import check_geometry, plan_memory
+from s3backer.geometry import check_geometry
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import MountToken, remove_token, settle
 from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
@@ -67,7 +69,7 @@ class Volume:
         token: MountToken | None,
     ) -> None:
         memory = options.budget(layout.block_size)
-        plan = plan_memory(memory, layout.block_size, options.threads, copies=layout.codec.copies)
+        plan = options.plan(layout.block_size, layout.codec.copies)
         self.name = volume_name(store, layout.prefix)
         self.block_size = layout.block_size
         self.read_only = options.read_only
@@ -87,16 +89,31 @@ class Volume:
                 hint="Use a smaller --memory, or raise the limit (ulimit -v).",
             ) from None
         self._began = time.monotonic()
+        self._disk_cache: DiskCache | None = None
+        if options.disk_cache is not None:
+            self._disk_cache = layout.copies = open_disk_cache(
+                (str(getattr(store, "endpoint", "")), store.name, layout.prefix),
+                layout.block_size,
+                size=options.disk_cache,
+                directory=options.disk_cache_directory,
+                index_bytes=plan.disk_index,
+                queue_bytes=plan.disk_queue,
+            )
         self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
-        self._driver = Driver(
-            self._slab, layout, threads=plan.threads, write_delay=options.write_delay, stretch=self._look_at_budget
-        )
+        try:
+            self._driver = Driver(
+                self._slab, layout, threads=plan.threads, write_delay=options.write_delay, stretch=self._look_at_budget
+            )
+        except BaseException:
+            self._close_disk_cache()
+            raise
         self._statistics = Statistics(
             store.counters,
             self._slab,
             self._driver.cache.counts,
             layout.presence.count_absent,
             options.prices,
+            None if self._disk_cache is None else self._disk_cache.counts,
         )
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
@@ -250,6 +267,12 @@ class Volume:
                 settle(self._store, self.name, waits)
         finally:
             self._store.close()
+            # Last: a local disk that hangs keeps no volume locked.
+            self._close_disk_cache()
+
+    def _close_disk_cache(self) -> None:
+        if self._disk_cache is not None:
+            self._disk_cache.close()
 
     # ── facts ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -278,6 +301,7 @@ class Volume:
             "memory": self._memory,
             "cache_slots": self._slab.slots,
             "cache_used": self._slab.used,
+            "disk_cache": None if self._disk_cache is None else self._disk_cache.facts(),
         }
 
     def bill(self) -> dict[str, object]:

@@ -26,6 +26,7 @@ COMMANDS = (
     "info",
     "resize",
     "copy",
+    "check",
     "erase",
     "unlock",
     "import-cache",
@@ -46,6 +47,7 @@ Commands:
   info URL                 what is known about a volume
   resize URL SIZE          make it larger or smaller, mounted or not
   copy URL NEW-URL         copy it, also into another encryption, compression or block size
+  check URL                read and verify every object; --repair
   erase URL                destroy it
   unlock URL               remove the mark of a mount that has died
   import-cache FILE URL    bring home what a crashed mount of the original left in its cache file

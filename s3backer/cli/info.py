@@ -71,6 +71,11 @@ def _text(known: dict[str, Any]) -> str:
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
         if known.get("write_back_error"):
             lines.append(("write-back fails", f"{known['write_back_error']}; it is tried again"))
+        if (cache := known.get("disk_cache")) is not None:
+            state = f"off: {cache['failure']}" if cache["failure"] else f"{format_size(cache['used'])} in use"
+            if not cache["failure"] and cache["limit"] < cache["size"] // 100 * 99:
+                state += f", room for {format_size(cache['limit'])}"
+            lines.append(("disk cache", f"{state} of {format_size(cache['size'])}, {cache['path']}"))
         for kind, counts in known["requests"].items():
             if counts["requests"]:
                 lines.append((f"{kind} requests", f"{counts['requests']}, of them failed {counts['failures']}"))

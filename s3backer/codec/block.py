@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from s3backer.codec.compression import ALGORITHMS, Compression, decompress
+from s3backer.codec.compression import ALGORITHMS, Compression, WrongLength, decompress
 from s3backer.codec.encryption import SIGNATURE_METADATA, BlockCipher, find_cipher
 from s3backer.stores.base import Buffer
 
@@ -45,6 +45,22 @@ class BadBlock(ValueError):
         self.hint = hint
 
 
+class BadEncoding(BadBlock):
+    """It is stored in a way that is none of ours, or not one that this volume has."""
+
+
+class BadLength(BadBlock):
+    """It is sound, and longer or shorter than a block."""
+
+
+class BadCompression(BadBlock):
+    """It cannot be decompressed."""
+
+
+class NoSignature(BadBlock):
+    """There is no signature where one belongs."""
+
+
 class WrongSignature(BadBlock):
     """The signature does not fit: another password, or the object was altered."""
 
@@ -59,7 +75,7 @@ def parse_encoding(text: str) -> Encoding:
     if rest and rest[-1].lower() in ALGORITHMS:
         compression = rest.pop().lower()
     if rest or (names and names[-1].lower() == _ENCRYPT):
-        raise BadBlock(
+        raise BadEncoding(
             f"it is stored with Content-Encoding {text!r}, which is not one of s3backer's",
             hint="It was put there by another program, or altered by a proxy on the way.",
         )
@@ -103,12 +119,12 @@ class BlockCodec:
             try:
                 return decompress(encoding.compression, data, size)
             except ValueError as error:
-                raise BadBlock(
+                raise (BadLength if isinstance(error, WrongLength) else BadCompression)(
                     f"it cannot be decompressed with {encoding.compression}: {error}",
                     hint="It is damaged, was cut short, or belongs to a volume of another block size.",
                 ) from None
         if len(data) != size:
-            raise BadBlock(
+            raise BadLength(
                 f"it has {len(data)} bytes, a block of this volume has {size}",
                 hint="It was cut short, or written with another block size or encoding.",
             )
@@ -119,19 +135,19 @@ class BlockCodec:
         if not cipher and mine is None:
             return body
         if mine is None:
-            raise BadBlock(f"it is encrypted with {cipher}", hint=f"Give --encrypt={cipher} and the password.")
+            raise BadEncoding(f"it is encrypted with {cipher}", hint=f"Give --encrypt={cipher} and the password.")
         if not cipher:
-            raise BadBlock(
+            raise BadEncoding(
                 "it is not encrypted, though this volume is",
                 hint="Somebody else put it there, or it was written before the volume was encrypted.",
             )
         if find_cipher(cipher) != mine.kind:
-            raise BadBlock(
+            raise BadEncoding(
                 f"it is encrypted with {cipher}, not with {mine.kind.name}", hint=f"Give --encrypt={cipher}."
             )
         signature = metadata.get(SIGNATURE_METADATA)
         if not signature:
-            raise BadBlock(
+            raise NoSignature(
                 "it has no signature", hint="Its metadata was lost, for example by a copy made with another program."
             )
         try:

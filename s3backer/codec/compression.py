@@ -24,6 +24,10 @@ _ZSTD_WINDOW = 8 << 20
 _ZSTD_SKIPPED, _ZSTD_RUN = 0x184D2A50, 1
 
 
+class WrongLength(ValueError):
+    """The compressed form of something longer or shorter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Compression:
     """An algorithm by the name it has in Content-Encoding, and a level; None is the library's default."""
@@ -48,11 +52,13 @@ class Compression:
 def decompress(name: str, body: Buffer, size: int) -> bytes:
     """Return exactly ``size`` bytes; ValueError, with the reason, where the body is not the compressed form of so many.
 
+    It is WrongLength where it is that of more or fewer.
+
     ``name`` is one of ``ALGORITHMS``.
     """
     result = _ALGORITHMS[name].decompress(body, size)
     if len(result) != size:
-        raise ValueError(f"it is {'longer than' if len(result) > size else 'only'} {min(len(result), size)} bytes")
+        raise WrongLength(f"it is {'longer than' if len(result) > size else 'only'} {min(len(result), size)} bytes")
     return result
 
 
@@ -112,7 +118,7 @@ def _zstd_decompress(body: Buffer, size: int) -> bytes:
         for frame in _zstd_frames(memoryview(body)):
             # Memory is taken for what the frame says it holds, which may be anything.
             if contexts.content_size(frame) > left:
-                raise ValueError(f"it is longer than {size} bytes")
+                raise WrongLength(f"it is longer than {size} bytes")
             part = contexts.decompressor.decompress(frame, max_output_size=left + 1)
             parts.append(part)
             left = max(left - len(part), 0)

@@ -15,6 +15,10 @@ Guarantees
   * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
   * Where a request may arrive late (``ObjectStore.delayed``) every write has a condition: If-Match with the ETag that
     the object is known to have, If-None-Match where there is none. What is not known is asked for first.
+  * A copy that is kept elsewhere (layouts/copies.py) is read without a request only where its ETag is the one that the
+    object is known to have: on a volume that is ours, and of a block that nobody is writing. Otherwise the store is
+    asked whether it has that ETag still. What a write overtook is not kept, and a copy that cannot be decoded is
+    dropped and fetched.
   * A condition that fails although we knew better means that somebody else wrote: the volume has to be confirmed as
     ours (``confirm``) before the write is tried again with what is there now.
 """
@@ -28,8 +32,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from s3backer.codec.block import PLAIN, BadBlock, BlockCodec
+from s3backer.codec.block import PLAIN, BadBlock, BlockCodec, Encoded
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
+from s3backer.layouts.copies import Copies, Copy, is_strong
 from s3backer.layouts.etags import ETags
 from s3backer.layouts.listing import POSITIONS, Claim, is_in, walk
 from s3backer.layouts.presence import PresenceMap
@@ -109,10 +114,14 @@ def _decimal(info: ObjectInfo, name: str) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Read:
-    """A GET under way. ``expected``: the object was there when it began. ``overtaken``: a write began meanwhile."""
+    """A GET under way. ``expected``: the object was there when it began. ``overtaken``: a write began meanwhile.
+
+    ``etag``: the one that the object is known to have, None if it is not, or if a write is under way.
+    """
 
     expected: bool
     overtaken: bool
+    etag: str | None
 
 
 class ClassicLayout:
@@ -129,6 +138,7 @@ class ClassicLayout:
         hash_prefix: bool = False,
         exclusive: bool = True,
         knowledge: int = 2 << 20,
+        with_copies: bool = False,
     ) -> None:
         self.block_size = block_size
         self.prefix = prefix
@@ -137,8 +147,12 @@ class ClassicLayout:
         self._store = store
         self._size = size
         self._exclusive = exclusive
-        self._presence = PresenceMap(knowledge // 2 if store.delayed else knowledge)
-        self._etags = ETags(knowledge // 2) if store.delayed and exclusive else None
+        #: Whether writes have conditions.
+        self._conditional = store.delayed and exclusive
+        self._etags = ETags(knowledge // 2) if exclusive and (store.delayed or with_copies) else None
+        self._presence = PresenceMap(knowledge if self._etags is None else knowledge // 2)
+        #: Who keeps copies of the blocks, given ``with_copies``.
+        self.copies: Copies | None = None
         #: Raises VolumeInUse unless this volume is still ours to write to.
         self.confirm: Callable[[], None] = lambda: None
         #: Whether it was not when it was last asked: then nothing is written before it has been asked again.
@@ -168,6 +182,11 @@ class ClassicLayout:
         return self._size // self.block_size
 
     @property
+    def most_stored(self) -> int:
+        """Bytes that no object of a block exceeds: neither compressing nor encrypting makes it this much longer."""
+        return 2 * self.block_size + _LONGEST_OVERHEAD
+
+    @property
     def presence(self) -> PresenceMap:
         """What is known about which blocks have an object."""
         return self._presence
@@ -178,27 +197,53 @@ class ClassicLayout:
 
     def read(self, block: int) -> bytes | None:
         """Fetch one block; None where there is no object."""
+        copy = None if self.copies is None else self.copies.find(block)
+        found, copied = self._read(block, copy)
+        try:
+            return None if found is None else self.decode(block, found)
+        except CorruptObject:
+            if self.copies is None:
+                raise
+            if not copied:
+                self.copies.drop(block)
+                raise
+            self.copies.damaged(block)
+        found, _ = self._read(block, None)
+        return None if found is None else self.decode(block, found)
+
+    def _read(self, block: int, copy: Copy | None) -> tuple[StoredObject | None, bool]:
+        """Return a block's object, None where there is none, and whether it is the copy, which is current then."""
         key = self.key(block)
         this = self._begin_read(block)
         try:
-            found = self.fetch(block)
+            if copy is None:
+                found: StoredObject | None = self.fetch(block)
+            elif this.etag == copy.etag:
+                found = None
+            else:
+                found = self._store.get_unless(key, copy.etag, at_most=self.most_stored)
         except ObjectNotFound:
             if self._end_read(block, this, present=False) and this.expected:
                 raise StoreError(
                     f"object {key!r} was in {self._store.name} and has vanished",
                     hint="Somebody deleted it, or the store lost it; its data is not zeros.",
                 ) from None
-            return None
+            return None, False
         except BaseException:
             self._end_read(block, this, present=None)
             raise
-        self._end_read(block, this, present=True, etag=found.info.etag)
-        return self.decode(block, found)
+        if found is not None:
+            self._end_read(block, this, present=True, etag=found.info.etag, found=found)
+            return found, False
+        assert copy is not None and self.copies is not None
+        self._end_read(block, this, present=True, etag=copy.etag)
+        self.copies.used(block, verified=this.etag != copy.etag)
+        info = ObjectInfo(key, len(copy.body), copy.etag, "", copy.content_encoding, copy.metadata)
+        return StoredObject(info, copy.body), True
 
     def fetch(self, block: int) -> StoredObject:
         """Return a block's object as it is stored. Raises ObjectNotFound, StoreError or CorruptObject."""
-        # Neither compressing nor encrypting makes a block this much longer.
-        return self._store.get(self.key(block), at_most=2 * self.block_size + _LONGEST_OVERHEAD)
+        return self._store.get(self.key(block), at_most=self.most_stored)
 
     def decode(self, block: int, found: StoredObject) -> bytes:
         """Return a block's bytes from its object; CorruptObject, naming it, if it cannot be what was written."""
@@ -220,12 +265,13 @@ class ClassicLayout:
                 written.add(block)
         # What a failed request did is unknown: it may have taken effect although its answer was lost.
         outcome: bool | None = None
-        etag: str | None = None
+        stored: Copy | None = None
         try:
-            if self._etags is not None:
-                etag = self._write_if(block, (body or bytes(self.block_size)) if present else None)
-            elif present:
-                self._put(block, body or bytes(self.block_size))
+            encoded = self.codec.encode(block, body or bytes(self.block_size)) if present else None
+            if self._conditional:
+                stored = self._write_if(block, encoded)
+            elif encoded is not None:
+                stored = self._put(block, encoded)
             else:
                 self._store.delete(key)
             outcome = present
@@ -233,7 +279,8 @@ class ClassicLayout:
             with self._lock:
                 self._presence.set(block, outcome)
                 if self._etags is not None:
-                    self._etags.set(block, etag)
+                    self._etags.set(block, stored.etag if stored else None)
+                self._keep_copy(block, stored)
                 self._writing.discard(block)
                 if outcome is None:
                     self._doubtful.add(block)
@@ -242,8 +289,8 @@ class ClassicLayout:
                 if self._unclear is not None and outcome is None:
                     self._unclear.add(block)
 
-    def _write_if(self, block: int, body: bytes | None) -> str | None:
-        """Put a block, or delete it, if its object is what it is known to be, and return its ETag."""
+    def _write_if(self, block: int, encoded: Encoded | None) -> Copy | None:
+        """Put a block, or delete it, if its object is what it is known to be, and return what was put."""
         assert self._etags is not None
         if self._lost:
             self._confirm()
@@ -253,8 +300,8 @@ class ClassicLayout:
             known, etag = self._ask(block)
         for attempt in range(_MOST_CONFLICTS):
             try:
-                if body is not None:
-                    return self._put(block, body, if_match=etag, if_none_match=etag is None)
+                if encoded is not None:
+                    return self._put(block, encoded, if_match=etag, if_none_match=etag is None)
                 if known is not False:
                     self._store.delete(self.key(block), if_match=etag)
                 return None
@@ -288,15 +335,29 @@ class ClassicLayout:
 
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
+            present, overtaken = self._presence.get(block), block in self._writing or block in self._doubtful
+            known = self._etags is not None and present is not False and not overtaken
             this = _Read(
-                expected=self._exclusive and self._presence.get(block) is True,
-                overtaken=block in self._writing or block in self._doubtful,
+                expected=self._exclusive and present is True,
+                overtaken=overtaken,
+                etag=self._etags.get(block) if self._etags is not None and known else None,
             )
             self._reading.setdefault(block, []).append(this)
         return this
 
-    def _end_read(self, block: int, this: _Read, *, present: bool | None, etag: str | None = None) -> bool:
-        """Learn from a read's answer (None: it had none); False if a write overtook it, so that it says nothing."""
+    def _end_read(
+        self,
+        block: int,
+        this: _Read,
+        *,
+        present: bool | None,
+        etag: str | None = None,
+        found: StoredObject | None = None,
+    ) -> bool:
+        """Learn from a read's answer (None: it had none), and keep a copy of what was ``found``.
+
+        False if a write overtook it, so that it says nothing.
+        """
         with self._lock:
             others = self._reading[block]
             others.remove(this)
@@ -309,19 +370,33 @@ class ClassicLayout:
                 self._presence.set(block, present)
                 if self._etags is not None:
                     self._etags.set(block, etag)
+            if found is not None:
+                info = found.info
+                self._keep_copy(block, Copy(info.etag, found.body, info.content_encoding, info.metadata))
+            elif present is False:
+                self._keep_copy(block, None)
             return True
+
+    def _keep_copy(self, block: int, copy: Copy | None) -> None:
+        """Let a copy of the block's object as it is now take the place of any other; None: there is none."""
+        if self.copies is None:
+            return
+        if copy is not None and is_strong(copy.etag):
+            self.copies.keep(block, copy)
+        else:
+            self.copies.drop(block)
 
     def create(self, body: bytes | None = None, *, replace: str | None = None) -> None:
         """Put block 0, zeros unless ``body`` says otherwise, with the volume's metadata.
 
         PreconditionFailed if there is one, or another than the one whose ETag ``replace`` is.
         """
-        self._put(0, bytes(self.block_size) if body is None else body, if_none_match=replace is None, if_match=replace)
+        encoded = self.codec.encode(0, bytes(self.block_size) if body is None else body)
+        self._put(0, encoded, if_none_match=replace is None, if_match=replace)
 
-    def _put(self, block: int, body: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
-        encoded = self.codec.encode(block, body)
+    def _put(self, block: int, encoded: Encoded, *, if_none_match: bool = False, if_match: str | None = None) -> Copy:
         volume = {META_BLOCK_SIZE: str(self.block_size), META_SIZE: str(self._size)} if block == 0 else {}
-        return self._store.put(
+        etag = self._store.put(
             self.key(block),
             encoded.body,
             content_type=BLOCK_CONTENT_TYPE,
@@ -330,6 +405,7 @@ class ClassicLayout:
             if_none_match=if_none_match,
             if_match=if_match,
         )
+        return Copy(etag, bytes(encoded.body), encoded.content_encoding, encoded.metadata)
 
     def known_absent(self, block: int) -> bool:
         """True only if it is certain that the block has no object."""
@@ -388,7 +464,8 @@ class ClassicLayout:
                     present.append(block)
                     if block in written:
                         continue
-                    if self._etags is not None:
+                    # A directory would have to read the block for its ETag.
+                    if self._etags is not None and self._conditional:
                         self._etags.set(block, entry.etag)
                     if self.hash_prefix and self._presence.get(block) is None:
                         self._presence.set(block, True)

@@ -16,8 +16,10 @@ from s3backer.s3.http1 import Answer
 from s3backer.stores.base import Body
 from s3backer.stores.bodies import pieces
 
-CRC64 = "x-amz-checksum-crc64nvme"
-_CRC32C = "x-amz-checksum-crc32c"
+_CHECKSUM = "x-amz-checksum-"
+CRC64 = f"{_CHECKSUM}crc64nvme"
+_CRC32C = f"{_CHECKSUM}crc32c"
+_MD5 = "md5"
 #: Asks for the checksum that is kept with an object.
 ASK = {"x-amz-checksum-mode": "ENABLED"}
 
@@ -38,7 +40,8 @@ def _crc32c(body: bytes) -> str:
     return _encoded(_checksum.crc32c(body), 4)
 
 
-_KNOWN: tuple[tuple[str, Callable[[bytes], str]], ...] = ((CRC64, crc64), (_CRC32C, _crc32c))
+#: Strongest first.
+_KNOWN: dict[str, Callable[[bytes], str]] = {CRC64: crc64, _CRC32C: _crc32c}
 
 
 class Checksums:
@@ -80,13 +83,22 @@ class Checksums:
 
     def fits(self, answer: Answer) -> bool:
         """Whether a whole object's body is the one that was stored, as far as that can be told."""
+        name = self._shown_by(answer)
+        if name == _MD5:
+            return _md5(answer.body).hexdigest() == md5_of_etag(answer)
+        return not name or _KNOWN[name](answer.body) == answer.headers[name]
+
+    def means(self, answer: Answer) -> str:
+        """Return by what ``fits`` can tell, as ``StoredObject.verified`` says it; empty for nothing."""
+        return self._shown_by(answer).removeprefix(_CHECKSUM)
+
+    def _shown_by(self, answer: Answer) -> str:
+        """Return the header that shows whether a body is the one that was stored, ``_MD5`` for the ETag, or nothing."""
         if answer.headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT":
-            for name, checksum in _KNOWN:
-                kept = answer.headers.get(name)
-                if kept is not None and "-" not in kept:
-                    return checksum(answer.body) == kept
-        expected = md5_of_etag(answer)
-        return expected is None or self._etags_differ or _md5(answer.body).hexdigest() == expected
+            for name in _KNOWN:
+                if "-" not in answer.headers.get(name, "-"):
+                    return name
+        return "" if self._etags_differ or md5_of_etag(answer) is None else _MD5
 
 
 def md5_base64(body: Body) -> str:

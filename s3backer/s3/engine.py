@@ -58,7 +58,7 @@ EXPIRY = 60
 #: Seconds for which writes are tried again here, and everything before the service has answered for the first time.
 SHORT_PATIENCE = 30.0
 #: Statuses that do not count as failed attempts.
-_EXPECTED = frozenset({200, 204, 206, 404, 412, 416})
+_EXPECTED = frozenset({200, 204, 206, 304, 404, 412, 416})
 #: Statuses of failures that say that nothing was done: a conflict with another write, a request not implemented.
 _WITHOUT_EFFECT = frozenset({409, 501})
 #: How often one request follows the server's clock, its region or new credentials.

@@ -39,10 +39,15 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What a GET tells: the object's facts and its bytes."""
+    """What a GET tells: the object's facts and its bytes.
+
+    ``verified``: by what the bytes were seen to be those that were put: ``crc64nvme``, ``crc32c``, ``md5``, or empty
+    where there is nothing that could show it.
+    """
 
     info: ObjectInfo
     body: bytes
+    verified: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,9 @@ class ObjectStore(Protocol):
 
         Of one that is larger no more than that is read.
         """
+
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        """Return the object as ``get`` does, or None if it has this ETag, without its body."""
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return ``length`` bytes (1 or more) from byte ``start`` of the object; ``ObjectNotFound`` if absent.

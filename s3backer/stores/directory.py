@@ -145,9 +145,15 @@ class DirectoryStore:
         """Return the object; ObjectNotFound if absent, CorruptObject if it is larger than ``at_most`` bytes."""
         names = self._names(key)
         with self._call("get", key) as call:
-            body, entry = self._describe(call, key, lambda: self._body(call, key, names, at_most), _etag)
-            call.received = len(body)
-            return StoredObject(_info(key, len(body), entry), body)
+            return self._get(call, key, names, at_most)
+
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        """Return the object, or None if it has this ETag; errors as for ``get``. Reads the body for its ETag."""
+        names = self._names(key)
+        with self._call("get", key) as call:
+            if self._digest(call, key, names)[1] == etag:
+                return None
+            return self._get(call, key, names, at_most)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag.
@@ -281,6 +287,11 @@ class DirectoryStore:
             etag = etag_of(found)
             entries = self._sidecar(call, key)
         return found, sidecar.describe(entries, etag)
+
+    def _get(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None) -> StoredObject:
+        body, entry = self._describe(call, key, lambda: self._body(call, key, names, at_most), _etag)
+        call.received = len(body)
+        return StoredObject(_info(key, len(body), entry), body, "md5" if entry.recorded else "")
 
     def _body(self, call: _Call, key: str, names: tuple[str, ...], at_most: int | None) -> bytes:
         try:

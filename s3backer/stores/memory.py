@@ -35,14 +35,16 @@ class MemoryStore:
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         """Return the object; ObjectNotFound if absent, CorruptObject if it is larger than ``at_most`` bytes."""
         check_key(key)
+        return self._counted("get", lambda: self._find(key, at_most), received=lambda found: len(found.body))
 
-        def find() -> StoredObject:
-            found = self._find(key)
-            if at_most is not None and found.info.size > at_most:
-                raise too_large(self.name, key, at_most)
-            return found
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        """Return the object, or None if it has this ETag; errors as for ``get``."""
+        check_key(key)
 
-        return self._counted("get", find, received=lambda found: len(found.body))
+        def find() -> StoredObject | None:
+            return None if self._find(key).info.etag == etag else self._find(key, at_most)
+
+        return self._counted("get", find, received=lambda found: len(found.body) if found else 0)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag."""
@@ -131,11 +133,14 @@ class MemoryStore:
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
 
-    def _find(self, key: str) -> StoredObject:
+    def _find(self, key: str, at_most: int | None = None) -> StoredObject:
         try:
-            return self._objects[key]
+            found = self._objects[key]
         except KeyError:
             raise ObjectNotFound(key) from None
+        if at_most is not None and found.info.size > at_most:
+            raise too_large(self.name, key, at_most)
+        return found
 
     def _counted(
         self,

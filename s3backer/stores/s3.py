@@ -120,12 +120,30 @@ class S3Store:
 
         CorruptObject if its body is not what was stored, or if it is larger than ``at_most`` bytes.
         """
-        check_key(key)
+        found = self._get(key, {}, at_most)
+        assert found is not None
+        return found
 
-        request = Request("get", "GET", key, headers=ASK, hedged=True, at_most=at_most)
-        answer = self._engine.perform(request, verify=lambda answer: self._check_whole(key, answer))
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        """Return the object, or None if it has this ETag; errors as for ``get``.
+
+        "Not modified" is believed only where it names this ETag; otherwise the object is asked for.
+        """
+        return self._get(key, {"If-None-Match": etag}, at_most)
+
+    def _get(self, key: str, condition: dict[str, str], at_most: int | None) -> StoredObject | None:
+        check_key(key)
+        unless = condition.get("If-None-Match")
+
+        def verify(answer: Answer) -> S3backerError | None:
+            return self._check_whole(key, answer) if answer.status == 200 else None
+
+        request = Request("get", "GET", key, headers=ASK | condition, hedged=True, at_most=at_most)
+        answer = self._engine.perform(request, success=(200, 304) if unless else (200,), verify=verify)
         self._bucket_seen = True
-        return StoredObject(object_info(key, answer, len(answer.body)), answer.body)
+        if answer.status == 200:
+            return StoredObject(object_info(key, answer, len(answer.body)), answer.body, self._checksums.means(answer))
+        return None if quoted_etag(answer.headers.get("etag", "")) == unless else self.get(key, at_most=at_most)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         """Return what there is of a range; ObjectNotFound, or PreconditionFailed for another ETag."""

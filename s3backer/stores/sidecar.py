@@ -29,12 +29,13 @@ _FIRST_LINE = re.compile(rb"s3backer-sidecar ([0-9]{1,9}) ([0-9a-f]{1,16}) ([0-9
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The facts of the body that has this ETag."""
+    """The facts of the body that has this ETag. ``recorded``: its writer wrote down the ETag."""
 
     etag: str
     content_type: str = PLAIN_CONTENT_TYPE
     content_encoding: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    recorded: bool = field(default=False, compare=False)
 
     @property
     def plain(self) -> bool:
@@ -47,7 +48,7 @@ def describe(entries: Sequence[Entry], etag: str) -> Entry:
     for entry in reversed(entries):
         if entry.etag == etag:
             return entry
-    return replace(entries[-1], etag=etag, content_encoding="") if entries else Entry(etag)
+    return replace(entries[-1], etag=etag, content_encoding="", recorded=False) if entries else Entry(etag)
 
 
 def encode(key: str, entries: Sequence[Entry]) -> bytes:
@@ -98,4 +99,4 @@ def _entry(found: Mapping[str, object]) -> Entry:
     if not all(isinstance(text, str) for text in (*texts, *metadata, *metadata.values())):
         raise ValueError
     etag, content_type, content_encoding = map(str, texts)
-    return Entry(etag, content_type, content_encoding, metadata)
+    return Entry(etag, content_type, content_encoding, metadata, recorded=True)

@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass, replace
 
 KINDS = ("get", "head", "put", "delete", "list")
-#: How an attempt may fail. An absent object (404) and a range past its end (416) are answers.
+#: How an attempt may fail. An absent object (404), one that is as before (304) and a range past its end are answers.
 FAILURES = (
     "unauthorized",
     "forbidden",
@@ -29,7 +29,7 @@ _BY_STATUS = {
     403: "forbidden",
     412: "stale",
     **dict.fromkeys((301, 302, 303, 307, 308), "redirect"),
-    **dict.fromkeys((404, 416), ""),
+    **dict.fromkeys((304, 404, 416), ""),
 }
 _BY_CLASS = {2: "", 3: "other 3xx", 4: "other 4xx", 5: "5xx"}
 

@@ -1,9 +1,9 @@
 """The text of the stats file: one ``NAME value`` a line, the name padded to 28 characters, and a space.
 
 The original's names come first, all of them and in its order, so that its users' scripts go on; ours come after.
-What has no counterpart here is 0: there is no second cache for old answers (``md5_cache``), no cache file that would
-have to be verified, and no upload is broken off. ``http_empty_blocks`` and ``zero_block_cache`` count the same thing,
-which is called one way before the original's 1.6 and the other way since.
+What has no counterpart here is 0: there is no second cache for old answers (``md5_cache``), no ``blockCacheFile``
+whose blocks would have to be verified, and no upload is broken off. ``http_empty_blocks`` and ``zero_block_cache``
+count the same thing, which is called one way before the original's 1.6 and the other way since.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from s3backer._fast import Slab
 from s3backer.cache import CacheCounts
+from s3backer.disk_cache import CopyCounts
 from s3backer.telemetry.bill import bill
 from s3backer.telemetry.prices import CURRENT, Prices
 from s3backer.telemetry.requests import RequestCounters
@@ -30,12 +31,14 @@ class Statistics:
         counts: CacheCounts,
         absent: Callable[[], int] = lambda: 0,
         prices: Prices = CURRENT,
+        copies: CopyCounts | None = None,
     ) -> None:
         self._counters = counters
         self._slab = slab
         self._counts = counts
         self._absent = absent
         self._prices = prices
+        self._copies = copies or CopyCounts()
         self._began = time.monotonic()
         self._before: _Totals = {}
 
@@ -130,6 +133,13 @@ class Statistics:
             ("store_errors", number("store errors")),
             ("block_cache_evictions", number("evictions")),
             ("block_cache_returns", number("returns")),
+            ("disk_cache_hits", number("copies read")),
+            ("disk_cache_verified", number("copies verified")),
+            ("disk_cache_misses", number("copies missing")),
+            ("disk_cache_damaged", number("copies damaged")),
+            ("disk_cache_skipped", number("copies skipped")),
+            ("disk_cache_bytes_read", number("copy bytes read")),
+            ("disk_cache_bytes_written", number("copy bytes written")),
         )
         return "".join(f"{name:<28} {value}\n" for name, value in lines)
 
@@ -140,7 +150,7 @@ class Statistics:
 
     def _totals(self) -> _Totals:
         """Return everything that only ever grows."""
-        counters, counts, slab = self._counters, self._counts, self._slab
+        counters, counts, slab, copies = self._counters, self._counts, self._slab, self._copies
         requests = counters.snapshot()
         return {
             **{kind: count.requests for kind, count in requests.items()},
@@ -169,4 +179,11 @@ class Statistics:
             "write misses": slab.write_misses,
             "evictions": slab.evictions,
             "returns": slab.ghost_hits,
+            "copies read": copies.hits,
+            "copies verified": copies.verified,
+            "copies missing": copies.misses,
+            "copies damaged": copies.damaged,
+            "copies skipped": copies.skipped,
+            "copy bytes read": copies.bytes_read,
+            "copy bytes written": copies.bytes_written,
         }

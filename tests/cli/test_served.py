@@ -172,3 +172,13 @@ def test_unmount_of_what_is_busy_says_how_to_go_on(run: Run, daemon: Daemon) -> 
     assert answer.code == 7
     assert "busy" in answer.sentence() and "losetup -d" in answer.hint()
     assert daemon.process.poll() is None
+
+
+def test_check_says_where_it_is_mounted_and_repairs_nothing(
+    run: Run, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    answer = run("check", str(daemon.url))
+    assert answer.code == 0 and f"{daemon.url} is mounted here on {daemon.mountpoint}" in answer.out
+    answer = run("check", str(daemon.url), "--repair", "--yes")
+    assert answer.code == 6 and f"is mounted here on {daemon.mountpoint}" in answer.sentence()

@@ -13,6 +13,8 @@ import pytest
 
 import s3backer
 from s3backer.admin import create_volume
+from s3backer.checking.run import Check, CheckOptions
+from s3backer.checking.subject import find_subject
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import CorruptObject, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
 from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, block_name
@@ -232,6 +234,26 @@ def test_begun_by_the_original(place: Place) -> None:
     # What it is, block 0 says: it was written by us.
     with place.original() as file:
         assert_same(file.read_bytes(), content)
+
+
+@all_cases
+def test_what_the_original_wrote_is_checked(place: Place) -> None:
+    writes = scribble(7)
+    content = applied(bytes(SIZE), writes)
+    with place.original(*GEOMETRY) as file:
+        write_all(file, writes)
+    # Like that the mount token is gone, and everything is as it should be.
+    names = ("password", "key_length")
+    encoding = EncodingOptions(**{name: value for name, value in place.case.ours.items() if name in names})
+    settings = VolumeOptions(block_hash_prefix=place.case.hashed, encoding=encoding)
+    with Check(find_subject(place.store, place.case.prefix, settings), CheckOptions()) as check:
+        counts = check.run()
+        assert list(check.state.findings()) == []
+    blocks = sum(any(content[start : start + BLOCK]) for start in range(0, SIZE, BLOCK))
+    assert counts.objects == blocks
+    # Either server has an MD5 of what the original puts, at least.
+    means = {"hmac"} if "password" in place.case.ours else {"md5", "checksum"}
+    assert counts.verified.total() == blocks and set(counts.verified) <= means
 
 
 @all_cases

@@ -12,8 +12,11 @@ import pytest
 
 import s3backer
 from s3backer.admin import create_volume
+from s3backer.checking.run import Check, CheckOptions
+from s3backer.checking.subject import find_subject
 from s3backer.copying import CopyOptions, copy_volume
 from s3backer.errors import StoreUnreachable, VolumeInUse
+from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.s3 import S3Store
 from tests.support.faulty import FaultyStore
@@ -71,6 +74,25 @@ def test_a_directory_is_read_and_written_by_both_in_turns(hashed: bool, tmp_path
         write_file(file, second)
     with s3backer.open(f"file://{bucket}", block_hash_prefix=hashed) as volume:
         assert volume.read(0, SIZE) == second
+
+
+@pytest.mark.parametrize("hashed", [False, True], ids=["plain names", "blockHashPrefix"])
+def test_a_directory_of_the_originals_is_checked(hashed: bool, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    options = ["--test", f"--size={SIZE >> 20}m", f"--blockSize={BLOCK >> 10}k"]
+    content = pattern(3)
+    with program_mounted(
+        ORIGINAL, tmp_path / "mnt", *options, *(["--blockHashPrefix"] if hashed else []), str(bucket)
+    ) as file:
+        write_file(file, content)
+    settings = VolumeOptions(size=SIZE, block_size=BLOCK, block_hash_prefix=hashed)
+    with Check(find_subject(DirectoryStore(bucket), "", settings), CheckOptions()) as check:
+        counts = check.run()
+        # It keeps no metadata there, and nothing by which a block could be verified.
+        assert counts.kinds == {"no-metadata": 1}
+    blocks = sum(any(content[start : start + BLOCK]) for start in range(0, SIZE, BLOCK))
+    assert counts.verified == {"nothing": blocks}
 
 
 def test_the_statistics_have_the_originals_names_in_its_order(s3_server: S3Server, tmp_path: Path) -> None:

@@ -73,6 +73,36 @@ def test_a_body_is_verified_by_the_checksum_that_is_kept(headers):
 
 
 @pytest.mark.parametrize(
+    ("etag", "headers", "means"),
+    [
+        (A_ETAG, {}, "md5"),
+        (A_ETAG, KEPT["crc64nvme"], "crc64nvme"),
+        (A_ETAG, KEPT["crc32c"], "crc32c"),
+        (A_ETAG, {**KEPT["crc32c"], **KEPT["crc64nvme"]}, "crc64nvme"),
+        (A_ETAG, {"x_amz_checksum_sha1": "AAAA"}, "md5"),
+        (f'"{A_ETAG[1:-1]}-2"', {}, ""),
+        (A_ETAG, {"x_amz_server_side_encryption": "aws:kms"}, ""),
+        ('"opaque"', {}, ""),
+        (f'"{A_ETAG[1:-1]}-2"', {"x_amz_checksum_crc32c": "AAAAAA==-3"}, ""),
+    ],
+)
+def test_it_says_by_what_a_body_was_verified(etag, headers, means):
+    with talk(reply(200, "a", ETag=etag, **headers)) as (store, _):
+        assert store.get("key").verified == means
+
+
+def test_a_server_whose_etags_are_no_md5_verifies_nothing_by_them():
+    with talk(reply(200, ETag=B_ETAG), reply(200, "a", ETag=B_ETAG)) as (store, _):
+        store.put("key", b"a")
+        assert store.get("key").verified == ""
+
+
+def test_a_body_that_is_not_what_its_etag_says_is_refused():
+    with talk(reply(200, "b", ETag=A_ETAG)) as (store, _), pytest.raises(CorruptObject):
+        store.get("key")
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {"x_amz_checksum_crc64nvme": crc64(b"a"), "x_amz_checksum_type": "COMPOSITE"},

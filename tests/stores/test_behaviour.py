@@ -169,6 +169,7 @@ def test_absent_objects(store):
     for call in (
         store.get,
         store.head,
+        lambda key: store.get_unless(key, etag),
         lambda key: store.get_range(key, 0, 1),
         lambda key: store.get_range(key, 0, 1, if_match=etag),
     ):
@@ -249,6 +250,7 @@ def test_keys_that_are_none(store, key):
         store.get,
         store.head,
         store.delete,
+        lambda key: store.get_unless(key, '"x"'),
         lambda key: store.put(key, b""),
         lambda key: store.put_large(key, b""),
         lambda key: store.put_large(key, bytes(PART + 1)),
@@ -369,6 +371,37 @@ def test_readers_see_a_whole_object_with_its_metadata(store):
             found = store.get("key")
             assert found.body == bodies[int(found.info.metadata["n"])]
         writer.result()
+
+
+# ── what is there already ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("source", ["put", "get", "head", "list"])
+def test_what_is_as_before_is_not_sent_again(store, source):
+    etag = store.put("key", b"x" * 5000, metadata={"a": "1"})
+    etag = {
+        "put": etag,
+        "get": store.get("key").info.etag,
+        "head": store.head("key").etag,
+        "list": store.list("").entries[0].etag,
+    }[source]
+    before = store.counters.snapshot()["get"]
+    assert store.get_unless("key", etag) is None
+    assert store.get_unless("key", etag, at_most=10) is None, "nothing of it is read"
+    after = store.counters.snapshot()["get"]
+    assert (after.requests - before.requests, after.failures, after.bytes_received) == (2, 0, before.bytes_received)
+    assert not any(store.counters.failures().values())
+    store.put("key", b"new", content_encoding="deflate", metadata={"a": "2"})
+    assert store.get_unless("key", etag) == store.get("key")
+    with pytest.raises(CorruptObject, match="more than 2 bytes"):
+        store.get_unless("key", etag, at_most=2)
+    assert store.get_unless("key", '"781e5e245d69b566979b86e28d23f2c8"') == store.get("key")
+    store.delete("key")
+    for _ in range(2):
+        with pytest.raises(ObjectNotFound):
+            store.get_unless("key", etag)
+    store.put("key", b"x" * 5000)
+    assert store.get_unless("key", etag) is None, "the same content has the same ETag"
 
 
 # ── ranges ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -621,6 +654,7 @@ def test_limits_that_are_none(store, limit):
     "call",
     [
         lambda store: store.get("key"),
+        lambda store: store.get_unless("key", '"9dd4e461268c8034f5c8564e155c67a6"'),
         lambda store: store.get_range("key", 0, 1),
         lambda store: store.get_range("key", 0, 1, if_match='"9dd4e461268c8034f5c8564e155c67a6"'),
         lambda store: store.head("key"),
@@ -633,7 +667,7 @@ def test_limits_that_are_none(store, limit):
         lambda store: store.list(""),
     ],
     ids=[
-        *("get", "range", "range if", "head", "put", "put large", "put large new", "put new", "put over"),
+        *("get", "get unless", "range", "range if", "head", "put", "put large", "put large new", "put new", "put over"),
         *("delete", "list"),
     ],
 )

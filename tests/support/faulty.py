@@ -60,6 +60,10 @@ class FaultyStore:
         found: StoredObject = self._call("get", key, at_most=at_most)
         return self._alter(found) if self._alter else found
 
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        found: StoredObject | None = self._call("get_unless", key, etag, at_most=at_most)
+        return self._alter(found) if self._alter and found else found
+
     def get_range(self, key: str, start: int, length: int, **options: Any) -> Any:
         return self._call("get_range", key, start, length, **options)
 

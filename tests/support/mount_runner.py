@@ -91,7 +91,7 @@ class _Knobs:
     def open_store(self, url: VolumeURL, options: StoreOptions) -> ObjectStore:
         """Open the store, whose requests are failing while there is an outage."""
         store = open_store(url, options)
-        for name in ("get", "head", "put", "delete", "list"):
+        for name in ("get", "get_unless", "head", "put", "delete", "list"):
             setattr(store, name, self.failing(getattr(store, name)))
         for name in ("get", "put"):
             setattr(store, name, self.held(f"hold-{name}", getattr(store, name)))

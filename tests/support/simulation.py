@@ -35,6 +35,7 @@ from s3backer.cache import (
 )
 from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, StoreError
 from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.copies import Copy
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
 from s3backer.stores.base import Body, ListPage, ObjectInfo, ObjectRange, StoredObject
 from s3backer.stores.bodies import pieces
@@ -83,6 +84,9 @@ class WorldStore:
 
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         return self._around(lambda: self.inner.get(key, at_most=at_most))
+
+    def get_unless(self, key: str, etag: str, *, at_most: int | None = None) -> StoredObject | None:
+        return self._around(lambda: self.inner.get_unless(key, etag, at_most=at_most))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> ObjectRange:
         return self._around(lambda: self.inner.get_range(key, start, length, if_match=if_match))
@@ -147,6 +151,34 @@ class WorldStore:
 
     def close(self) -> None:
         self.inner.close()
+
+
+class WorldCopies:
+    """Copies that take time to be found, get lost, and may be of an earlier mount: older than what the bucket has."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._copies: dict[int, Copy] = {}
+        self.hits = 0
+
+    def find(self, block: int) -> Copy | None:
+        found = self._copies.get(block)
+        self._world.run_some()
+        return found
+
+    def used(self, block: int, *, verified: bool) -> None:
+        self.hits += not verified
+
+    def keep(self, block: int, copy: Copy) -> None:
+        self.drop(block)
+        if self._world.random.random() < 0.9:
+            self._copies[block] = copy
+
+    def drop(self, block: int) -> None:
+        self._copies.pop(block, None)
+
+    def damaged(self, block: int) -> None:
+        raise AssertionError(f"{self._world}: a copy of block {block} is said to be damaged")
 
 
 class Client:
@@ -267,7 +299,11 @@ class World:
             block_size=BLOCK,
             size=blocks * BLOCK,
             hash_prefix=self.random.random() < 0.3,
+            with_copies=True,
         )
+        self.copies = WorldCopies(self)
+        if self.random.random() < 0.6:
+            self.layout.copies = self.copies
         self._begin_with_content()
         policy = WritePolicy(
             delay=self.random.choice((0.0, 1.0, 30.0)),
@@ -287,7 +323,10 @@ class World:
             if block == 0 or self.random.random() < 0.3:
                 body = self.random.randbytes(BLOCK)
                 self.model[block * BLOCK : (block + 1) * BLOCK] = body
-                self.store.inner.put(self.layout.key(block), body)
+                etag = self.store.inner.put(self.layout.key(block), body)
+                self.copies.keep(block, Copy(etag, body))
+            if self.random.random() < 0.3:
+                self.copies.keep(block, Copy('"of an earlier mount"', self.random.randbytes(BLOCK)))
 
     def run(self) -> None:
         self.ready.extend(client.issue for client in self.clients)
