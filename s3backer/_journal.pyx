@@ -181,6 +181,7 @@ cdef class Journal:
     ) noexcept nogil:
         """Write to the slab and append what it took; zeros where there is no data. ``done``: bytes taken by both.
 
+        Nobody may change the data meanwhile: it is read more than once, and a record has to fit its CRC.
         Returns what Slab.write_range returns, or why the journal cannot take more; see ``write``.
         """
         cdef Py_ssize_t position = 0, step, taken
@@ -224,6 +225,11 @@ cdef class Journal:
         cdef Py_ssize_t done
         cdef int reason
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        if not view.readonly:
+            # Whoever changes it meanwhile would leave a record whose CRC is wrong.
+            PyBuffer_Release(&view)
+            data = bytes(data)
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         with nogil:
             reason = self.write_range(offset, <const unsigned char *>view.buf, view.len, now, &done)
         PyBuffer_Release(&view)

@@ -192,9 +192,9 @@ def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> N
         if expected is None and number == 1:
             expected = 1
         if first is None or expected not in (None, first):
-            # Never begun, cut off, or the place of the damage: see below, after those that do go on.
+            # Never begun, cut off, or the place of the damage: _check_end says which, unless one of the others goes on.
             following = next((i for i, (_, f, h) in enumerate(rest) if _first_number(f, h) == expected), None)
-            if following is None:
+            if following is None or expected is None:
                 break
             recovered.unused += [n for n, _, _ in rest[:following]]
             rest = rest[following:]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from s3backer._fast import Slab
 from s3backer._journal import Journal
-from s3backer.errors import JournalError
+from s3backer.errors import JournalDamaged, JournalError
 from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
 from s3backer.journal.format import ENCRYPTED, Header, pack_texts
@@ -102,8 +102,6 @@ class WriteJournal:
             raise
 
     def _adopt(self, recovered: Recovered) -> None:
-        for number in reversed(recovered.unused):
-            self._directory.remove(number)
         for file in recovered.files:
             if file.header.block_size != self._block_size:
                 raise JournalError(
@@ -117,6 +115,10 @@ class WriteJournal:
                     "volume is mounted otherwise",
                     hint="Mount it as it was mounted last.",
                 )
+            key_of(file.header, self._key)
+        for number in reversed(recovered.unused):
+            self._directory.remove(number)
+        for file in recovered.files:
             key = key_of(file.header, self._key)
             fd = self._open[file.number] = self._directory.open(file.number, writable=True)
             self.core.adopt_file(fd, file.number, file.header.seed, file.first, key)
@@ -126,6 +128,11 @@ class WriteJournal:
                         f"the journal in {self._directory.path} has more writes than there is memory for",
                         hint="Mount it with a larger --memory.",
                     )
+        if self.core.number != recovered.last_number:
+            raise JournalDamaged(
+                f"the journal in {self._directory.path} does not hold what it held a moment ago",
+                hint="Look at that disk (dmesg, SMART). Keep the directory.",
+            )
         self.core.resume()
         if recovered.files:
             self._next = recovered.files[-1].number + 1
@@ -145,7 +152,8 @@ class WriteJournal:
         while self._freed is not None or self._take_freed():
             assert self._freed is not None
             # None may stay behind while a newer one goes: what is left has to be the end of the journal.
-            if self._wants_spare() and not self._failed:
+            fits = os.fstat(self._open[self._freed]).st_size == self._file_bytes
+            if fits and self._wants_spare() and not self._failed:
                 self._failed = True
                 header = self._header()
                 self._directory.use_again(self._freed, self._open[self._freed], header)

@@ -147,6 +147,29 @@ def test_a_missing_file_in_the_middle(tmp_path: Path, sound: Path) -> None:
         scan_path(path)
 
 
+def test_the_beginning_of_a_journal_whose_first_files_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with SmallJournal(path) as small:
+        while small.core.files < 2:
+            small.write(0, b"x" * BLOCK)
+        small.store_all()
+        small.journal.prepare()
+        small.write(0, b"y" * BLOCK)
+    number = min(files_of(path))
+    assert number > 1
+    for byte in (PAGE, PAGE + 8, PAGE + 63):
+        flip(path, number, byte, 3)
+        with pytest.raises(JournalDamaged, match=f"{number:08d}.journal is damaged at byte 4096"):
+            scan_path(path)
+        flip(path, number, byte, 3)
+    # The same with nothing behind it.
+    content = bytearray(files_of(path)[number])
+    content[PAGE:] = bytes(len(content) - PAGE)
+    (path / f"{number:08d}.journal").write_bytes(content)
+    with pytest.raises(JournalDamaged):
+        scan_path(path)
+
+
 def test_a_shorter_file(tmp_path: Path, sound: Path) -> None:
     path = tmp_path / "journal"
     shutil.copytree(sound, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.journal_twin import decode, plain_scan, salt_of
-from tests.support.journals import BLOCK, SmallJournal, files_of, scan_path
+from tests.support.journals import BLOCK, FILE, SmallJournal, files_of, scan_path
 
 
 def use_again(path: Path, **more) -> list[bytes]:
@@ -58,6 +58,18 @@ def test_remains_of_a_former_use(tmp_path: Path, salted: bool) -> None:
         out = bytearray(BLOCK)
         small.core.load(0, out)
         assert out == last[-1]
+
+
+def test_files_of_another_size_are_not_used_again(tmp_path: Path) -> None:
+    """What an earlier session left is stored and removed; the journal goes on in files of the new size."""
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"old")
+    with SmallJournal(tmp_path / "j", file_bytes=2 * FILE) as small:
+        small.store_all()
+        small.journal.prepare()
+        small.write(0, b"new")
+    assert {len(content) for content in files_of(tmp_path / "j").values()} == {2 * FILE}
+    assert [data for _, data in scan_path(tmp_path / "j")[1]] == [b"new"]
 
 
 def test_a_record_with_another_number_ends_the_journal(tmp_path: Path) -> None:

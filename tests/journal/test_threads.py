@@ -124,6 +124,26 @@ def test_a_storm(tmp_path: Path, seed: int) -> None:
         assert (small.core.entries, small.core.blocks) == (0, 0)
 
 
+def test_a_buffer_that_changes_while_it_is_written(tmp_path: Path) -> None:
+    data = bytearray(4 * BLOCK)
+    with SmallJournal(tmp_path / "j", files=20) as small:
+        stop = threading.Event()
+
+        def change() -> None:
+            while not stop.is_set():
+                data[:] = random.randbytes(len(data))
+
+        changer = threading.Thread(target=change)
+        changer.start()
+        try:
+            for _ in range(40):
+                small.write(0, data)
+        finally:
+            stop.set()
+            changer.join()
+    assert scan_path(tmp_path / "j")[0].data_bytes == 40 * len(data)
+
+
 def test_writers_are_not_held_up_by_a_busy_interpreter(tmp_path: Path) -> None:
     """Syncs of many threads go on while one of them never lets go of the GIL on its own."""
     with SmallJournal(tmp_path / "j", files=8) as small:

@@ -13,6 +13,7 @@ from s3backer.journal.files import JournalDirectory, System
 from s3backer.journal.format import Record
 from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.service import Mount, WriteJournal
+from s3backer.stores.base import Buffer
 
 BLOCK = 2048
 BLOCKS = 24
@@ -66,11 +67,11 @@ class SmallJournal:
         self.core = self.journal.core
         prepared(self.journal)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         """Write all of it, and store everything when there is no room."""
         position = 0
         while position < len(data):
-            count, reason = self.core.write(offset + position, data[position:], 0.0)
+            count, reason = self.core.write(offset + position, memoryview(data)[position:], 0.0)
             position += count
             self.make_room(reason)
 
