@@ -166,8 +166,6 @@ class JournalDirectory:
                 raise
         except OSError as error:
             raise self._error("has no room for another file", error) from None
-        # Only whole pages are written to it, so the zeros are not needed in memory.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return fd
 
     def use_again(self, number: int, fd: int, header: Header) -> None:

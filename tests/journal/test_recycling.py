@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,63 @@ def test_files_of_another_size_are_not_used_again(tmp_path: Path) -> None:
         small.write(0, b"new")
     assert {len(content) for content in files_of(tmp_path / "j").values()} == {2 * FILE}
     assert [data for _, data in scan_path(tmp_path / "j")[1]] == [b"new"]
+
+
+def test_a_file_is_given_up_only_when_the_next_one_is_on_the_disk(tmp_path: Path) -> None:
+    """Otherwise the journal could be without its beginning after a loss of power."""
+    with SmallJournal(tmp_path / "j") as small:
+        while small.core.files < 2:
+            small.write(0, b"x" * BLOCK)
+        small.core.stored(0, small.slab.sequence)
+        assert small.core.entries == 0
+        assert small.core.take_freed() is None
+        small.core.sync()
+        freed = small.core.take_freed()
+        assert freed is not None and freed[0] == 1
+
+
+def test_what_was_cut_off_is_gone_for_good(tmp_path: Path) -> None:
+    """Its records have numbers that will be given once more."""
+    with SmallJournal(tmp_path / "j", files=8) as small:
+        while small.core.files < 5:
+            small.write(0, b"x" * BLOCK)
+            small.journal.prepare()
+    second = tmp_path / "j" / "00000002.journal"
+    content = bytearray(second.read_bytes())
+    content[4096:4608] = bytes(512)
+    second.write_bytes(content)
+    recovered, _ = scan_path(tmp_path / "j")
+    assert [file.number for file in recovered.files] == [1]
+    assert recovered.unused == [2, 3, 4, 5, 6, 7] and recovered.cut is not None
+    last = recovered.last_number
+    with SmallJournal(tmp_path / "j", files=8) as small:
+        assert small.directory.numbers() == [1, 2, 3]
+        small.write(0, b"y")
+        assert small.core.number == last + 2
+    assert [data for _, data in scan_path(tmp_path / "j")[1]][-2:] == [b"x" * BLOCK, b"y"]
+
+
+def test_a_file_stays_while_it_is_read(tmp_path: Path) -> None:
+    for attempt in range(100):
+        with SmallJournal(tmp_path / str(attempt), files=20, capacity=2000) as small:
+            core = small.core
+            for _ in range(1500):
+                small.write(0, b"x" * 64)
+            core.sync()
+            reader = threading.Thread(target=core.load, args=(0, bytearray(BLOCK)))
+            reader.start()
+            while not core.loading and reader.is_alive():
+                pass
+            core.stored(0, small.slab.sequence)
+            freed = core.take_freed()
+            # It has to have lasted all the time.
+            read_meanwhile = core.loading
+            reader.join()
+            if read_meanwhile:
+                assert freed is None, "a file was given up while it was read"
+                assert core.take_freed() is not None
+                return
+    raise AssertionError("no reader was slow enough")
 
 
 def test_a_record_with_another_number_ends_the_journal(tmp_path: Path) -> None:
