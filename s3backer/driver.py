@@ -338,9 +338,9 @@ class Driver:
                 # A worker that ends would let everybody wait for ever.
                 log.exception("a worker met a defect and goes on")
             if isinstance(job, Fetch) and job.ahead:
+                # This worker looks for the next job itself; who sleeps would be woken for nothing.
                 with self._jobs:
                     self._fetching_ahead -= 1
-                    self._jobs.notify()
             if len(self._threads) <= _STORE_SHARE:
                 # With few workers they take turns.
                 turn += 1
@@ -351,13 +351,17 @@ class Driver:
         queues = [self._store_jobs, self._fetch_jobs] if stores_first else [self._fetch_jobs, self._store_jobs]
         with self._jobs:
             while True:
+                may_go_ahead = bool(self._ahead_jobs) and self._fetching_ahead < self._most_ahead
                 for queue in queues:
                     if queue:
+                        if may_go_ahead:
+                            # Whoever was woken for that may have taken what came meanwhile, as this one does.
+                            self._jobs.notify()
                         return queue.popleft()
                 if self._stopping:
                     # What is to be read ahead has nobody any more who would read it.
                     return None
-                if self._ahead_jobs and self._fetching_ahead < self._most_ahead:
+                if may_go_ahead:
                     self._fetching_ahead += 1
                     return self._ahead_jobs.pop(next(iter(self._ahead_jobs)))
                 self._jobs.wait()
