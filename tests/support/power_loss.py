@@ -34,11 +34,17 @@ class Calls:
     """C functions in place of pwritev(2) and fdatasync(2) that call Python's. Keep it as long as the journal.
 
     ``write`` gets (descriptor, bytes, position) and returns how many were written, ``sync`` gets a descriptor; both
-    may raise OSError.
+    may raise OSError. ``before`` is called before a write's bytes are looked at.
     """
 
-    def __init__(self, write: Callable[[int, bytes, int], int], sync: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        write: Callable[[int, bytes, int], int],
+        sync: Callable[[int], None],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         def pwritev(fd: int, vectors: Any, count: int, position: int) -> int:
+            before()
             pieces = [ctypes.string_at(vectors[i].base, vectors[i].length) for i in range(count)]
             try:
                 return write(fd, b"".join(pieces), position)
