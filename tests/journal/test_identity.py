@@ -37,9 +37,10 @@ def test_every_block_has_an_etag(tmp_path: Path) -> None:
         for block in (0, 3):
             small.write(block * BLOCK, b"y")
         small.journal.intend(3, 6, "*", "sum3")
+        small.journal.intend(0, 5, "", "sum4")
     assert decide(None, scan_path(tmp_path / "j")[0]) == NeedsETags(
         {
-            0: Known('"zero"'),
+            0: Known('"zero"', Intent(5, "", "sum4")),
             1: Known('"one"', Intent(2, '"one"', "sum1")),
             2: Known("", Intent(3, "*", "sum2")),
             3: Known("", Intent(6, "*", "sum3")),
