@@ -59,6 +59,7 @@ class Writer:
         self.small = SmallJournal(
             path, system=self.recorder, prepared=lambda journal: self.recorder.calls.interpose(journal.core)
         )
+        self.recorder.meanwhile = self.write_meanwhile
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -99,6 +100,15 @@ class Writer:
                 self.store_oldest()
                 self.sync()
                 self.small.journal.prepare()
+
+    def write_meanwhile(self) -> None:
+        """Write a little while another thread, as it were, syncs."""
+        if self.source.random() < 0.3:
+            before, data = self.small.slab.sequence, self.source.randbytes(512)
+            offset = self.source.randrange(BLOCKS * BLOCK // 512) * 512
+            if self.small.core.write(offset, data, 0.0)[0]:
+                self.writes.append((before + 1, offset, data))
+                self.needed.setdefault(offset // BLOCK, set()).add(before + 1)
 
     def sync(self) -> None:
         count = len(self.writes)

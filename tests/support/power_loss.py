@@ -81,9 +81,14 @@ class Step:
 
 @dataclass
 class Recorder(System):
-    """Carries everything out, and remembers it."""
+    """Carries everything out, and remembers it.
+
+    While a file of the journal is synced ``meanwhile`` is called, which may write: before or after what is synced is
+    on the disk.
+    """
 
     steps: list[Step] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.calls = Calls(self._pwrite, self._fdatasync)
@@ -97,7 +102,9 @@ class Recorder(System):
         return os.pwrite(fd, data, position)
 
     def _fdatasync(self, fd: int) -> None:
+        self.meanwhile()
         self.steps.append(Step("sync", os.fstat(fd).st_ino))
+        self.meanwhile()
 
     def create(self, name: str, directory: int) -> int:
         fd = super().create(name, directory)
