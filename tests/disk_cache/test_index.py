@@ -145,6 +145,6 @@ def test_memory_is_what_it_is_counted_as() -> None:
             keep(index, block)
         for slot in range(capacity):
             index.drop(index._blocks[slot] - 1)
-        assert tracemalloc.get_traced_memory()[1] - before <= INDEX_BYTES * capacity + 4096
+        assert tracemalloc.get_traced_memory()[1] - before <= INDEX_BYTES * capacity * 1.05
     finally:
         tracemalloc.stop()
