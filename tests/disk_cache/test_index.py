@@ -138,7 +138,7 @@ def test_what_was_loaded_is_found_and_the_last_copy_of_a_block_counts() -> None:
 def test_memory_is_what_it_is_counted_as() -> None:
     tracemalloc.start()
     try:
-        capacity = 1 << 13
+        capacity = 1 << 12
         before = tracemalloc.get_traced_memory()[0]
         index = CopyIndex(capacity, capacity * SIZE)
         for block in range(0, 26 * capacity, 13):

@@ -113,6 +113,7 @@ def test_small_random_writes_are_amplified_by_large_blocks():
     assert estimate(workload, None, delay=5.0).amplification == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.soak
 def test_a_sample_counts_as_the_whole():
     def puts(written: int, size: int) -> float:
         workload = make_workload(
