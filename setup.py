@@ -20,4 +20,8 @@ PARKING = Extension(
 
 CHECKSUM = Extension("s3backer._checksum", ["s3backer/_checksum.pyx"], extra_compile_args=["-O3"])
 
-setup(ext_modules=cythonize([FAST, READ_AHEAD, LANE, PARKING, CHECKSUM], language_level=3))
+JOURNAL = Extension(
+    "s3backer._journal", ["s3backer/_journal.pyx"], extra_compile_args=["-O3", "-pthread"], extra_link_args=["-pthread"]
+)
+
+setup(ext_modules=cythonize([FAST, READ_AHEAD, LANE, PARKING, CHECKSUM, JOURNAL], language_level=3))

@@ -117,6 +117,10 @@ cdef class Slab:
     cdef int write_range(
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
     ) noexcept nogil
+    cdef int write_numbered(
+        self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done,
+        uint64_t *sequence
+    ) noexcept nogil
     cdef int pin_range(
         self, uint64_t offset, Py_ssize_t length, iovec *out, Py_ssize_t room, Py_ssize_t *count
     ) noexcept nogil

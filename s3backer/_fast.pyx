@@ -278,6 +278,14 @@ cdef class Slab:
 
         Waits while a block of the range is pinned.
         """
+        cdef uint64_t sequence
+        return self.write_numbered(offset, data, length, now, done, &sequence)
+
+    cdef int write_numbered(
+        self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done,
+        uint64_t *sequence
+    ) noexcept nogil:
+        """Do what ``write_range`` does, and return in ``sequence`` that of this write, if it wrote something."""
         cdef Py_ssize_t position = 0, start, stop
         cdef uint64_t block
         cdef bint changed = False
@@ -293,6 +301,7 @@ cdef class Slab:
             if reason != _DONE:
                 break
             position += stop - start
+        sequence[0] = self.sequence
         pthread_mutex_unlock(&self._lock)
         done[0] = position
         return reason

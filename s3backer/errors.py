@@ -19,6 +19,8 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     ├── VolumeInUse          6   it is mounted, here or elsewhere
     ├── MountError           7   mount point, /dev/fuse or fusermount
     ├── CorruptObject        8   an object cannot be what was written
+    ├── JournalError         9   the journal on the local disk cannot be written, read or used
+    │   └── JournalDamaged   9   it does not hold what was written to it
     ├── Interrupted          1   a signal came while a request waited
     └── OutOfMemory          1   the system gives no more memory, or no further thread
 
@@ -137,6 +139,16 @@ class CorruptObject(S3backerError):
     """An object's content cannot be what was written there."""
 
     exit_code = 8
+
+
+class JournalError(S3backerError):
+    """The write journal on the local disk cannot be written, read or used."""
+
+    exit_code = 9
+
+
+class JournalDamaged(JournalError):
+    """The journal does not hold what was written to it. Its files are kept."""
 
 
 class ReadOnlyVolume(S3backerError):

@@ -1,6 +1,7 @@
 """Ciphers of the system's OpenSSL that the cryptography package does not have, or not for long any more.
 
-Only what CBC without padding needs, through ctypes, which releases the GIL. Source: OpenSSL's EVP_EncryptInit(3).
+CBC without padding through ctypes, which releases the GIL, and the addresses of functions for compiled code. Source:
+OpenSSL's EVP_EncryptInit(3).
 """
 
 from __future__ import annotations
@@ -45,6 +46,24 @@ def _library() -> ctypes.CDLL | None:
             continue
         return library
     return None
+
+
+def functions(*names: str) -> tuple[int, ...]:
+    """Return the addresses of functions, for compiled code. UsageError where one is missing."""
+    library = _library()
+    try:
+        return tuple(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names)
+    except AttributeError:
+        raise UsageError(
+            "this needs the system's libcrypto of version 1.1 or 3, which was not found",
+            hint="Install it: apt install libssl3.",
+        ) from None
+
+
+def aes_256_gcm() -> int:
+    """Return libcrypto's description of the cipher. UsageError where it does not have it."""
+    (address,) = functions("EVP_aes_256_gcm")
+    return int(ctypes.CFUNCTYPE(ctypes.c_void_p)(address)() or 0)
 
 
 def check(name: str) -> None:

@@ -1,0 +1,90 @@
+# Part of _journal.pyx: the list of files. Under the lock.
+
+#     oldest ──next──► … ──► newest in use ──► spare ──► last spare
+
+cdef int32_t next_file(Journal journal, int32_t file) noexcept nogil:
+    """Return the file behind this one, behind -1 the first of all; -1 if there is none."""
+    return journal._file[file].next if file >= 0 else journal._oldest
+
+
+cdef void begin_file(Journal journal, int32_t file) noexcept nogil:
+    """Go on in a spare file. Its START record is written together with the first one behind it."""
+    journal._file[file].state = FILE_USED
+    journal._current = journal._newest_used = file
+    journal.files += 1
+    journal.spares -= 1
+    journal._position = JOURNAL_PAGE
+    if journal._tag and journal._crypto.encrypt_init(
+        journal._context, journal._crypto.cipher, NULL, journal._file[file].key, NULL
+    ) != 1:
+        fail(journal, EIO, b"encrypted", file)
+    make_record(journal, <DiskRecord *>journal._tail, _START, journal._sequence, 0, 0)
+    seal_record(journal, <DiskRecord *>journal._tail, NULL, 0)
+    journal._file[file].first = journal.number
+    journal._position += sizeof(DiskRecord)
+
+
+cdef bint add_file(
+    Journal journal, int fd, uint64_t number, uint32_t seed, const unsigned char *key, uint64_t first, FileState state
+) noexcept nogil:
+    """Put a file at the end of the list; False if it cannot be there."""
+    cdef int32_t index = 0
+    cdef JournalFile *file
+    if journal.files + journal.spares == journal._most_files:
+        return False
+    if journal._last >= 0 and journal._file[journal._last].number >= number:
+        return False
+    if state == FILE_USED and (journal.spares > 0 or journal._current >= 0):
+        return False
+    while journal._file[index].state != FILE_ABSENT:
+        index += 1
+    file = journal._file + index
+    memset(file, 0, sizeof(JournalFile))
+    file.fd, file.number, file.seed, file.first, file.state, file.next = fd, number, seed, first, state, -1
+    if journal._tag:
+        memcpy(file.key, key, _KEY)
+    if journal._last >= 0:
+        journal._file[journal._last].next = index
+    else:
+        journal._oldest = index
+    journal._last = index
+    if state == FILE_USED:
+        file.unsynced = 1
+        journal._newest_used = index
+        journal.files += 1
+    else:
+        journal.spares += 1
+    return True
+
+
+cdef bint is_freeable(Journal journal, int32_t file) noexcept nogil:
+    """Nothing of the oldest file is needed, and the one behind it is known to be on the disk.
+
+    So the oldest file that is found after a loss of power always has its first record.
+    """
+    cdef int32_t following
+    if file < 0 or file == journal._newest_used or journal._file[file].entries > 0 or journal._file[file].users > 0:
+        return False
+    following = journal._file[file].next
+    return journal._file[file].state == FILE_USED and journal._file[following].first <= journal._durable
+
+
+cdef bint remove_oldest(Journal journal, uint64_t *number, int *fd) noexcept nogil:
+    """Take the oldest file out of the list, if nothing of it is needed."""
+    cdef JournalFile *file = journal._file + journal._oldest
+    if not is_freeable(journal, journal._oldest):
+        return False
+    number[0], fd[0] = file.number, file.fd
+    file.state = FILE_ABSENT
+    journal._oldest = file.next
+    journal.files -= 1
+    return True
+
+
+cdef bint has_work(Journal journal, int32_t spares) noexcept nogil:
+    """There is something to do for who prepares files, or never again."""
+    return (
+        journal._failure != 0
+        or (journal.spares < spares and journal.files + journal.spares < journal._most_files)
+        or is_freeable(journal, journal._oldest)
+    )

@@ -1,0 +1,68 @@
+# Part of _journal.pyx: group commit. Under the lock, which is not held while the disk works.
+
+cdef int sync_up_to_now(Journal journal) noexcept nogil:
+    """Return 0 when all that has been appended is on the disk, else the error with which the journal failed.
+
+    One thread syncs for all who asked before it began; the others wait for it.
+    """
+    cdef uint64_t target = journal._wanted
+    if journal._failure:
+        return journal._failure
+    journal.waiting += 1
+    while journal._durable < target and not journal._failure:
+        if journal._syncing:
+            pthread_cond_wait(&journal._synced, &journal._lock)
+        else:
+            lead_sync(journal)
+    journal.waiting -= 1
+    return 0 if journal._durable >= target else journal._failure
+
+
+cdef void lead_sync(Journal journal) noexcept nogil:
+    """Sync every file that was written since its last sync, the oldest first, and let go of the lock meanwhile."""
+    cdef uint64_t number = journal.number, sequence = journal._sequence
+    cdef int32_t file = journal._oldest, failed = -1
+    cdef Py_ssize_t count = 0, i
+    cdef int error = 0
+    journal._syncing = True
+    while True:
+        if journal._file[file].unsynced:
+            journal._file[file].unsynced = 0
+            journal._file[file].users += 1
+            journal._to_sync[count] = file
+            count += 1
+        if file == journal._newest_used:
+            break
+        file = journal._file[file].next
+    pthread_mutex_unlock(&journal._lock)
+    for i in range(count):
+        file = journal._to_sync[i]
+        while journal._fdatasync(journal._file[file].fd) < 0:
+            if errno != EINTR:
+                error, failed = errno, file
+                break
+        if failed >= 0:
+            break
+    pthread_mutex_lock(&journal._lock)
+    for i in range(count):
+        journal._file[journal._to_sync[i]].users -= 1
+    if failed >= 0:
+        fail(journal, error, b"synced", failed)
+    else:
+        journal.syncs += 1
+        s3b_publish(&journal._durable, number)
+        s3b_publish(&journal._durable_sequence, sequence)
+        mark(journal)
+    journal._syncing = False
+    pthread_cond_broadcast(&journal._synced)
+    pthread_cond_signal(&journal._work)
+
+
+cdef void mark(Journal journal) noexcept nogil:
+    """Write down what is durable, in case nothing else is written soon; it gets to the disk some time."""
+    if (
+        not journal._failure
+        and journal._current >= 0
+        and journal._position + <Py_ssize_t>sizeof(DiskRecord) <= journal._file_bytes
+    ):
+        append(journal, _MARK, journal._sequence, 0, NULL, 0)

@@ -1,0 +1,229 @@
+"""The directory of one volume's journal: its lock, and how files come into it and leave it.
+
+    a new file       zeros and header ─ fdatasync ─ rename to NUMBER.journal ─ fsync of the directory
+    one used again   rename to NAME.spare ─ fsync of the directory ─ header ─ fdatasync ─ rename ─ fsync
+    the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed
+
+Guarantees
+  * A file has the name NUMBER.journal only while its header is on the disk.
+  * Its blocks are allocated and written before, so that fdatasync has no size and no extent to record: on ext4 a file
+    that was only allocated (fallocate) makes every fdatasync convert an extent, which was 2 to 20 times slower.
+    Zeros for 64 MiB take 30 to 60 ms.
+  * Whoever holds the directory is the only one on this host: the file ``lock`` is locked with flock.
+  * Everything is opened relative to the directory's descriptor and never through a symbolic link. Directories have
+    mode 0700, files 0600.
+  * An end that was interrupted is finished by who opens the directory next; no part of the journal is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Self
+
+from s3backer.errors import JournalError, VolumeInUse
+from s3backer.journal.format import PAGE, Header
+from s3backer.logs import state_directory
+
+#: Bytes of a file, unless blocks are so large that few would fit.
+FILE_BYTES = 64 << 20
+_STEP = 1 << 20
+_NAME = re.compile(r"([0-9]{8,})\.journal")
+_SPARE = re.compile(r"[0-9]{8,}\.spare")
+_ENDED = "ended"
+_LOCK = "lock"
+_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class System:
+    """The system calls that change a journal's directory; tests put a recording one in its place."""
+
+    def create(self, name: str, directory: int) -> int:
+        """Make a file that is not there and return its descriptor."""
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, 0o600, dir_fd=directory)
+
+    def allocate(self, fd: int, length: int) -> None:
+        """Give a file all of its blocks, close to each other."""
+        os.posix_fallocate(fd, 0, length)
+
+    def write(self, fd: int, data: bytes, position: int) -> None:
+        """Write all of the data."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(fd, view, position)
+            view, position = view[count:], position + count
+
+    def sync(self, fd: int) -> None:
+        """Return when a file's content, or a directory's, is on the disk."""
+        os.fsync(fd)
+
+    def rename(self, old: str, new: str, directory: int) -> None:
+        """Give a file another name in its directory."""
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def remove(self, name: str, directory: int) -> None:
+        """Remove a file."""
+        os.unlink(name, dir_fd=directory)
+
+
+def journal_path(volume: bytes) -> Path:
+    """Return where the journal of the volume with this id is, on this host."""
+    return state_directory() / "journals" / volume.hex()
+
+
+def file_name(number: int) -> str:
+    """Return the name of a file in use, or ready to be used."""
+    return f"{number:08d}.journal"
+
+
+class JournalDirectory:
+    """A volume's directory, made if need be, and locked. A context manager that unlocks it.
+
+    Raises VolumeInUse if somebody on this host has it, JournalError where it cannot be made or is not ours.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, system: System | None = None) -> None:
+        self.path = os.fspath(path)
+        self._system = system or System()
+        try:
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.path, 0o700)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+        except OSError as error:
+            raise self._error("cannot be used", error) from None
+        self._lock = -1
+        try:
+            self._take_lock()
+            self._clean()
+        except OSError as error:
+            self.close()
+            raise self._error("cannot be used", error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _SAFE, 0o600, dir_fd=self._descriptor)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VolumeInUse(
+                f"the journal in {self.path} is in use by another process of this host",
+                hint="That mount is alive: unmount it. If it hangs, end its process first.",
+            ) from None
+
+    def _clean(self) -> None:
+        """Finish an end that was interrupted, and remove what was being prepared."""
+        names = os.listdir(self._descriptor)
+        if _ENDED in names:
+            self._remove_all(names)
+        for name in filter(_SPARE.fullmatch, names):
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(name, self._descriptor)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the files, in order."""
+        found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
+        return sorted(int(match[1]) for match in found if match)
+
+    def open(self, number: int, *, writable: bool = False) -> int:
+        """Return a descriptor of a file. Raises JournalError."""
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        try:
+            # Not blocking: a FIFO would wait.
+            fd = os.open(file_name(number), mode | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+        except OSError as error:
+            raise self._error(f"has a file {file_name(number)} that cannot be opened", error) from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise JournalError(
+                f"{self.path}/{file_name(number)} is not a regular file", hint="Move it away; it is not ours."
+            )
+        return fd
+
+    def make(self, header: Header) -> int:
+        """Make a new file and return its descriptor. Raises JournalError, and then leaves nothing behind."""
+        spare = f"{header.number:08d}.spare"
+        try:
+            fd = self._system.create(spare, self._descriptor)
+            try:
+                with contextlib.suppress(OSError):
+                    # Only for its place: not every filesystem can.
+                    self._system.allocate(fd, header.size)
+                for position in range(PAGE, header.size, _STEP):
+                    self._system.write(fd, bytes(min(_STEP, header.size - position)), position)
+                self._finish(fd, spare, header)
+            except BaseException:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    self._system.remove(spare, self._descriptor)
+                raise
+        except OSError as error:
+            raise self._error("has no room for another file", error) from None
+        return fd
+
+    def use_again(self, number: int, fd: int, header: Header) -> None:
+        """Make a file ready for its next use, under another number. Raises JournalError; its descriptor stays open."""
+        spare = f"{number:08d}.spare"
+        try:
+            self._system.rename(file_name(number), spare, self._descriptor)
+            self._system.sync(self._descriptor)
+            self._finish(fd, spare, header)
+        except OSError as error:
+            raise self._error("cannot prepare a file", error) from None
+
+    def _finish(self, fd: int, spare: str, header: Header) -> None:
+        self._system.write(fd, header.pack(), 0)
+        self._system.sync(fd)
+        self._system.rename(spare, file_name(header.number), self._descriptor)
+        self._system.sync(self._descriptor)
+
+    def remove(self, number: int) -> None:
+        """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
+        try:
+            for name in (file_name(number), f"{number:08d}.spare"):
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.remove(name, self._descriptor)
+            self._system.sync(self._descriptor)
+        except OSError as error:
+            raise self._error("cannot be changed", error) from None
+
+    def remove_all(self) -> None:
+        """Remove every file, after an end with which everything is in the bucket. Raises JournalError."""
+        try:
+            os.close(self._system.create(_ENDED, self._descriptor))
+            self._system.sync(self._descriptor)
+            self._remove_all(os.listdir(self._descriptor))
+        except OSError as error:
+            raise self._error("cannot be emptied", error) from None
+
+    def _remove_all(self, names: list[str]) -> None:
+        for name in names:
+            if _NAME.fullmatch(name):
+                self._system.remove(name, self._descriptor)
+        self._system.sync(self._descriptor)
+        self._system.remove(_ENDED, self._descriptor)
+
+    def close(self) -> None:
+        """Unlock and close the directory."""
+        for descriptor in (self._lock, self._descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._lock = self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _error(self, what: str, error: OSError) -> JournalError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "Free some space there, or put it elsewhere with XDG_STATE_HOME." if full else "Look at that directory."
+        return JournalError(f"the journal's directory {self.path} {what}: {error.strerror}", hint=hint)

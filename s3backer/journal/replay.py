@@ -1,0 +1,349 @@
+"""Reading a journal back after an unclean end: what is in it, where it ends, and whether it can be believed.
+
+Guarantees
+  * What is returned is the beginning of what was appended, in order, and holds everything that was synced. Writes that
+    were not synced and were lost or came to the disk in another order end it.
+  * A record that the journal says was durable, and that is not right any more, is JournalDamaged; nothing is returned,
+    and no file is changed. The same goes for a header. (Of the records after the last sync the journal cannot say so
+    until a later record, or a MARK, is on the disk.)
+  * No number is believed before its CRC was right, and none is used before it was held against the file's length.
+  * Memory: one window a file, a few numbers for each block that is not in the bucket, and for each block with a note.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from s3backer._journal import check_records, find_record
+from s3backer.errors import JournalDamaged, JournalError
+from s3backer.journal import format as form
+from s3backer.journal.cipher import decrypt, key_of
+from s3backer.journal.files import JournalDirectory, file_name
+from s3backer.journal.format import (
+    AUTHENTICATED_BYTES,
+    DATA,
+    DONE,
+    INTENT,
+    MARK,
+    PAGE,
+    RECORD_BYTES,
+    START,
+    ZEROS,
+    Facts,
+    Header,
+    Record,
+)
+
+#: Bytes read at once.
+_WINDOW = 4 << 20
+_KEEP = "Keep the directory and copy it elsewhere. What is in the bucket is an older state of those blocks."
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A PUT or DELETE that began and whose end was not noted. ``condition`` and ``checksum`` as they were noted."""
+
+    sequence: int
+    condition: str
+    checksum: str
+
+
+@dataclass(slots=True)
+class Known:
+    """What the notes say of a block's object. ``etag``: that of the last PUT, "" if it was removed, None: unknown."""
+
+    etag: str | None = None
+    intent: Intent | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """One mount's part of the journal. ``records`` counts all kinds; 0: it made files ready and never wrote."""
+
+    id: bytes
+    token: int
+    created: int
+    records: int = 0
+
+
+@dataclass(slots=True)
+class UsedFile:
+    """A file with records. ``first``: number of its first record; ``end``: where the last one ends, in bytes."""
+
+    number: int
+    header: Header
+    first: int
+    end: int
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a journal holds.
+
+    ``pending``: the blocks that are not in the bucket as far as is noted, each with its newest sequence; ``known``:
+    what the notes say of blocks. ``unused``: numbers of files without records, or only with some that were cut off.
+    ``cut``: where the journal ends before the end of what stands there, (file, byte), if it does.
+    """
+
+    directory: JournalDirectory
+    sessions: list[Session] = field(default_factory=list)
+    files: list[UsedFile] = field(default_factory=list)
+    unused: list[int] = field(default_factory=list)
+    pending: dict[int, int] = field(default_factory=dict)
+    known: dict[int, Known] = field(default_factory=dict)
+    cut: tuple[int, int] | None = None
+    #: Of all records: how many, the bytes of data and zeros in them, the last number, the last write's sequence.
+    records: int = 0
+    data_bytes: int = 0
+    last_number: int = 0
+    last_sequence: int = 0
+
+    @property
+    def header(self) -> Header:
+        """The newest used file's header."""
+        return self.files[-1].header
+
+    def facts(self, file: UsedFile) -> Iterator[list[Facts]]:
+        """Yield the facts of a file's records, in order, checked again as they are read."""
+        fd = self.directory.open(file.number)
+        try:
+            for found, _ in _walk(fd, file.header, file.first):
+                # What was cut off here may have been written since, by nobody but a defect.
+                yield [record for record in found if record[0] < file.end]
+        finally:
+            os.close(fd)
+
+    def writes(self, key: bytes | None = None) -> Iterator[tuple[Record, bytes | None]]:
+        """Yield every write in order: its record, and its data or None for zeros.
+
+        ``key``: what the volume is encrypted with. Raises WrongPassword without the right one.
+        """
+        number = self.files[0].first if self.files else 0
+        for file in self.files:
+            file_key = key_of(file.header, key)
+            fd = self.directory.open(file.number)
+            try:
+                for found, window in _walk(fd, file.header, file.first):
+                    for facts in found:
+                        record = Record(*facts)
+                        if record.position < file.end and record.kind in (DATA, ZEROS):
+                            yield record, window.data(record, file_key) if record.kind == DATA else None
+                        number = record.number + 1
+            finally:
+                os.close(fd)
+        if self.files and number <= self.last_number:
+            raise JournalDamaged(f"the journal in {self.directory.path} changed while it was read", hint=_KEEP)
+
+
+def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
+    """Read all of a volume's journal. Raises JournalDamaged, JournalError where it cannot be used or is another's."""
+    recovered = Recovered(directory)
+    files: list[tuple[int, int, Header]] = []
+    try:
+        for number in directory.numbers():
+            fd = directory.open(number)
+            files.append((number, fd, _Placeholder))
+            files[-1] = (number, fd, _read_header(directory, fd, number, volume))
+        _scan_files(recovered, files)
+    except OSError as error:
+        raise JournalError(
+            f"the journal in {directory.path} cannot be read: {error.strerror}",
+            hint="Copy what can be read to another disk (ddrescue) before anything else.",
+        ) from None
+    finally:
+        for _, fd, _ in files:
+            os.close(fd)
+    return recovered
+
+
+_Placeholder = Header(512, 0, 0, b"", b"", b"", 0, "", 0)
+
+
+def _read_header(directory: JournalDirectory, fd: int, number: int, volume: bytes) -> Header:
+    name = f"{directory.path}/{file_name(number)}"
+    try:
+        header = form.unpack_header(os.pread(fd, PAGE, 0))
+    except form.NewerFormat as error:
+        raise JournalError(f"{name} {error}", hint="Mount it with the version that wrote it, or a newer one.") from None
+    except form.HeaderError as error:
+        raise JournalDamaged(f"{name} {error}", hint=_KEEP) from None
+    if header.volume != volume:
+        raise JournalError(
+            f"{name} belongs to another volume, {header.url}", hint="Move it to where that volume's journal belongs."
+        )
+    if header.number != number or header.size != os.fstat(fd).st_size:
+        raise JournalDamaged(
+            f"{name} is not the file it was: its header says number {header.number} and {header.size} bytes, it has "
+            f"{os.fstat(fd).st_size}",
+            hint=_KEEP,
+        )
+    return header
+
+
+def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> None:
+    rest = list(files)
+    expected = None
+    end = PAGE
+    while rest:
+        number, fd, header = rest[0]
+        first = _first_number(fd, header)
+        if expected is None and number == 1:
+            expected = 1
+        if first is None or expected not in (None, first):
+            # Never begun, cut off, or the place of the damage: _check_end says which, unless one of the others goes on.
+            following = next((i for i, (_, f, h) in enumerate(rest) if _first_number(f, h) == expected), None)
+            if following is None or expected is None:
+                break
+            recovered.unused += [n for n, _, _ in rest[:following]]
+            rest = rest[following:]
+            continue
+        end, expected = _take_file(recovered, number, fd, header, first)
+        rest = rest[1:]
+    recovered.unused += [number for number, _, _ in rest]
+    for _, _, header in rest:
+        _session_of(recovered, header)
+    if files:
+        _check_end(recovered, files, end, expected)
+
+
+def _first_number(fd: int, header: Header) -> int | None:
+    """Return the number of a file's first record, None if it has none."""
+    raw = os.pread(fd, RECORD_BYTES, PAGE)
+    number = int.from_bytes(raw[8:16], "little")
+    found, _ = check_records(raw, PAGE, header.seed, number, 0, 0)
+    return number if found and found[0][1] == START else None
+
+
+def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first: int) -> tuple[int, int]:
+    """Take all records of a file; return where they end and the number that is expected next."""
+    session = _session_of(recovered, header)
+    used = UsedFile(number, header, first, PAGE)
+    for found, window in _walk(fd, header, first):
+        for facts in found:
+            if facts[1] == DATA:
+                # Nearly all are: a record of data lies in one block.
+                recovered.pending[facts[5] // header.block_size] = recovered.last_sequence = facts[3]
+                recovered.data_bytes += facts[6]
+            else:
+                _take_record(recovered, header, facts, window)
+        if found:
+            last = Record(*found[-1])
+            used.end = _end_of(last, header)
+            session.records += len(found)
+            recovered.records += len(found)
+            recovered.last_number = last.number
+    recovered.files.append(used)
+    return used.end, recovered.last_number + 1
+
+
+def _session_of(recovered: Recovered, header: Header) -> Session:
+    """Return the newest session, a new one if this header begins it."""
+    if not recovered.sessions or recovered.sessions[-1].id != header.session:
+        recovered.sessions.append(Session(header.session, header.token, header.created))
+    return recovered.sessions[-1]
+
+
+def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Window) -> None:
+    _, kind, _, sequence, _, offset, length = facts
+    first = offset // header.block_size
+    if kind in (START, MARK):
+        recovered.last_sequence = max(recovered.last_sequence, sequence)
+    elif kind == ZEROS:
+        recovered.data_bytes += length
+        recovered.last_sequence = sequence
+        for block in range(first, (offset + length - 1) // header.block_size + 1):
+            recovered.pending[block] = sequence
+    elif kind == DONE:
+        (etag,) = form.unpack_texts(window.payload(Record(*facts)), 1)
+        known = recovered.known.setdefault(first, Known())
+        known.etag, known.intent = etag.decode("utf-8", "replace"), None
+        if recovered.pending.get(first, sequence + 1) <= sequence:
+            del recovered.pending[first]
+    elif kind == INTENT:
+        condition, checksum = (
+            text.decode("utf-8", "replace") for text in form.unpack_texts(window.payload(Record(*facts)), 2)
+        )
+        recovered.known.setdefault(first, Known()).intent = Intent(sequence, condition, checksum)
+
+
+def _end_of(record: Record, header: Header) -> int:
+    stored = record.stored_length(header.encrypted)
+    return record.position + RECORD_BYTES + -(-stored // 8) * 8
+
+
+class _Window:
+    """A piece of a file."""
+
+    def __init__(self, start: int, view: memoryview, header: Header) -> None:
+        self._start, self._view, self._header = start, view, header
+
+    def payload(self, record: Record) -> bytes:
+        """Return a copy of the payload of a record in it."""
+        at = record.position - self._start + RECORD_BYTES
+        return bytes(self._view[at : at + record.stored_length(self._header.encrypted)])
+
+    def data(self, record: Record, key: bytes) -> bytes:
+        """Return the data of a record in it. Raises JournalDamaged."""
+        if not key:
+            return self.payload(record)
+        at = record.position - self._start
+        try:
+            return decrypt(key, record, self._view[at : at + AUTHENTICATED_BYTES], self.payload(record))
+        except ValueError as error:
+            raise JournalDamaged(
+                f"journal file {file_name(self._header.number)} is not what was encrypted at byte {record.position}: "
+                f"{error}",
+                hint=_KEEP,
+            ) from None
+
+
+def _walk(fd: int, header: Header, number: int) -> Iterator[tuple[list[Facts], _Window]]:
+    """Yield the facts of the records from the first one on, in groups, until one is not right."""
+    tag = form.TAG_BYTES if header.encrypted else 0
+    largest = max(header.block_size + tag, form.LARGEST_NOTE)
+    buffer = memoryview(bytearray(min(header.size, max(_WINDOW, 4 * largest))))
+    position, cut = PAGE, True
+    while cut and position < header.size:
+        view = buffer[: os.preadv(fd, [buffer], position)]
+        # The disk reads on while this is checked.
+        os.posix_fadvise(fd, position + len(view), len(buffer), os.POSIX_FADV_WILLNEED)
+        found, cut = check_records(view, position, header.seed, number, largest, tag)
+        if not found:
+            return
+        yield found, _Window(position, view, header)
+        number += len(found)
+        position = _end_of(Record(*found[-1]), header)
+
+
+def _check_end(recovered: Recovered, files: list[tuple[int, int, Header]], end: int, expected: int | None) -> None:
+    """Raise JournalDamaged if a record behind the end says that the one expected there was durable."""
+    last = recovered.files[-1].number if recovered.files else files[0][0]
+    # A file is given up only when the first record of the next one is known to be on the disk: it must be there.
+    damaged = expected is None
+    for number, fd, header in files:
+        if number < last or damaged:
+            continue
+        position = end if number == last else PAGE
+        if _find(fd, header, position, expected or 0, 0):
+            recovered.cut = (last, end)
+            damaged = _find(fd, header, position, (expected or 0) + 1, expected or 0)
+    if damaged:
+        # Where one file ended and the next began stood in the record that is missing.
+        following = next((f" or {file_name(n)} at byte {PAGE}" for n, _, _ in files if n > last and end > PAGE), "")
+        raise JournalDamaged(
+            f"{recovered.directory.path}/{file_name(last)} is damaged at byte {end}{following}: what stood there was "
+            "on the disk, and later records still are",
+            hint=_KEEP,
+        )
+
+
+def _find(fd: int, header: Header, position: int, number: int, durable: int) -> bool:
+    """Return whether there is a record from a position on with at least these two numbers."""
+    buffer = memoryview(bytearray(min(header.size, _WINDOW + RECORD_BYTES - 8)))
+    for start in range(position, header.size, _WINDOW):
+        view = buffer[: os.preadv(fd, [buffer], start)]
+        if find_record(view, start, header.seed, number, durable) is not None:
+            return True
+    return False

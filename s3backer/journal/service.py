@@ -1,0 +1,225 @@
+"""A volume's journal, open: the hot part, its files, and what makes the next ones ready.
+
+    with JournalDirectory(journal_path(journal_id(url, endpoint))) as directory:
+        found = scan(directory, volume)                  what an unclean end has left; decide() whether to replay it
+        journal = WriteJournal(directory, slab, mount, budget=…, capacity=…, recovered=found)
+        journal.core.write(…)                            in place of slab.write, from any thread, also the fast lane's
+        journal.core.sync()
+        journal.end()                                    when everything is in the bucket
+        journal.close()                                  always: what is not in the bucket stays in the directory
+
+One thread, owned elsewhere, calls ``wait`` and ``prepare`` in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from s3backer._fast import Slab
+from s3backer._journal import Journal
+from s3backer.errors import JournalDamaged, JournalError
+from s3backer.journal.cipher import FileKey, crypto, key_of
+from s3backer.journal.files import FILE_BYTES, JournalDirectory
+from s3backer.journal.format import ENCRYPTED, Header, pack_texts
+from s3backer.journal.replay import Recovered
+
+#: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
+_SPARES = 2
+#: Blocks that have to fit into a file, so that little of it stays empty.
+_LEAST_BLOCKS = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Whose journal it is. ``volume``: see ``journal_id``; ``session``: 16 random bytes; ``token``: the mount token."""
+
+    volume: bytes
+    session: bytes
+    token: int
+    url: str
+
+
+def file_bytes_for(block_size: int) -> int:
+    """Return the size of the files for blocks of this size, in bytes."""
+    return max(FILE_BYTES, _LEAST_BLOCKS * block_size)
+
+
+class WriteJournal:
+    """The journal of one mount.
+
+    ``budget``: bytes on the disk, two files at least; ``capacity``: entries of the map, see ``map_bytes``. With
+    ``recovered`` it goes on from there: the blocks in it are pending, and its files stay until they are stored. With a
+    ``key`` (any bytes; what the volume is encrypted with) data is encrypted. It is the same as in what was recovered.
+    When it is made, a file is ready and all that was recovered is on the disk. Raises JournalError.
+    """
+
+    def __init__(
+        self,
+        directory: JournalDirectory,
+        slab: Slab,
+        mount: Mount,
+        *,
+        budget: int,
+        capacity: int,
+        file_bytes: int = 0,
+        key: bytes | None = None,
+        recovered: Recovered | None = None,
+        clock: Callable[[], float] = time.time,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._directory, self._mount = directory, mount
+        self._block_size = slab.block_size
+        self._file_bytes = file_bytes or file_bytes_for(slab.block_size)
+        self._clock, self._random_bytes = clock, random_bytes
+        self._key = key
+        self._open: dict[int, int] = {}
+        #: The file that is being given up, and whether its next use has failed.
+        self._freed: int | None = None
+        self._failed = False
+        self._next = 1
+        kept = len(recovered.files) if recovered else 0
+        #: The hot part: see ``s3backer._journal``.
+        self.core = Journal(slab, self._file_bytes, max(2 + kept, budget // self._file_bytes), capacity)
+        try:
+            if key is not None:
+                self.core.encrypt_with(crypto())
+            if recovered is not None:
+                self._adopt(recovered)
+            try:
+                self.prepare()
+            except JournalError as error:
+                if not self.core.spares:
+                    raise
+                log.warning("%s", error)
+        except BaseException:
+            self.close()
+            raise
+
+    def _adopt(self, recovered: Recovered) -> None:
+        for file in recovered.files:
+            if file.header.block_size != self._block_size:
+                raise JournalError(
+                    f"the journal in {self._directory.path} was written with blocks of {file.header.block_size} bytes, "
+                    f"the volume has blocks of {self._block_size}",
+                    hint="Mount it with that block size.",
+                )
+            if file.header.encrypted != (self._key is not None):
+                raise JournalError(
+                    f"the journal in {self._directory.path} is {'' if file.header.encrypted else 'not '}encrypted, the "
+                    "volume is mounted otherwise",
+                    hint="Mount it as it was mounted last.",
+                )
+            key_of(file.header, self._key)
+        for number in reversed(recovered.unused):
+            self._directory.remove(number)
+        for file in recovered.files:
+            key = key_of(file.header, self._key)
+            fd = self._open[file.number] = self._directory.open(file.number, writable=True)
+            self.core.adopt_file(fd, file.number, file.header.seed, file.first, key)
+            for facts in recovered.facts(file):
+                if not self.core.adopt_records(facts):
+                    raise JournalError(
+                        f"the journal in {self._directory.path} has more writes than there is memory for",
+                        hint="Mount it with a larger --memory.",
+                    )
+        if self.core.number != recovered.last_number:
+            raise JournalDamaged(
+                f"the journal in {self._directory.path} does not hold what it held a moment ago",
+                hint="Look at that disk (dmesg, SMART). Keep the directory.",
+            )
+        self.core.resume()
+        if recovered.files:
+            self._next = recovered.files[-1].number + 1
+            # Of what the last mount did not sync it is not known whether the disk has it.
+            self.core.sync()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until there is something to prepare; False if there was nothing in that time, or never will be."""
+        return self.core.wait_for_work(seconds, _SPARES) and self.core.failure is None
+
+    def prepare(self) -> None:
+        """Make files ready for use, of those that were freed or new ones, and give up what is not needed.
+
+        Takes up to a second or so for each. Raises JournalError where there is no room; the journal then goes on in
+        what it has.
+        """
+        while self._freed is not None or self._take_freed():
+            assert self._freed is not None
+            # None may stay behind while a newer one goes: what is left has to be the end of the journal.
+            fits = os.fstat(self._open[self._freed]).st_size == self._file_bytes
+            if fits and self._wants_spare() and not self._failed:
+                self._failed = True
+                header = self._header()
+                self._directory.use_again(self._freed, self._open[self._freed], header)
+                self._take(header, self._open.pop(self._freed))
+            else:
+                self._directory.remove(self._freed)
+                os.close(self._open.pop(self._freed))
+            self._freed, self._failed = None, False
+        while self._wants_spare():
+            header = self._header()
+            self._take(header, self._directory.make(header))
+
+    def _take_freed(self) -> bool:
+        freed = self.core.take_freed()
+        if freed is not None:
+            self._freed = freed[0]
+        return freed is not None
+
+    def _wants_spare(self) -> bool:
+        return self.core.spares < _SPARES and self.core.files + self.core.spares < self.core.most_files
+
+    def _header(self) -> Header:
+        mount, salt = self._mount, self._random_bytes(16)
+        check = FileKey.derive(self._key, salt).check if self._key is not None else bytes(16)
+        header = Header(
+            block_size=self._block_size,
+            number=self._next,
+            size=self._file_bytes,
+            salt=salt,
+            session=mount.session,
+            volume=mount.volume,
+            token=mount.token,
+            url=mount.url,
+            created=int(self._clock()),
+            features=ENCRYPTED if self._key is not None else 0,
+            key_check=check,
+        )
+        self._next += 1
+        return header
+
+    def _take(self, header: Header, fd: int) -> None:
+        self._open[header.number] = fd
+        self.core.add_spare(fd, header.number, header.seed, key_of(header, self._key))
+
+    def intend(self, block: int, sequence: int, condition: str, checksum: str) -> bool:
+        """Note that a block's PUT or DELETE begins; False where there is no room for notes.
+
+        ``sequence``: see ``done``. ``condition``: the ETag it has to have, "*" if there is to be no object, "" for
+        none. ``checksum``: by which the object can be recognised.
+        """
+        return self.core.intend(block, sequence, pack_texts(condition.encode(), checksum.encode()))
+
+    def done(self, block: int, sequence: int, etag: str) -> bool:
+        """Note what a block's object is now ("" where there is none), and forget what it holds; False without room.
+
+        ``sequence`` is what ``slab.sequence`` was just before the body was copied (``begin_store``): every write up to
+        there is in the body. It is not the sequence that begin_store returns.
+        """
+        return self.core.done(block, sequence, pack_texts(etag.encode()))
+
+    def end(self) -> None:
+        """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError."""
+        self._directory.remove_all()
+
+    def close(self) -> None:
+        """Close the files; nobody may use the hot part any more, and no thread may be in it."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()

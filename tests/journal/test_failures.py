@@ -1,0 +1,354 @@
+"""A full disk, a disk that fails, calls that do only a part, and a process that is killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from s3backer import _fast
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
+from s3backer.errors import JournalError
+from s3backer.journal.files import System
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal, scan_path
+from tests.support.power_loss import Calls
+
+
+class Disk:
+    """Does what it is told to: everything, a part, or nothing with an error."""
+
+    def __init__(self, small: SmallJournal) -> None:
+        self.write_error = self.sync_error = 0
+        self.most = 1 << 30
+        self.interrupted = 0
+        self.writes = self.syncs = 0
+        self.syncing, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.calls = Calls(self.write, self.sync)
+        self.calls.interpose(small.core)
+
+    def write(self, fd: int, data: bytes, position: int) -> int:
+        self.writes += 1
+        if self.interrupted:
+            self.interrupted -= 1
+            raise OSError(errno.EINTR, "")
+        if self.write_error:
+            raise OSError(self.write_error, "")
+        return os.pwrite(fd, data[: self.most], position)
+
+    def sync(self, fd: int) -> None:
+        self.syncs += 1
+        self.syncing.set()
+        self.go_on.wait(60)
+        if self.sync_error:
+            raise OSError(self.sync_error, "")
+
+
+def test_short_and_interrupted_writes(tmp_path: Path) -> None:
+    source = random.Random(1)
+    with SmallJournal(tmp_path / "j") as small:
+        disk = Disk(small)
+        expected = []
+        for most in (1, 63, 64, 65, 500, 4096, 5000):
+            disk.most, disk.interrupted = most, 2
+            data = source.randbytes(700)
+            small.write(source.randrange(20) * BLOCK + 100, data)
+            expected.append(data)
+    _, writes = scan_path(tmp_path / "j")
+    assert [data for _, data in writes] == expected
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        disk = Disk(small)
+        small.write(0, b"a" * 512)
+        small.core.sync()
+        small.write(512, b"b" * 512)
+        disk.write_error, disk.most = error, 100
+        assert small.core.write(1024, b"c" * 512, 0.0) == (0, JOURNAL_FAILED)
+        disk.write_error = 0
+        written, synced = disk.writes, disk.syncs
+        # For good.
+        assert small.core.write(0, b"d", 0.0) == (0, JOURNAL_FAILED)
+        assert small.core.write_zeros(0, 512, 0.0) == (0, JOURNAL_FAILED)
+        assert not small.journal.intend(0, 1, "", "")
+        assert not small.journal.done(0, 1, "")
+        for _ in range(2):
+            with pytest.raises(JournalError) as caught:
+                small.core.sync()
+        assert os.strerror(error) in caught.value.message and "00000001 cannot be written" in caught.value.message
+        assert caught.value.hint and caught.value.exit_code == 9
+        assert (disk.writes, disk.syncs) == (written, synced)
+        assert not small.journal.wait(60)
+    _, writes = scan_path(tmp_path / "j")
+    assert [data for _, data in writes] == [b"a" * 512, b"b" * 512]
+
+
+def test_a_sync_that_fails_is_the_end(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        disk = Disk(small)
+        small.write(0, b"a" * 512)
+        durable = small.core.sync()
+        small.write(512, b"b" * 512)
+        disk.sync_error = errno.EIO
+        with pytest.raises(JournalError, match="00000001 cannot be synced: Input/output error"):
+            small.core.sync()
+        disk.sync_error, syncs = 0, disk.syncs
+        # The kernel has marked the pages clean: a second fdatasync would succeed and mean nothing.
+        with pytest.raises(JournalError):
+            small.core.sync()
+        assert disk.syncs == syncs
+        assert small.core.durable == durable
+        assert small.core.write(0, b"c", 0.0) == (0, JOURNAL_FAILED)
+
+
+def test_those_who_wait_for_a_sync_that_fails(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        disk = Disk(small)
+        small.write(0, b"a" * 512)
+        disk.go_on.clear()
+        disk.sync_error = errno.EIO
+        failed = []
+
+        def sync() -> None:
+            with pytest.raises(JournalError):
+                small.core.sync()
+            failed.append(1)
+
+        threads = [threading.Thread(target=sync) for _ in range(5)]
+        threads[0].start()
+        assert disk.syncing.wait(60)
+        for thread in threads[1:]:
+            thread.start()
+        while small.core.waiting < 5:
+            pass
+        disk.go_on.set()
+        for thread in threads:
+            thread.join(60)
+        assert len(failed) == 5 and small.core.waiting == 0 and disk.syncs == 1
+
+
+def test_one_sync_serves_all_who_asked_before_it_began(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        disk = Disk(small)
+        disk.go_on.clear()
+        small.write(0, b"a" * 512)
+        first = threading.Thread(target=small.core.sync)
+        first.start()
+        assert disk.syncing.wait(60)
+        # They have written after it began, so they need the next one: one for all of them.
+        results = []
+        others = []
+        for number in range(1, 9):
+            small.write(number * 512, b"b" * 512)
+            others.append(threading.Thread(target=lambda: results.append(small.core.sync())))
+            others[-1].start()
+        while small.core.waiting < 9:
+            pass
+        disk.go_on.set()
+        for thread in [first, *others]:
+            thread.join(60)
+        assert disk.syncs == 2 == small.core.syncs
+        assert results == [9] * 8
+        # Nothing has been written since.
+        assert small.core.sync() == 9
+        assert disk.syncs == 2
+
+
+def test_files_that_were_left_are_synced_too(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        synced: set[int] = set()
+        calls = Calls(lambda fd, data, at: os.pwrite(fd, data, at), synced.add)
+        calls.interpose(small.core)
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+            small.journal.prepare()
+        small.core.sync()
+        assert len(synced) == 3
+        synced.clear()
+        small.write(0, b"y")
+        small.core.sync()
+        assert len(synced) == 1
+
+
+def test_a_full_journal(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j", files=3) as small:
+        reasons = set()
+        for turn in range(200):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+            elif reason == JOURNAL_FULL:
+                break
+            else:
+                reasons.add(reason)
+        else:
+            raise AssertionError("it is never full")
+        assert reasons == {_fast.DONE}
+        assert (small.core.files, small.core.spares) == (3, 0)
+        assert small.core.fill > 0.9
+        unchanged = small.slab.sequence
+        # Nothing has changed, and there is room for notes.
+        assert small.core.write(0, b"y" * BLOCK, 0.0) == (0, JOURNAL_FULL)
+        assert small.slab.sequence == unchanged
+        small.core.sync()
+        for block in range(BLOCKS):
+            assert small.journal.done(block, small.slab.sequence, '"e"')
+        assert small.core.entries == 0
+        small.journal.prepare()
+        assert (small.core.files, small.core.spares) == (1, 2)
+        assert small.core.write(0, b"y" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+    recovered, writes = scan_path(tmp_path / "j")
+    assert list(recovered.pending) == [0] and writes[-1][1] == b"y" * BLOCK
+
+
+def test_a_full_map(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j", files=20, capacity=64) as small:
+        for turn in range(64):
+            small.write(turn % BLOCKS * BLOCK, b"x" * 512)
+        assert small.core.fill == 1
+        assert small.core.write(0, b"y", 0.0) == (0, JOURNAL_FULL)
+        small.core.stored(0, small.slab.sequence)
+        assert small.core.write(0, b"y", 0.0) == (1, _fast.DONE)
+
+
+def test_a_block_that_is_rewritten_for_ever_needs_no_more_than_its_last_state(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j", files=3, capacity=64) as small:
+        for turn in range(300):
+            count, reason = small.core.write(BLOCK, bytes([1 + turn % 250]) * BLOCK, 0.0)
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+                continue
+            assert (count, reason) == (BLOCK, _fast.DONE)
+            small.core.sync()
+        assert small.core.entries <= 3
+
+
+def test_what_is_durable_is_kept_until_a_newer_state_of_the_whole_block_is(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"a" * 512)
+        small.core.sync()
+        small.write(0, b"b" * BLOCK)
+        small.write(0, b"c" * 512)
+        assert small.core.entries == 3
+        small.core.sync()
+        small.write(0, b"d" * 512)
+        # The first one has gone.
+        assert small.core.entries == 3
+        assert small.core.load(0, bytearray(BLOCK))[0] == [(0, BLOCK), (0, 512), (0, 512)]
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_file_that_cannot_be_given_up_now(tmp_path: Path, failing: int) -> None:
+    """It is tried again, and no newer one goes before it: what is left can be read."""
+    system = FailingOnce()
+    with SmallJournal(tmp_path / "j", files=4, system=system) as small:
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+            small.journal.prepare()
+        small.store_all()
+        small.write(0, b"y" * BLOCK)
+        small.core.sync()
+        system.left = failing
+        with pytest.raises(JournalError, match="cannot"):
+            small.journal.prepare()
+        small.journal.prepare()
+        assert small.core.files == 1
+        assert small.core.write(0, b"z" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+    recovered, writes = scan_path(tmp_path / "j")
+    assert writes[-1][1] == b"z" * BLOCK and list(recovered.pending) == [0]
+    assert not [file for file in (tmp_path / "j").iterdir() if file.suffix == ".spare"]
+
+
+class FailingOnce(System):
+    """Fails once, after so many renames, removals and syncs."""
+
+    left = -1
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def rename(self, old: str, new: str, directory: int) -> None:
+        self._count()
+        super().rename(old, new, directory)
+
+    def remove(self, name: str, directory: int) -> None:
+        self._count()
+        super().remove(name, directory)
+
+    def sync(self, fd: int) -> None:
+        self._count()
+        super().sync(fd)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "s3backer-test", str(path)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs root, to mount a tmpfs")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_disk_without_room_for_another_file(small_disk: Path) -> None:
+    """The journal goes on in what it has, then writers wait; what could not be made is gone."""
+    with SmallJournal(small_disk / "j", files=20) as small:
+        with pytest.raises(JournalError, match="no room for another file: No space left"):
+            for turn in range(200):
+                _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+                if reason == JOURNAL_BUSY:
+                    small.journal.prepare()
+        assert small.core.failure is None
+        assert sorted(os.listdir(small_disk / "j"))[-1] == "lock"
+        small.store_all()
+        small.journal.prepare()
+        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+
+
+_KILLED = """
+import random, sys
+from pathlib import Path
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal
+small = SmallJournal(Path(sys.argv[1]), files=6)
+source = random.Random(int(sys.argv[2]))
+while True:
+    length = source.choice((512, 700, BLOCK))
+    offset = source.randrange(BLOCKS * BLOCK - 3 * BLOCK)
+    small.write(offset, source.randbytes(length))
+    sys.stdout.write(f"{small.slab.sequence}\\n")
+    sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_process_loses_nothing(tmp_path: Path, seed: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(tmp_path / "j"), str(seed)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    acknowledged = 0
+    for line in process.stdout:
+        acknowledged = int(line)
+        if acknowledged > 400 + 100 * seed:
+            process.send_signal(signal.SIGKILL)
+            break
+    acknowledged = max([acknowledged, *map(int, process.stdout.read().split("\n")[:-1])])
+    process.stdout.close()
+    assert process.wait(60) == -signal.SIGKILL
+    recovered, _ = scan_path(tmp_path / "j")
+    assert recovered.last_sequence >= acknowledged
+    with SmallJournal(tmp_path / "j", files=6) as small:
+        assert small.slab.sequence >= acknowledged
+        assert sorted(small.core.pending(BLOCKS)) == sorted(recovered.pending)

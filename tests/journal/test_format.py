@@ -1,0 +1,294 @@
+"""The format: a sample of each version opens for ever, ids, headers, and what is not ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3backer._checksum import crc32c
+from s3backer.errors import JournalDamaged, JournalError, VolumeInUse
+from s3backer.journal.files import JournalDirectory, System, journal_path
+from s3backer.journal.format import (
+    PAGE,
+    Header,
+    HeaderError,
+    Record,
+    journal_id,
+    pack_texts,
+    unpack_header,
+    unpack_texts,
+)
+from s3backer.journal.replay import Intent, Known, scan
+from s3backer.url import VolumeURL
+from tests.golden.make_journal import GOLDEN, WRITES
+from tests.support.journal_twin import PlainRecord, plain_scan
+from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, scan_path
+
+HEADER = Header(4096, 7, 1 << 20, b"s" * 16, b"i" * 16, VOLUME, 0x1234, "s3://bucket/ä", 1700000000)
+
+
+def test_the_golden_sample_of_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    shutil.copytree(GOLDEN, path)
+    recovered, writes = scan_path(path)
+    assert [(r.offset, data if data is not None else r.length) for r, data in writes] == WRITES
+    assert recovered.pending == {0: 1, 1: 3, 2: 4, 3: 4}
+    assert recovered.known == {
+        4: Known('"abc"', None),
+        1: Known(None, Intent(3, "*", "crc64nvme:AAAA")),
+    }
+    assert recovered.cut is None
+    assert (recovered.header.url, recovered.header.token) == (MOUNT.url, MOUNT.token)
+    assert [session.id for session in recovered.sessions] == [MOUNT.session]
+    with SmallJournal(path) as small:
+        assert sorted(small.core.pending(10)) == [0, 1, 2, 3]
+        out = bytearray(2048)
+        assert small.core.load(1, out) == ([(100, 800)], 3, 3)
+        assert out[100:800] == bytes(range(100)) * 7
+
+
+def test_the_sample_in_the_twins_words() -> None:
+    content = files_of(GOLDEN)[1]
+    records = plain_scan({1: content})
+    for record in records:
+        assert content[record.position : record.end] == record.encode(content[40:56])
+    assert [record.kind for record in records] == [1, 2, 2, 2, 6, 3, 2, 4, 5]
+
+
+def test_a_header_and_its_page() -> None:
+    page = HEADER.pack()
+    assert len(page) == PAGE
+    assert page[:12] == b"s3b-jrnl\1\0\0\0"
+    assert unpack_header(page) == HEADER
+    assert HEADER.seed == crc32c(HEADER.salt)
+
+
+@given(byte=st.integers(0, PAGE - 1), bit=st.integers(0, 7))
+def test_a_header_with_a_flipped_bit(byte: int, bit: int) -> None:
+    page = bytearray(HEADER.pack())
+    page[byte] ^= 1 << bit
+    with pytest.raises(HeaderError):
+        unpack_header(bytes(page))
+
+
+@given(st.binary(max_size=PAGE + 10))
+def test_any_page(page: bytes) -> None:
+    with pytest.raises(HeaderError):
+        unpack_header(page)
+
+
+def resealed(page: bytes, at: int, value: bytes) -> bytes:
+    changed = page[:at] + value + page[at + len(value) : PAGE - 4]
+    return changed + crc32c(changed).to_bytes(4, "little")
+
+
+def test_features(tmp_path: Path) -> None:
+    page = HEADER.pack()
+    # Compatible ones are ignored, others refused.
+    assert unpack_header(resealed(page, 16, b"\xff\xff\xff\xff")) == HEADER
+    with pytest.raises(HeaderError, match="0x80000000"):
+        unpack_header(resealed(page, 12, b"\0\0\0\x80"))
+    with pytest.raises(HeaderError, match="version 2; this program knows 1"):
+        unpack_header(resealed(page, 8, b"\2\0\0\0"))
+    with pytest.raises(HeaderError, match="impossible"):
+        unpack_header(resealed(page, 20, b"\1\2\0\0"))
+    with pytest.raises(HeaderError, match="impossible"):
+        unpack_header(resealed(page, 108, b"\xff\xff\0\0"))
+
+
+def test_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    shutil.copytree(GOLDEN, path)
+    file = path / "00000001.journal"
+    content = file.read_bytes()
+    changed = resealed(content[:PAGE], 8, b"\2\0\0\0") + content[PAGE:]
+    file.write_bytes(changed)
+    with pytest.raises(JournalError, match="format version 2") as caught:
+        scan_path(path)
+    assert not isinstance(caught.value, JournalDamaged)
+    assert "newer" in caught.value.hint
+    assert file.read_bytes() == changed
+
+
+def test_another_volumes_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    shutil.copytree(GOLDEN, path)
+    with pytest.raises(JournalError, match="another volume, s3://bucket/prefix"):
+        scan_path(path, bytes(32))
+
+
+def test_a_file_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    shutil.copytree(GOLDEN, path)
+    (path / "00000001.journal").rename(path / "00000002.journal")
+    with pytest.raises(JournalDamaged, match="its header says number 1"):
+        scan_path(path)
+
+
+def test_block_size_of_another_geometry(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"x")
+    with JournalDirectory(tmp_path / "j") as directory:
+        recovered = scan(directory, VOLUME)
+        recovered.files[0].header = dataclasses.replace(recovered.header, block_size=4096)
+        with pytest.raises(JournalError, match="blocks of 4096 bytes, the volume has blocks of 2048"):
+            type(small.journal)(directory, small.slab, MOUNT, budget=1 << 20, capacity=100, recovered=recovered)
+
+
+@given(texts=st.lists(st.binary(max_size=60), min_size=1, max_size=3))
+def test_texts(texts: list[bytes]) -> None:
+    payload = pack_texts(*texts)
+    assert unpack_texts(payload, len(texts)) == texts
+    for other in (payload + b"x", payload[:-1]):
+        with pytest.raises(ValueError, match="a note"):
+            unpack_texts(other, len(texts))
+
+
+def test_a_text_that_is_too_long() -> None:
+    with pytest.raises(ValueError, match="4096"):
+        pack_texts(b"x" * 4095)
+    with pytest.raises(ValueError, match="4096"):
+        pack_texts(b"x" * 70000)
+
+
+def test_the_twin_and_the_tuple_agree() -> None:
+    record = PlainRecord(4160, 2, 2, 1, 0, 0, 100, bytes(100))
+    assert Record(4160, 2, 2, 1, 0, 0, 100).stored_length(False) == 100
+    assert record.end == 4160 + 64 + 104
+
+
+SPELLINGS = [
+    ("https://Example.COM", "https://example.com"),
+    ("https://example.com/", "https://example.com"),
+    ("https://example.com:443", "https://example.com"),
+    ("http://example.com:80/", "http://example.com"),
+    ("HTTP://example.com:9000//", "http://example.com:9000"),
+    ("https://example.com.", "https://example.com"),
+    ("http://[::1]:80", "http://[::1]"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_two_spellings_of_an_endpoint(one: str, other: str) -> None:
+    url = VolumeURL.parse("s3://bucket/prefix")
+    assert journal_id(url, one) == journal_id(url, other)
+
+
+def test_different_volumes_have_different_ids(tmp_path: Path) -> None:
+    urls = ["s3://bucket", "s3://bucket/prefix", "s3://bucket/prefix/2", "s3://bucket2", "file:///bucket"]
+    ends = ["https://a", "http://a", "https://a:8443", "https://a/path", "https://b"]
+    ids = {journal_id(VolumeURL.parse(url), end) for url in urls[:4] for end in ends}
+    ids.add(journal_id(VolumeURL.parse(urls[4])))
+    assert len(ids) == 21
+    assert all(len(found) == 32 for found in ids)
+    assert journal_id(VolumeURL.parse("s3://bucket/prefix/"), "https://a") == journal_id(
+        VolumeURL.parse("s3://bucket/prefix"), "https://a"
+    )
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert journal_id(VolumeURL.parse(f"file://{tmp_path}/real")) == journal_id(
+        VolumeURL.parse(f"file://{tmp_path}/link/")
+    )
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/x/state")
+    assert journal_path(bytes(32)) == Path("/x/state/s3backer/journals") / ("0" * 64)
+
+
+def test_modes_and_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "journals" / "id"
+    with SmallJournal(path):
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o600}
+        with pytest.raises(VolumeInUse, match="in use by another process"):
+            JournalDirectory(path)
+    JournalDirectory(path).close()
+
+
+@pytest.mark.parametrize("name", ["lock", "00000001.journal"])
+def test_symbolic_links_are_not_followed(tmp_path: Path, name: str) -> None:
+    path, elsewhere = tmp_path / "j", tmp_path / "elsewhere"
+    path.mkdir()
+    elsewhere.write_bytes(b"precious")
+    (path / name).symlink_to(elsewhere)
+    with pytest.raises(JournalError):
+        scan_path(path)
+    assert elsewhere.read_bytes() == b"precious"
+
+
+def test_a_directory_that_is_a_link_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "file").touch()
+    for name in ("link", "file", "file/below"):
+        with pytest.raises(JournalError, match="cannot be used"):
+            JournalDirectory(tmp_path / name)
+
+
+def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.mkdir()
+    os.mkfifo(path / "00000001.journal")
+    with pytest.raises(JournalError, match="not a regular file"):
+        scan_path(path)
+    (path / "00000001.journal").unlink()
+    (path / "00000001.journal").write_bytes(b"short")
+    with pytest.raises(JournalDamaged, match="does not begin like one"):
+        scan_path(path)
+
+
+class Failing(System):
+    """Fails at the Nth call, as if the process had ended there."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _count(self) -> None:
+        if not self.left:
+            raise OSError(5, "ended here")
+        self.left -= 1
+
+    def rename(self, old: str, new: str, directory: int) -> None:
+        self._count()
+        super().rename(old, new, directory)
+
+    def remove(self, name: str, directory: int) -> None:
+        self._count()
+        super().remove(name, directory)
+
+
+def test_an_end_that_was_interrupted_is_finished(tmp_path: Path) -> None:
+    for at in range(5):
+        path = tmp_path / str(at)
+        with SmallJournal(path) as small:
+            while small.core.files < 3:
+                small.write(0, b"x" * 2048)
+            small.journal.prepare()
+        directory = JournalDirectory(path, system=Failing(at))
+        count = len(directory.numbers())
+        try:
+            directory.remove_all()
+        except JournalError:
+            assert at <= count
+        directory.close()
+        recovered, _ = scan_path(path)
+        assert not recovered.files and not recovered.unused
+        assert [file.name for file in path.iterdir()] == ["lock"]
+
+
+def test_files_that_were_being_prepared_are_removed(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j"):
+        pass
+    (tmp_path / "j" / "00000009.spare").write_bytes(b"half")
+    (tmp_path / "j" / "mine.txt").write_bytes(b"kept")
+    scan_path(tmp_path / "j")
+    assert not (tmp_path / "j" / "00000009.spare").exists()
+    assert (tmp_path / "j" / "mine.txt").exists()

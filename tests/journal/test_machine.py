@@ -1,0 +1,187 @@
+"""The journal against its plain twin: any sequence of writes, syncs, stores, loads, failures to store, and restarts."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from s3backer import _fast
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
+from s3backer.journal.format import DONE, INTENT, ZEROS
+from tests.support.journal_twin import PlainMap, plain_scan
+from tests.support.journals import BATCH, BLOCK, BLOCKS, SmallJournal, files_of, scan_path
+
+SECTORS = BLOCKS * BLOCK // 512
+
+
+class JournalMachine(RuleBasedStateMachine):
+    """``disk`` is what the volume holds, ``bucket`` what was stored of it."""
+
+    key: bytes | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path(tempfile.mkdtemp(prefix="s3b-journal-"))
+        self.small = SmallJournal(self.path / "journal", capacity=120, key=self.key)
+        self.plain = PlainMap(BLOCK)
+        self.disk = bytearray(BLOCKS * BLOCK)
+        self.bucket = bytearray(BLOCKS * BLOCK)
+        self.appended: list[tuple[int, int, int]] = []
+        self.etags: dict[int, str] = {}
+        self.counter = 0
+
+    def teardown(self) -> None:
+        assert (self.small.core.waiting, self.small.core.loading) == (0, 0)
+        self.small.close()
+        shutil.rmtree(self.path)
+
+    @rule(
+        offset=st.integers(0, BLOCKS * BLOCK - 1) | st.integers(0, SECTORS - 1).map(lambda n: n * 512),
+        length=st.integers(1, 3 * BLOCK) | st.sampled_from([512, BLOCK, 2 * BLOCK]),
+        zeros=st.booleans(),
+    )
+    def write(self, offset: int, length: int, zeros: bool) -> None:
+        self.counter += 1
+        length = min(length, BLOCKS * BLOCK - offset)
+        data = bytes(length) if zeros else random.Random(self.counter).randbytes(length)
+        while data:
+            step = min(len(data), (offset // BLOCK + BATCH) * BLOCK - offset)
+            before = self.small.slab.sequence
+            if zeros:
+                count, reason = self.small.core.write_zeros(offset, step, 0.0)
+            else:
+                count, reason = self.small.core.write(offset, data[:step], 0.0)
+            assert self.small.slab.sequence == before + (count > 0)
+            if count:
+                self.plain.write(offset, data[:count], before + 1)
+                self.disk[offset : offset + count] = data[:count]
+                self.appended.append((before + 1, offset, count))
+            offset, data = offset + count, data[count:]
+            if reason == JOURNAL_FULL:
+                self.store_blocks(sorted(self.plain.blocks))
+                self.small.core.sync()
+                self.small.journal.prepare()
+            elif reason == JOURNAL_BUSY:
+                assert self.small.core.spares == 0
+                self.small.journal.prepare()
+            else:
+                assert reason == _fast.DONE and count == step
+
+    @rule(block=st.integers(0, BLOCKS - 1))
+    def write_block(self, block: int) -> None:
+        self.write(block * BLOCK, BLOCK, False)
+
+    @rule(source=st.randoms(use_true_random=False))
+    def store_some(self, source: random.Random) -> None:
+        blocks = sorted(self.plain.blocks)
+        self.store_blocks(source.sample(blocks, min(len(blocks), 5)))
+
+    def store_blocks(self, blocks: list[int]) -> None:
+        for block in blocks:
+            sequence = self.small.slab.sequence
+            self.small.journal.intend(block, sequence, self.etags.get(block, ""), "sum")
+            self.bucket[block * BLOCK : (block + 1) * BLOCK] = self.disk[block * BLOCK : (block + 1) * BLOCK]
+            self.etags[block] = f'"{block}-{sequence}"'
+            assert self.small.journal.done(block, sequence, self.etags[block])
+            self.plain.stored(block, sequence)
+
+    @rule(block=st.integers(0, BLOCKS - 1), back=st.integers(0, 20))
+    def store_an_older_state(self, block: int, back: int) -> None:
+        """Writes came while the block was on its way."""
+        sequence = max(0, self.small.slab.sequence - back)
+        entries = [entry for entry in self.plain.blocks.get(block, []) if entry.sequence <= sequence]
+        for entry in entries:
+            start = block * BLOCK + entry.start
+            self.bucket[start : start + len(entry.data)] = entry.data
+        if self.small.journal.done(block, sequence, '"older"'):
+            self.etags[block] = '"older"'
+        self.plain.stored(block, sequence)
+
+    @rule()
+    def sync(self) -> None:
+        durable = self.small.core.sync()
+        assert durable == (self.appended[-1][0] if self.appended else durable)
+
+    @rule()
+    def prepare(self) -> None:
+        self.small.journal.prepare()
+
+    @rule(block=st.integers(0, BLOCKS - 1))
+    def load(self, block: int) -> None:
+        out = bytearray(self.bucket[block * BLOCK : (block + 1) * BLOCK])
+        ranges, first, last = self.small.core.load(block, out)
+        entries = self.plain.blocks.get(block, [])
+        assert out == self.plain.over(block, self.bucket[block * BLOCK : (block + 1) * BLOCK])
+        assert out == self.disk[block * BLOCK : (block + 1) * BLOCK]
+        if entries:
+            assert last == entries[-1].sequence and entries[0].sequence <= first <= last
+            covered = set().union(*(range(start, stop) for start, stop in ranges))
+            assert covered == set().union(*(range(e.start, e.start + len(e.data)) for e in entries))
+        else:
+            assert (ranges, first, last) == ([], 0, 0)
+
+    @rule(sync=st.booleans())
+    def restart(self, sync: bool) -> None:
+        """End without a word, and go on from what is found."""
+        if sync:
+            self.small.core.sync()
+        sequence = self.appended[-1][0] if self.appended else 0
+        self.small.close()
+        recovered, writes = scan_path(self.path / "journal", key=self.key)
+        records = plain_scan(files_of(self.path / "journal"), 16 if self.key else 0)
+        found = [(r.sequence, r.offset, r.length) for r, _ in writes]
+        assert found == [(r.sequence, r.offset, r.length) for r in records if r.kind in (2, ZEROS)]
+        assert recovered.cut is None
+        assert sorted(recovered.pending) == sorted(self.plain.blocks)
+        if found:
+            assert recovered.last_sequence == sequence
+        last = {r.offset // BLOCK: r for r in records if r.kind == DONE}
+        assert {b: k.etag for b, k in recovered.known.items() if k.etag is not None} == {
+            block: record.data[2:].decode() for block, record in last.items()
+        }
+        open_intents = {r.offset // BLOCK for r in records if r.kind == INTENT} - set(last)
+        assert {b for b, k in recovered.known.items() if k.etag is None} == open_intents
+        self.small = SmallJournal(self.path / "journal", capacity=2000, key=self.key)
+        if found:
+            assert self.small.slab.sequence == sequence
+            assert self.small.core.durable == sequence
+
+    @invariant()
+    def agree(self) -> None:
+        core = self.small.core
+        assert sorted(core.pending(BLOCKS)) == sorted(self.plain.blocks)
+        assert core.blocks == len(self.plain.blocks)
+        assert core.entries >= core.blocks
+        assert core.entries <= sum(map(len, self.plain.blocks.values()))
+        assert core.files + core.spares <= core.most_files
+        assert 0 <= core.fill <= 1
+        assert core.failure is None
+
+
+def test_the_sequence_goes_on_when_the_files_of_all_writes_are_gone(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"x")
+    with SmallJournal(tmp_path / "j") as small:
+        small.store_all()
+    for _ in range(3):
+        with SmallJournal(tmp_path / "j") as small:
+            assert small.slab.sequence == small.core.durable == 1
+    assert sorted(files_of(tmp_path / "j"))[0] > 1
+
+
+class EncryptedMachine(JournalMachine):
+    """The same, encrypted."""
+
+    key = b"a key"
+
+
+TestEncryptedJournal = EncryptedMachine.TestCase
+TestEncryptedJournal.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
+TestJournal = JournalMachine.TestCase
+TestJournal.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

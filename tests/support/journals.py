@@ -1,0 +1,120 @@
+"""What the tests of the journal share: small journals, and what a caller does when one is full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from s3backer import _fast
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
+from s3backer.journal.files import JournalDirectory, System
+from s3backer.journal.format import Record
+from s3backer.journal.replay import Recovered, scan
+from s3backer.journal.service import Mount, WriteJournal
+from s3backer.stores.base import Buffer
+
+BLOCK = 2048
+BLOCKS = 24
+FILE = 40960
+#: Blocks that such a journal takes at once.
+BATCH = 2
+VOLUME = bytes(range(32))
+MOUNT = Mount(VOLUME, b"0123456789abcdef", 0x1234ABCD, "s3://bucket/prefix")
+
+
+def make_slab(blocks: int = BLOCKS, block_size: int = BLOCK) -> _fast.Slab:
+    """A slab in which every block is whole, so that writes of any bytes are taken."""
+    slab = _fast.Slab(block_size, blocks + 1, blocks)
+    for block in range(blocks):
+        slab.fill(block, None)
+    return slab
+
+
+class SmallJournal:
+    """A journal with small files, and what was appended to it: (number after it, offset, data)."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        files: int = 4,
+        file_bytes: int = FILE,
+        capacity: int = 1000,
+        mount: Mount = MOUNT,
+        system: System | None = None,
+        prepared: Callable[[WriteJournal], None] = lambda journal: None,
+        **more: Any,
+    ) -> None:
+        self.directory = JournalDirectory(path, system=system)
+        try:
+            self.recovered: Recovered = scan(self.directory, mount.volume)
+            self.slab = make_slab()
+            self.journal = WriteJournal(
+                self.directory,
+                self.slab,
+                mount,
+                budget=files * file_bytes,
+                capacity=capacity,
+                file_bytes=file_bytes,
+                recovered=self.recovered,
+                **more,
+            )
+        except BaseException:
+            self.directory.close()
+            raise
+        self.core = self.journal.core
+        prepared(self.journal)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of it, and store everything when there is no room."""
+        position = 0
+        while position < len(data):
+            count, reason = self.core.write(offset + position, memoryview(data)[position:], 0.0)
+            position += count
+            self.make_room(reason)
+
+    def make_room(self, reason: int) -> None:
+        if reason == JOURNAL_FULL:
+            self.store_all()
+        elif reason != JOURNAL_BUSY:
+            assert reason == _fast.DONE
+            return
+        self.journal.prepare()
+
+    def store_all(self) -> None:
+        sequence = self.slab.sequence
+        for block in self.core.pending(BLOCKS):
+            self.journal.intend(block, sequence, "", "c")
+            self.journal.done(block, sequence, f'"{block}-{sequence}"')
+        self.core.sync()
+
+    def close(self) -> None:
+        self.journal.close()
+        self.directory.close()
+
+    def __enter__(self) -> SmallJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def scan_path(
+    path: Path, volume: bytes = VOLUME, key: bytes | None = None
+) -> tuple[Recovered, list[tuple[Record, bytes | None]]]:
+    """Scan a directory that nobody uses; return what was found and its writes."""
+    with JournalDirectory(path) as directory:
+        recovered = scan(directory, volume)
+        return recovered, list(recovered.writes(key))
+
+
+def files_of(path: Path) -> dict[int, bytes]:
+    """The contents of a journal's files, by number."""
+    found = {}
+    for file in path.iterdir():
+        with suppress(ValueError):
+            if file.suffix == ".journal":
+                found[int(file.stem)] = file.read_bytes()
+    return found
