@@ -24,12 +24,12 @@ from tests.support.power_loss import Disk, Recorder
 class Knowledge:
     """What the writer knows at a moment: the writes so far, how many of them are synced, and which are still needed.
 
-    Writes are (sequence, offset, data), ``needed`` the sequences that are in no bucket.
+    Writes are (sequence, offset, data), ``needed`` (block, sequence) of what is in no bucket.
     """
 
     writes: tuple[tuple[int, int, bytes], ...]
     synced: int
-    needed: frozenset[int]
+    needed: frozenset[tuple[int, int]]
 
 
 class Writer:
@@ -68,7 +68,7 @@ class Writer:
             self.know()
 
     def know(self) -> None:
-        needed = frozenset(sequence for sequences in self.needed.values() for sequence in sequences)
+        needed = frozenset((block, sequence) for block, sequences in self.needed.items() for sequence in sequences)
         self.recorder.note(Knowledge(tuple(self.writes), self.synced, needed))
 
     def write(self) -> None:
@@ -131,11 +131,13 @@ def pieces(sequence: int, offset: int, data: bytes) -> list[tuple[int, int, byte
     return found
 
 
-def still_needed(must: list[tuple[int, int, bytes]], pending: frozenset[int]) -> list[int]:
+def still_needed(must: list[tuple[int, int, bytes]], pending: frozenset[tuple[int, int]]) -> list[int]:
     """The sequences of pieces that are in no bucket, without those before one of the whole block."""
     whole = {offset // BLOCK: sequence for sequence, offset, data in must if len(data) == BLOCK}
     return [
-        sequence for sequence, offset, _ in must if sequence in pending and sequence >= whole.get(offset // BLOCK, 0)
+        sequence
+        for sequence, offset, _ in must
+        if (offset // BLOCK, sequence) in pending and sequence >= whole.get(offset // BLOCK, 0)
     ]
 
 
