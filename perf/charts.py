@@ -54,7 +54,7 @@ def draw(suite: dict[str, Any], path: Path) -> None:
             axes.vlines(workload["target"], place - 0.45, place + 0.45, colors="#d1495b", linestyles="--", label=label)
     axes.set_yticks(range(len(workloads)), [workload["name"] for workload in workloads])
     axes.set_xlabel("times as fast as the tuned original, median and range of the rounds")
-    axes.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 

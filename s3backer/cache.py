@@ -57,6 +57,9 @@ class Request:
 
     context: Callable[[S3backerError | None], None] | None = None
 
+    def disarm(self) -> None:
+        """See to it that the caller's memory is not touched any more, wherever the request waits."""
+
 
 @dataclass(slots=True, eq=False)
 class ReadRequest(Request):
@@ -73,6 +76,10 @@ class ReadRequest(Request):
 
     def __post_init__(self) -> None:
         self.length = self.length or len(self.buffer)
+
+    def disarm(self) -> None:
+        """Fill nothing any more."""
+        self.failed = True
 
     def filled(self) -> bytearray:
         """Return the buffer, made if need be; StoreError if there is no memory for it."""
@@ -92,6 +99,10 @@ class WriteRequest(Request):
     data: Buffer | None = None
     length: int = 0
     position: int = 0
+
+    def disarm(self) -> None:
+        """Write nothing any more."""
+        self.position = self.length
 
 
 @dataclass(slots=True, eq=False)

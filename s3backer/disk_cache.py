@@ -316,7 +316,9 @@ class DiskCache:
             before = self._index.size(slot)
         try:
             self._file.write(slot, block, head, copy.body)
-            if before - takes >= self._file.slot_size // _WORTH and not self._file.trim(slot, takes - ENTRY_BYTES):
+            if takes < before and not (
+                before - takes >= self._file.slot_size // _WORTH and self._file.trim(slot, takes - ENTRY_BYTES)
+            ):
                 takes = before
         except OSError as error:
             with self._lock:

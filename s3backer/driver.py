@@ -208,25 +208,25 @@ class Driver:
         request.context = finish
         size = self._slab.block_size
         blocks = list(range(offset // size, -(-(offset + length) // size)))
-        self._call(lambda now: self.cache.read(request, blocks))
+        self._begin(request, lambda now: self.cache.read(request, blocks))
         return request
 
     def begin_write(self, offset: int, data: Buffer, done: Done, *, position: int = 0) -> Request:
         """Write data, of which the slab has the first ``position`` bytes. It stays as it is until it is done."""
         request = WriteRequest(done, offset=offset, data=data, length=len(data), position=position)
-        self._call(partial(self.cache.write, request))
+        self._begin(request, partial(self.cache.write, request))
         return request
 
     def begin_zero(self, offset: int, length: int, done: Done) -> Request:
         """Make a range of at most ``zero_step`` bytes zeros."""
         request = WriteRequest(done, offset=offset, length=length)
-        self._call(partial(self.cache.write, request))
+        self._begin(request, partial(self.cache.write, request))
         return request
 
     def begin_flush(self, done: Done) -> Request:
         """Flush; see ``flush``."""
         request = FlushRequest(done)
-        self._call(partial(self.cache.flush, request))
+        self._begin(request, partial(self.cache.flush, request))
         return request
 
     def cancel(self, request: Request, error: S3backerError) -> None:
@@ -285,6 +285,16 @@ class Driver:
         request.context = waiter.done
         self._call(step)
         waiter.wait()
+
+    def _begin(self, request: Request, step: Callable[[float], None]) -> None:
+        """Run a step that begins a request; if it raises, what is left of the request does nothing any more."""
+        try:
+            self._call(step)
+        except BaseException:
+            # Not while another thread goes on with it.
+            with self._lock:
+                request.disarm()
+            raise
 
     def _call(self, step: Callable[[float], None]) -> None:
         """Run one step of the state machine and carry out what it wants."""

@@ -6,7 +6,6 @@ neither wait nor raise. A call that cannot begin now (the size is being changed)
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -95,8 +94,8 @@ class Port:
             return False
 
         def finish(error: S3backerError | None, content: Buffer) -> None:
-            stay.leave()
-            done(error, content)
+            if stay.leave():
+                done(error, content)
 
         length = min(length, self.end() - offset)
         with stay:
@@ -125,8 +124,8 @@ class Port:
                 through(error)
 
         def through(error: S3backerError | None) -> None:
-            stay.leave()
-            done(error, taken)
+            if stay.leave():
+                done(error, taken)
 
         with stay:
             self._wait_for(call, self._driver.begin_write(offset, memoryview(data)[:taken], finish, position=position))
@@ -143,8 +142,8 @@ class Port:
             return True
 
         def finish(error: Error) -> None:
-            stay.leave()
-            done(error)
+            if stay.leave():
+                done(error)
 
         with stay:
             _Zeroing(self._driver, call, offset, length, finish, flush=self._write_through).go_on(None)
@@ -157,8 +156,8 @@ class Port:
             return False
 
         def finish(error: S3backerError | None) -> None:
-            stay.leave()
-            done(error)
+            if stay.leave():
+                done(error)
 
         with stay:
             self._wait_for(call, self._driver.begin_flush(finish))
@@ -188,23 +187,33 @@ class Port:
 
 
 class _Stay:
-    """A call's stay inside gates. As a context: what cannot even begin has left them."""
+    """A call's stay inside gates, and who may answer it: whoever ends the stay, nobody else.
+
+    As a context: a call that meets a defect while it begins has left them, and raises it unless it was answered.
+    """
 
     def __init__(self) -> None:
         self.gates: list[Gate] = []
+        self._here = [True]
 
-    def leave(self) -> None:
-        """Leave the gates, once: whoever comes second does nothing."""
-        with contextlib.suppress(IndexError):
-            while True:
-                self.gates.pop().leave()
+    def leave(self) -> bool:
+        """Leave the gates; True for the one who does, False for whoever comes later."""
+        try:
+            self._here.pop()
+        except IndexError:
+            return False
+        for gate in self.gates:
+            gate.leave()
+        return True
 
     def __enter__(self) -> None:
         """Begin the call."""
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.leave()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
+        if kind is None or self.leave():
+            return False
+        log.error("a call met a defect after it was answered: %r", error)
+        return True
 
 
 class _Zeroing:

@@ -287,6 +287,35 @@ def test_a_call_that_met_a_defect_keeps_no_volume_open(
     assert not closing.is_alive()
 
 
+@pytest.mark.parametrize("length", [BLOCK, 100])
+def test_a_write_that_met_a_defect_is_answered_once_and_its_memory_left_alone(
+    store: SlowStore, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """A whole block is written at once, a piece of a sector waits for the block."""
+    with Volume.open(store, "", options()) as volume:
+        volume.write(3 * BLOCK, b"o" * BLOCK)
+    volume = Volume.open(store, "", options())
+    cache, data, answers = volume._driver.cache, bytearray(b"n" * length), []
+    schedule = cache._schedule
+
+    def fails(now: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise MemoryError
+        schedule(now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_schedule", fails)
+        with pytest.raises(MemoryError):
+            volume.port.write(Call(0), 3 * BLOCK + (7 if length < BLOCK else 0), data, 0, lambda *_: answers.append(1))
+    # It is somebody else's by now.
+    data[:] = b"!" * length
+    found = volume.read(3 * BLOCK, BLOCK)
+    volume.close()
+    assert found in (b"o" * BLOCK, b"n" * BLOCK)
+    assert store.get(f"{3:08x}").body == found
+    assert not answers
+
+
 class OneByOne(MemoryStore):
     """Lists one key a page, and holds PUTs back while ``gate`` is there."""
 

@@ -10,6 +10,7 @@ Guarantees
   * A block that is damaged is never replaced or removed.
   * The mount token is taken first and removed at the end: nobody mounts the volume meanwhile, and a volume that is
     mounted is not repaired.
+  * What block 0 says of the volume is still what it said when it was checked: else nothing is done.
   * Each write has the condition that the object is still the one that was judged, and is judged again right before.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,8 +27,8 @@ from s3backer import _fast
 from s3backer.checking.findings import Finding
 from s3backer.checking.objects import Examiner
 from s3backer.checking.subject import Subject
-from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed
-from s3backer.layouts.classic import BLOCK_CONTENT_TYPE, META_BLOCK_SIZE, META_SIZE, parse_metadata
+from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, VolumeInUse
+from s3backer.layouts.classic import BLOCK_CONTENT_TYPE, META_BLOCK_SIZE, META_SIZE, parse_metadata, read_metadata
 from s3backer.layouts.token import remove_token, settle, write_token
 from s3backer.units import exact_size
 
@@ -102,6 +104,9 @@ def perform(subject: Subject, planned: Iterable[Repair], done: Callable[[Repair,
     store, prefix = subject.store, subject.layout.prefix
     token = write_token(store, prefix, subject.name, replace=None, random_source=random.SystemRandom())
     try:
+        said = read_metadata(store, prefix, hash_prefix=subject.layout.hash_prefix)
+        if said != subject.said:
+            raise VolumeInUse(f"{subject.name} was mounted or changed since it was checked", hint="Check it again.")
         work, examiner = iter(planned), Examiner(subject)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="s3backer-repair") as pool:
             while some := list(islice(work, _BATCH)):
@@ -117,6 +122,10 @@ def _do(subject: Subject, examiner: Examiner, repair: Repair) -> str:
     """Do one; return why it was not done, empty if it was."""
     try:
         if repair.finding.kind == "no-first-block":
+            with suppress(ObjectNotFound):
+                # Some servers take no notice of the condition.
+                subject.store.head(repair.key)
+                return _CHANGED
             subject.layout.create()
             return _written(subject)
         if repair.finding.kind in OF_METADATA:

@@ -227,7 +227,8 @@ class Check:
 
     def _found(self, finding: Finding) -> None:
         self._counts.kinds[finding.kind] += 1
-        if finding.problem or self._counts.kinds[finding.kind] <= MOST_NOTES:
+        # What can be repaired is kept, however much it is: it stands in the file, not in memory.
+        if finding.problem or finding.kind == "zeros" or self._counts.kinds[finding.kind] <= MOST_NOTES:
             self.state.found(finding)
 
     def _require_store(self) -> None:

@@ -42,6 +42,7 @@ _ANEW = "Leave out --resume to begin anew."
 #: What the interrupted check was about, in words: as it was, and as it is asked for now.
 _WORDS = {
     "place": "was of {}, not of {}",
+    "said": "was of a volume whose first block said {}, not {}",
     "size": "was of a volume of {}, not {}",
     "block_size": "was of a volume with blocks of {}, not {}",
     "block_hash_prefix": "was of a volume with hashed keys: {}, not {}",

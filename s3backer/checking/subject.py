@@ -30,6 +30,7 @@ from s3backer.geometry import check_geometry
 from s3backer.layouts.classic import (
     MAX_BLOCKS,
     ClassicLayout,
+    Metadata,
     block_name,
     parse_block_name,
     parse_metadata,
@@ -59,6 +60,8 @@ class Subject:
     findings: list[Finding]
     #: What objects without a Content-Encoding are encoded with.
     assumed: str
+    #: What block 0 says of the volume, None where it says nothing.
+    said: Metadata | None = None
 
     @property
     def codec(self) -> BlockCodec:
@@ -81,6 +84,7 @@ class Subject:
         kind = self.locked or (cipher.kind if cipher else None)
         return {
             "place": place(self.store, self.layout.prefix),
+            "said": f"{self.said.size} bytes, {self.said.content_encoding or 'plain'}" if self.said else "nothing",
             "size": self.layout.size,
             "block_size": self.layout.block_size,
             "block_hash_prefix": self.layout.hash_prefix,
@@ -112,7 +116,8 @@ def find_subject(store: ObjectStore, prefix: str, options: VolumeOptions, *, ser
     layout = ClassicLayout(
         store, prefix, block_size=block_size, size=size, hash_prefix=hashed, exclusive=False, knowledge=0
     )
-    subject = Subject(store, name, layout, token, None, findings, options.encoding.default_content_encoding)
+    said = parse_metadata(info) if info is not None else None
+    subject = Subject(store, name, layout, token, None, findings, options.encoding.default_content_encoding, said)
     _find_encoding(subject, info, options)
     return subject
 

@@ -38,13 +38,18 @@ def print_text(url: str, check: Check, prices: Prices) -> None:
             continue
         print(f"\n{'problem' if facts.problem else 'note'}: {kind} ({counts.kinds[kind]})")
         for finding in _first(check.state.findings(), kind):
-            print(f"  {finding.key + ': ' if finding.key else ''}{finding.what}")
+            print(f"  {readable(finding.key) + ': ' if finding.key else ''}{finding.what}")
             print(f"    {finding.means(block_size)}")
         if counts.kinds[kind] > _MOST:
             print(f"  and {counts.kinds[kind] - _MOST} more; --json names them")
     print()
     for name, value in _summary(url, check, prices):
         print(f"{name:<14}{value}")
+
+
+def readable(key: str) -> str:
+    """Return a key fit for a terminal: what would move the cursor, or look like another line, is escaped."""
+    return key if key.isprintable() else repr(key)
 
 
 def _first(findings: Iterable[Finding], kind: str) -> Iterator[Finding]:

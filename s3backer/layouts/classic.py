@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from s3backer.codec.block import PLAIN, BadBlock, BlockCodec, Encoded
+from s3backer.codec.block import PLAIN, BadBlock, BlockCodec, Encoded, parse_encoding
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
 from s3backer.layouts.copies import Copies, Copy, is_strong
 from s3backer.layouts.etags import ETags
@@ -45,6 +45,8 @@ META_BLOCK_SIZE = "s3backer-blocksize"
 META_SIZE = "s3backer-filesize"
 MAX_BLOCKS = 2**32 - 1
 _LONGEST_OVERHEAD = 1 << 16
+#: Bytes by which a block becomes longer when it is encrypted, at most.
+_MOST_PADDING = 64
 #: How often a write meets an object that is not what it was a moment ago before that is an error.
 _MOST_CONFLICTS = 4
 _KEY = re.compile(r"(?:([0-9a-f]{8})-)?([0-9a-f]{8})")
@@ -336,7 +338,7 @@ class ClassicLayout:
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
             present, overtaken = self._presence.get(block), block in self._writing or block in self._doubtful
-            known = self._etags is not None and present is not False and not overtaken
+            known = self._etags is not None and present is not False and not overtaken and not self._lost
             this = _Read(
                 expected=self._exclusive and present is True,
                 overtaken=overtaken,
@@ -381,10 +383,18 @@ class ClassicLayout:
         """Let a copy of the block's object as it is now take the place of any other; None: there is none."""
         if self.copies is None:
             return
-        if copy is not None and is_strong(copy.etag):
+        if copy is not None and is_strong(copy.etag) and not self._is_ambiguous(copy):
             self.copies.keep(block, copy)
         else:
             self.copies.drop(block)
+
+    def _is_ambiguous(self, copy: Copy) -> bool:
+        """Return whether the body may be a block as it is as well as a compressed one: ETags do not tell which."""
+        try:
+            compressed = parse_encoding(copy.content_encoding).compression
+        except BadBlock:
+            return True
+        return bool(compressed) and self.block_size <= len(copy.body) <= self.block_size + _MOST_PADDING
 
     def create(self, body: bytes | None = None, *, replace: str | None = None) -> None:
         """Put block 0, zeros unless ``body`` says otherwise, with the volume's metadata.

@@ -26,6 +26,7 @@ from tests.support.kept import KeepingStore
 
 ABOUT = {
     "place": "memory:/disk",
+    "said": "1048576 bytes, plain",
     "size": 1 << 20,
     "block_size": 1024,
     "block_hash_prefix": False,
