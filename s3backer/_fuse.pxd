@@ -117,4 +117,4 @@ cdef extern from "_lane.h" nogil:
     void s3b_set(uint64_t *, uint64_t)
     void s3b_add(uint64_t *, uint64_t)
     double s3b_monotonic()
-    uint64_t s3b_wall_clock()
+    void s3b_note_time(uint64_t *)

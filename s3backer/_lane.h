@@ -18,3 +18,8 @@ static inline uint64_t s3b_wall_clock(void) {
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
+/* Set a time to now, and to later than it was: the coarse clock stands still for some milliseconds. */
+static inline void s3b_note_time(uint64_t *p) {
+    uint64_t before = s3b_load(p), now = s3b_wall_clock();
+    s3b_set(p, now > before ? now : before + 1);
+}

@@ -250,7 +250,7 @@ cdef class Lane:
                 return
             fitting = min(size, end - offset)
             reason = self._slab.write_range(offset, data, fitting, now, &done)
-            s3b_set(&self._wrote_at, s3b_wall_clock())
+            s3b_note_time(&self._wrote_at)
         s3b_add(&self._writing, <uint64_t>-1)
         if reason == 0:
             self._answer_write(unique, fitting)
@@ -334,7 +334,7 @@ cdef class Lane:
         with nogil:
             parked = self.parking.leave(number)
             if parked.kind == WRITE_KIND and error == 0:
-                s3b_set(&self._wrote_at, s3b_wall_clock())
+                s3b_note_time(&self._wrote_at)
             if error:
                 self._send(parked.unique, -error, NULL, 0)
             elif parked.kind == WRITE_KIND:
