@@ -7,6 +7,8 @@ import time
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+import pytest
+
 from s3backer.errors import StoreError
 from s3backer.stores.s3 import S3Store
 from tests.support.servers import S3Server
@@ -17,6 +19,8 @@ WRITERS = 16
 EACH = 3
 
 
+# The way is slow, whatever the server: the second one is for make soak.
+@pytest.mark.parametrize("s3_server", ["seaweed", pytest.param("minio", marks=pytest.mark.soak)], indirect=True)
 def test_what_does_not_fit_at_once_gets_through_one_by_one(s3_server: S3Server) -> None:
     address = urlsplit(s3_server.endpoint)
     done: list[str] = []
