@@ -10,6 +10,7 @@ import pytest
 from s3backer.checking.repair import perform, repairs
 from s3backer.checking.run import Check, CheckOptions
 from s3backer.checking.subject import Subject, find_subject
+from s3backer.cli.check_report import readable
 from s3backer.errors import UsageError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.opening import VolumeOptions
@@ -94,3 +95,21 @@ def test_a_check_of_a_volume_that_grew_since_is_not_gone_on_with(tmp_path: Path)
     options = CheckOptions(state=tmp_path / "state", resume=True, ended_too=True)
     with pytest.raises(UsageError, match="whose first block said 65536 bytes, plain, not 131072"):
         Check(subject_of(store), options)
+
+
+def test_all_zeros_can_be_repaired_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3backer.checking.run.MOST_NOTES", 3)
+    store = Lasting()
+    ClassicLayout(store, "", block_size=BLOCK, size=SIZE).create()
+    for block in range(1, 9):
+        store.put(f"{block:08x}", bytes(BLOCK))
+    subject = subject_of(store)
+    with Check(subject, CheckOptions()) as check:
+        check.run()
+        assert repair(subject, check) == {"zeros": ""}
+    assert [entry.key for entry in store.list("").entries] == ["00000000"]
+
+
+def test_keys_are_printed_so_that_they_can_be_read() -> None:
+    assert readable("d/ü 1") == "d/ü 1"
+    assert readable("a\nproblem: none\x1b[2J") == r"'a\nproblem: none\x1b[2J'"
