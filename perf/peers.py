@@ -12,21 +12,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from perf.rivals import Place, Rival
-from s3backer.mountpoint import find_mount
-from tests.support.mounts import PATIENCE, environment, umount, wait_until
+from perf.rivals import Place, Rival, mounted_by
+from tests.support.mounts import PATIENCE, environment, wait_until
+from tests.support.servers import find_program
 
 S3FS, RCLONE, JUICEFS = "s3fs", "rclone", "juicefs"
-
-
-def find_program(name: str) -> str | None:
-    """Return the path of a peer's program: beside this Python, or on the PATH; None if it is not installed."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else shutil.which(name)
 
 
 PEERS = tuple(name for name in (S3FS, RCLONE, JUICEFS) if find_program(name))
@@ -77,20 +70,8 @@ def peer_running(peer: str, place: Place, directory: Path) -> Iterator[Rival]:
     mountpoint.mkdir(parents=True, exist_ok=True)
     surroundings = {**environment(directory), **(place.server.environment() if place.server else {})}
     command = _command(peer, place, directory, mountpoint, surroundings)
-    with (directory / "log").open("ab") as log:
-        process = subprocess.Popen(command, env=surroundings, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: find_mount(str(mountpoint)) or process.poll() is not None, f"{peer} mounts")
-        assert process.poll() is None, (directory / "log").read_text(errors="replace")
+    with mounted_by(peer, command, directory, surroundings) as process:
         yield Rival(peer, mountpoint / "file", _server_of(process.pid))
-        umount(mountpoint)
-        process.wait(10 * PATIENCE)
-    finally:
-        if find_mount(str(mountpoint)):
-            subprocess.run(["umount", "-l", str(mountpoint)], check=False, timeout=PATIENCE)
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 def _server_of(pid: int) -> int:

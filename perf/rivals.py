@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,22 +131,29 @@ def running(
     surroundings = environment(directory)
     if place.server is not None:
         surroundings |= place.server.environment()
-    with (directory / "log").open("ab") as log:
+    command = command_of(program, place, mountpoint, size=size, memory=memory, more=more)
+    with mounted_by(program, command, directory, surroundings) as process:
+        wait_until((mountpoint / "file").exists, f"{program} shows its disk")
+        yield Rival(program, mountpoint / "file", process.pid)
+    assert process.returncode == 0, (directory / "log").read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def mounted_by(
+    program: str, command: Sequence[str], directory: Path, surroundings: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command that mounts on ``mnt`` in the foreground; unmount on leaving and wait until it has ended."""
+    mountpoint, output = directory / "mnt", directory / "log"
+    with output.open("ab") as log:
         process = subprocess.Popen(
-            command_of(program, place, mountpoint, size=size, memory=memory, more=more),
-            cwd=ROOT,
-            env=surroundings,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            command, cwd=ROOT, env=surroundings, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         wait_until(lambda: find_mount(str(mountpoint)) or process.poll() is not None, f"{program} mounts")
-        assert process.poll() is None, (directory / "log").read_text(errors="replace")
-        wait_until((mountpoint / "file").exists, f"{program} shows its disk")
-        yield Rival(program, mountpoint / "file", process.pid)
+        assert process.poll() is None, output.read_text(errors="replace")
+        yield process
         umount(mountpoint)
-        assert process.wait(10 * PATIENCE) == 0, (directory / "log").read_text(errors="replace")
+        process.wait(10 * PATIENCE)
     finally:
         if find_mount(str(mountpoint)):
             subprocess.run(["umount", "-l", str(mountpoint)], check=False, timeout=PATIENCE)

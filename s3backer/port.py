@@ -260,7 +260,6 @@ class _Zeroing:
             if self._call.cancelled:
                 self._driver.cancel(request, Interrupted())
 
-
     def _begin_piece(self) -> Request:
         if self._offset == self._stop:
             self._flush = False

