@@ -4,11 +4,14 @@
     standing   the smallest figure of that kind: what a request takes when nothing queues. When it has not been seen
                for a while it is measured anew, with a quarter of what was allowed
     queue      allowed × (1 − standing / figure): how many of our own requests stand in line (TCP Vegas)
+    late       a request that took ``_LATE`` times the newest figure of its kind already, when another one is answered:
+               it waits for something that the others do not wait for, and another one has its place. As many again
+               as are allowed, at most
     SlowDown   more than one answer in five of a round, or of ``_FEWEST`` answers: 0.7 of what was allowed
     time-out   of more than half of a round of writes: half of the writes that were allowed, down to one. What does
                not fit through the way to the server in time is sent for nothing, and so is all that is sent beside
                it. A round of writes that took less than half of the time-out allows one more, which doubles what each
-               takes at most
+               takes at most. One during which as many others were answered as are allowed says nothing of the way
 
 Guarantees
   * Reads go first, and writes never hold more than three quarters of what is allowed: queued writes starve no read,
@@ -22,6 +25,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -35,12 +39,35 @@ _FEW = 4
 _MEMORY = 64
 
 
+#: Times the median after which a request is late. Those of one queue stay far below: each waits for the same ones.
+_LATE = 8
+
+
+class Turn:
+    """That of one request, from its beginning to its end."""
+
+    __slots__ = ("answered", "began", "granted", "late", "write")
+
+    def __init__(self, *, write: bool) -> None:
+        self.write = write
+        self.began = 0.0
+        #: Requests of its kind that had been answered when it began.
+        self.answered = 0
+        self.late = False
+        self.granted: threading.Lock | None = None
+
+
 class _Kind:
     """Reads or writes."""
 
     def __init__(self) -> None:
-        self.waiting: deque[threading.Lock] = deque()
+        self.waiting: deque[Turn] = deque()
         self.under_way = 0
+        #: Those under way that are not late, oldest first, and how many are late.
+        self.on_time: dict[Turn, None] = {}
+        self.late = 0
+        self.answered = 0
+        self.figure = math.inf
         self.seconds: list[float] = []
         self.standing = math.inf
         self.rounds = 0
@@ -49,10 +76,18 @@ class _Kind:
 class Limiter:
     """Lets requests begin. ``most``: as many as ever are under way; ``least`` of them always may be.
 
-    ``timeout``: seconds that a write may take.
+    ``timeout``: seconds that a write may take; ``clock`` in seconds, monotonic.
     """
 
-    def __init__(self, most: int, *, least: int = LEAST, timeout: float = math.inf) -> None:
+    def __init__(
+        self,
+        most: int,
+        *,
+        least: int = LEAST,
+        timeout: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._most = float(max(1, most))
         self._least = float(min(least, self._most))
         self._allowed = self._least
@@ -81,37 +116,45 @@ class Limiter:
         """How many are."""
         return self._reads.under_way + self._writes.under_way
 
-    def begin(self, *, write: bool) -> bool:
-        """Wait for a place and take it; False if the limiter was closed."""
+    def begin(self, *, write: bool) -> Turn | None:
+        """Wait for a place and take it; None if the limiter was closed. ``end`` has to follow."""
         kind = self._writes if write else self._reads
+        turn = Turn(write=write)
         with self._lock:
             if self._closed:
-                return False
+                return None
             if not kind.waiting and self._has_room(write):
-                kind.under_way += 1
-                return True
+                self._grant(turn)
+                return turn
             self._full = True
-            place = threading.Lock()
-            place.acquire()
-            kind.waiting.append(place)
-        place.acquire()
-        return not self._closed
+            turn.granted = threading.Lock()
+            turn.granted.acquire()
+            kind.waiting.append(turn)
+        turn.granted.acquire()
+        return None if self._closed else turn
 
-    def end(self, *, write: bool, seconds: float | None, slow_down: bool = False, timed_out: bool = False) -> None:
-        """Give the place back. ``seconds``: how long the answer took, None if none came or it says nothing."""
-        kind = self._writes if write else self._reads
+    def end(
+        self, turn: Turn, *, seconds: float | None, slow_down: bool = False, timed_out: bool = False
+    ) -> None:
+        """Give a place back. ``seconds``: how long the answer took, None if none came or it says nothing."""
+        kind = self._writes if turn.write else self._reads
         with self._lock:
             kind.under_way -= 1
+            kind.late -= turn.late
+            kind.on_time.pop(turn, None)
             self._answers += 1
             self._slow += slow_down
-            if write:
-                self._learn_of_write(seconds, timed_out=timed_out)
+            if turn.write:
+                alone = kind.answered - turn.answered < min(self._write_level, self._share)
+                self._learn_of_write(seconds, timed_out=timed_out and alone)
             if self._answers >= max(self._allowed, _FEWEST):
                 if self._slow > _SLOW_SHARE * self._answers:
                     self._allowed = max(self._least, self._allowed * 0.7)
                     kind.seconds.clear()
                 self._answers = self._slow = 0
             if seconds is not None:
+                kind.answered += 1
+                self._look_for_late(kind)
                 kind.seconds.append(seconds)
                 if len(kind.seconds) >= self._allowed:
                     self._learn(kind)
@@ -124,7 +167,22 @@ class Limiter:
             self._closed = True
             for kind in (self._reads, self._writes):
                 while kind.waiting:
-                    kind.waiting.popleft().release()
+                    granted = kind.waiting.popleft().granted
+                    assert granted is not None
+                    granted.release()
+
+    def _grant(self, turn: Turn) -> None:
+        kind = self._writes if turn.write else self._reads
+        kind.under_way += 1
+        kind.on_time[turn] = None
+        turn.began, turn.answered = self._clock(), kind.answered
+
+    def _look_for_late(self, kind: _Kind) -> None:
+        limit = self._clock() - _LATE * kind.figure
+        while kind.on_time and (turn := next(iter(kind.on_time))).began < limit:
+            del kind.on_time[turn]
+            turn.late = True
+            kind.late += 1
 
     def _learn_of_write(self, seconds: float | None, *, timed_out: bool) -> None:
         if self._before:
@@ -147,7 +205,7 @@ class Limiter:
                     self._write_level = math.inf
 
     def _learn(self, kind: _Kind) -> None:
-        figure = statistics.median(kind.seconds)
+        figure = kind.figure = statistics.median(kind.seconds)
         kind.seconds.clear()
         kind.rounds += 1
         if kind.rounds == 0:
@@ -173,22 +231,29 @@ class Limiter:
         return max(1, int(self._allowed) * 3 // 4)
 
     def _has_room(self, write: bool) -> bool:
-        allowed = int(self._allowed)
-        if not write and self._reads.under_way < allowed - self._share:
+        allowed, reads, writes = int(self._allowed), self._load(self._reads), self._load(self._writes)
+        if not write and reads < allowed - self._share:
             # Also when less was allowed after the writes under way had begun: reads do not wait until they end.
             return True
-        if self.under_way >= allowed:
+        if reads + writes >= allowed or self.under_way >= self._most:
             return False
         if write:
-            return self._writes.under_way < min(self._share, self._write_level)
-        return not self._writes.waiting or self._reads.under_way < self._share
+            most = max(1, self._most * 3 // 4)
+            return writes < min(self._share, self._write_level) and self._writes.under_way < most
+        return not self._writes.waiting or reads < self._share
+
+    def _load(self, kind: _Kind) -> int:
+        """Return how many of a kind count as under way."""
+        return kind.under_way - min(kind.late, int(self._allowed))
 
     def _next_ones(self) -> list[threading.Lock]:
         found = []
         for kind, write in ((self._reads, False), (self._writes, True)):
             while kind.waiting and self._has_room(write):
-                kind.under_way += 1
-                found.append(kind.waiting.popleft())
+                turn = kind.waiting.popleft()
+                self._grant(turn)
+                assert turn.granted is not None
+                found.append(turn.granted)
         return found
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
-from s3backer.s3.concurrency import Limiter, Pace
+from s3backer.s3.concurrency import Limiter, Pace, Turn
 from s3backer.s3.credentials import Environment
 from s3backer.s3.hedging import Aside, Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
@@ -197,11 +197,11 @@ class Engine:
         while True:
             if self._closed.is_set():
                 raise closed(self.place)
-            self._take_place(request)
+            turn = self._take_turn(request)
             # Only now: it may have waited for its place for longer than a signature lasts.
             sent_at, region = boot_time(), self.place.region
             try:
-                answer = self._attempt(request)
+                answer = self._attempt(request, turn)
                 if answer.status not in success:
                     raise self._failure(request, answer, boot_time() - sent_at, region)
                 problem = verify(answer) if verify else None
@@ -256,13 +256,15 @@ class Engine:
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
-    def _take_place(self, request: Request) -> None:
-        """Wait until the request may begin; ``_attempt`` has to follow, which gives the place back."""
+    def _take_turn(self, request: Request) -> Turn:
+        """Wait until the request may begin; ``_attempt`` has to follow, which ends its turn."""
         self._last_at_least(self._upload.take(request.size) if request.writes else 0.0)
-        if not self.limiter.begin(write=request.writes):
+        turn = self.limiter.begin(write=request.writes)
+        if turn is None:
             raise closed(self.place)
+        return turn
 
-    def _attempt(self, request: Request) -> Answer:
+    def _attempt(self, request: Request, turn: Turn) -> Answer:
         started, asked = time.perf_counter(), self._server_clock.ours()
         answer: Answer | None = None
         timed_out = False
@@ -293,9 +295,7 @@ class Engine:
             seconds = time.perf_counter() - started
             told = answer is not None and answer.status < 300
             slow = answer is not None and is_slow_down(answer.status)
-            self.limiter.end(
-                write=request.writes, seconds=seconds if told else None, slow_down=slow, timed_out=timed_out
-            )
+            self.limiter.end(turn, seconds=seconds if told else None, slow_down=slow, timed_out=timed_out)
             self._counters.add(
                 request.kind,
                 sent=request.size,

@@ -195,10 +195,10 @@ def test_an_upload_that_lasts_longer_than_its_signature_is_fenced_from_its_end(m
     engine = held.store._engine
     failure, began = engine._transport._timed_out(), boot_time()
 
-    def slow(request):
+    def slow(request, turn):
         monkeypatch.undo()
         time.sleep(2)
-        engine.limiter.end(write=True, seconds=None)
+        engine.limiter.end(turn, seconds=None)
         raise failure
 
     monkeypatch.setattr(engine, "_attempt", slow)
@@ -211,17 +211,16 @@ def test_a_write_that_waited_for_its_place_is_fenced_from_when_it_was_signed(mak
     store = held.store
     first = store.put("key", b"a")
     limiter = store._engine.limiter
-    taken = limiter.allowed * 3 // 4
-    for _ in range(taken):
-        assert limiter.begin(write=True)
+    taken = [limiter.begin(write=True) for _ in range(limiter.allowed * 3 // 4)]
+    assert all(taken)
     late = held.proxy.hold("DELETE", "key")
     deleting = threading.Thread(target=store.delete, args=("key",), kwargs={"if_match": first})
     deleting.start()
     # Longer than what was sent at the beginning could be on its way.
     deleting.join(store._engine.unsettled._lasting + 0.5)
     assert deleting.is_alive()
-    for _ in range(taken):
-        limiter.end(write=True, seconds=None)
+    for turn in taken:
+        limiter.end(turn, seconds=None)
     deleting.join(20)
     assert not deleting.is_alive()
     store.put("key", b"b", if_none_match=True)
