@@ -19,6 +19,7 @@ class Lane:
         handle: int,
         end: int,
         pressure: int,
+        journal: Journal | None = None,
         slow_writes: bool = False,
         direct_io: bool = False,
         lazy_fsync: bool = False,

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from s3backer.background import launch
 from s3backer.closing import ClosingProgress
-from s3backer.control import ControlServer, Progress, call, control_path
+from s3backer.control import ControlServer, Progress, call, control_path, socket_name
 from s3backer.disk_cache import cache_directory
 from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
@@ -48,7 +48,7 @@ from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
 from s3backer.system.notify import Service
 from s3backer.telemetry.mirror import StatsMirror
-from s3backer.url import VolumeURL, volume_id
+from s3backer.url import VolumeURL
 from s3backer.volume import Volume
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class _Daemon:
         self._redacting.register(request.store_options.secret_key)
         self._redacting.register(request.volume_options.encoding.password)
         store = open_store(request.url, request.store_options)
-        ident = volume_id(request.url, str(getattr(store, "endpoint", "")))
+        ident = socket_name(store, request.url.prefix)
         try:
             volume = Volume.open(store, request.url.prefix, request.volume_options)
         except BaseException as error:

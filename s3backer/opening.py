@@ -42,6 +42,7 @@ class VolumeOptions:
     ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
     writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
     ``disk_cache``: bytes that copies of blocks may take in ``disk_cache_directory``, None: there are none.
+    ``journal``: bytes of the journal, None: there is none; ``journal_directory``: in which those of all volumes are.
     """
 
     memory: int = 256 * MIB
@@ -65,6 +66,8 @@ class VolumeOptions:
     monthly_budget: float | None = None
     disk_cache: int | None = None
     disk_cache_directory: str | None = None
+    journal: int | None = None
+    journal_directory: str | None = None
 
     def budget(self, block_size: int) -> int:
         """Return the memory budget in bytes for blocks of that size."""
@@ -74,8 +77,14 @@ class VolumeOptions:
 
     def plan(self, block_size: int, copies: int) -> MemoryPlan:
         """Return how the memory is divided; UsageError if it is too little."""
-        memory, disk_cache = self.budget(block_size), self.disk_cache is not None
-        return plan_memory(memory, block_size, self.threads, copies=copies, disk_cache=disk_cache)
+        return plan_memory(
+            self.budget(block_size),
+            block_size,
+            self.threads,
+            copies=copies,
+            disk_cache=self.disk_cache is not None,
+            journal=self.journal is not None,
+        )
 
 
 def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, MountToken | None]:
@@ -89,7 +98,7 @@ def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[Cl
     options.plan(layout.block_size, layout.codec.copies)
     token = _take_token(store, prefix, options)
     if token is not None:
-        layout.confirm = partial(_confirm, store, prefix, token)
+        layout.confirm = partial(confirm_token, store, prefix, token)
     try:
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
@@ -250,7 +259,7 @@ def _geometry(
     return size, block_size
 
 
-def _confirm(store: ObjectStore, prefix: str, mine: MountToken) -> None:
+def confirm_token(store: ObjectStore, prefix: str, mine: MountToken) -> None:
     """Raise VolumeInUse unless the mount token is still ours."""
     found = read_token(store, prefix)
     if found is None or found.value != mine.value:

@@ -37,6 +37,7 @@ _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
 _LOCK = "lock"
+_LOOK = "Look at that directory."
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -74,6 +75,16 @@ class System:
 def journal_path(volume: bytes) -> Path:
     """Return where the journal of the volume with this id is, on this host."""
     return state_directory() / "journals" / volume.hex()
+
+
+def has_files(path: str | os.PathLike[str]) -> bool:
+    """Return whether a journal's directory is there and holds a file in use, without locking it."""
+    try:
+        return any(_NAME.fullmatch(name) or name == _ENDED for name in os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise JournalError(f"the journal's directory {path} cannot be read: {error.strerror}", hint=_LOOK) from None
 
 
 def file_name(number: int) -> str:
@@ -225,5 +236,5 @@ class JournalDirectory:
 
     def _error(self, what: str, error: OSError) -> JournalError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "Free some space there, or put it elsewhere with XDG_STATE_HOME." if full else "Look at that directory."
+        hint = "Free some space there, or put it elsewhere with --journal-directory." if full else _LOOK
         return JournalError(f"the journal's directory {self.path} {what}: {error.strerror}", hint=hint)

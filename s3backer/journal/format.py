@@ -57,11 +57,9 @@ import os
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from s3backer._checksum import crc32c
 from s3backer.stores.base import Buffer
-from s3backer.url import VolumeURL
 
 MAGIC = b"s3b-jrnl"
 VERSION = 1
@@ -196,24 +194,3 @@ def unpack_texts(payload: Buffer, count: int) -> list[bytes]:
     if at != len(raw):
         raise ValueError("a note has not the length it says")
     return texts
-
-
-def journal_id(url: VolumeURL, endpoint: str = "") -> bytes:
-    """Return the 32 bytes that stand for a volume, however its URL and its endpoint (s3 only) were written."""
-    if url.scheme == "file":
-        where = ("file", os.path.realpath(url.path), "")
-    else:
-        where = (normal_endpoint(endpoint), url.bucket, url.prefix)
-    return hashlib.sha256("\0".join(where).encode("utf-8", "surrogateescape")).digest()
-
-
-def normal_endpoint(endpoint: str) -> str:
-    """Return one form for all spellings of an endpoint: lower case, no default port, no slash at the end."""
-    parts = urlsplit(endpoint)
-    host = (parts.hostname or "").removesuffix(".")
-    if ":" in host:
-        host = f"[{host}]"
-    port = parts.port
-    if port is not None and port != {"http": 80, "https": 443}.get(parts.scheme):
-        host = f"{host}:{port}"
-    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"

@@ -1,6 +1,6 @@
 """A volume's journal, open: the hot part, its files, and what makes the next ones ready.
 
-    with JournalDirectory(journal_path(journal_id(url, endpoint))) as directory:
+    with JournalDirectory(journal_path(volume_id(store.place, prefix))) as directory:
         found = scan(directory, volume)                  what an unclean end has left; decide() whether to replay it
         journal = WriteJournal(directory, slab, mount, budget=…, capacity=…, recovered=found)
         journal.core.write(…)                            in place of slab.write, from any thread, also the fast lane's
@@ -20,11 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from s3backer._fast import Slab
-from s3backer._journal import Journal
+from s3backer._journal import Journal, least_file_bytes, map_bytes
 from s3backer.errors import JournalDamaged, JournalError
 from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
-from s3backer.journal.format import ENCRYPTED, Header, pack_texts
+from s3backer.journal.format import ENCRYPTED, PAGE, Header, pack_texts
 from s3backer.journal.replay import Recovered
 
 #: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
@@ -32,12 +32,16 @@ _SPARES = 2
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
 
+#: Entries of the smallest map, and bytes of memory that an entry takes at most.
+LEAST_ENTRIES = 1024
+ENTRY_BYTES = -(-map_bytes((1 << 20) + 1) // (1 << 20))
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Whose journal it is. ``volume``: see ``journal_id``; ``session``: 16 random bytes; ``token``: the mount token."""
+    """Whose journal it is. ``volume``: see ``url.volume_id``; ``session``: 16 random bytes; ``token``: the mount token."""
 
     volume: bytes
     session: bytes
@@ -45,9 +49,10 @@ class Mount:
     url: str
 
 
-def file_bytes_for(block_size: int) -> int:
-    """Return the size of the files for blocks of this size, in bytes."""
-    return max(FILE_BYTES, _LEAST_BLOCKS * block_size)
+def file_bytes_for(block_size: int, budget: int) -> int:
+    """Return the size of the files for blocks of this size, in bytes: a quarter of the budget, within limits."""
+    wanted = max(min(FILE_BYTES, budget // 4), _LEAST_BLOCKS * block_size, least_file_bytes(block_size))
+    return -(-wanted // PAGE) * PAGE
 
 
 class WriteJournal:
@@ -75,7 +80,8 @@ class WriteJournal:
     ) -> None:
         self._directory, self._mount = directory, mount
         self._block_size = slab.block_size
-        self._file_bytes = file_bytes or file_bytes_for(slab.block_size)
+        #: Size of each file in bytes.
+        self.file_bytes = file_bytes or file_bytes_for(slab.block_size, budget)
         self._clock, self._random_bytes = clock, random_bytes
         self._key = key
         self._open: dict[int, int] = {}
@@ -85,7 +91,7 @@ class WriteJournal:
         self._next = 1
         kept = len(recovered.files) if recovered else 0
         #: The hot part: see ``s3backer._journal``.
-        self.core = Journal(slab, self._file_bytes, max(2 + kept, budget // self._file_bytes), capacity)
+        self.core = Journal(slab, self.file_bytes, max(2 + kept, budget // self.file_bytes), capacity)
         try:
             if key is not None:
                 self.core.encrypt_with(crypto())
@@ -100,6 +106,11 @@ class WriteJournal:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self._directory.path
 
     def _adopt(self, recovered: Recovered) -> None:
         for file in recovered.files:
@@ -152,7 +163,7 @@ class WriteJournal:
         while self._freed is not None or self._take_freed():
             assert self._freed is not None
             # None may stay behind while a newer one goes: what is left has to be the end of the journal.
-            fits = os.fstat(self._open[self._freed]).st_size == self._file_bytes
+            fits = os.fstat(self._open[self._freed]).st_size == self.file_bytes
             if fits and self._wants_spare() and not self._failed:
                 self._failed = True
                 header = self._header()
@@ -181,7 +192,7 @@ class WriteJournal:
         header = Header(
             block_size=self._block_size,
             number=self._next,
-            size=self._file_bytes,
+            size=self.file_bytes,
             salt=salt,
             session=mount.session,
             volume=mount.volume,
@@ -212,7 +223,13 @@ class WriteJournal:
         ``sequence`` is what ``slab.sequence`` was just before the body was copied (``begin_store``): every write up to
         there is in the body. It is not the sequence that begin_store returns.
         """
-        return self.core.done(block, sequence, pack_texts(etag.encode()))
+        try:
+            note = pack_texts(etag.encode("utf-8", "surrogateescape"))
+        except ValueError:
+            # No store has ETags of so many bytes.
+            self.core.stored(block, sequence)
+            return False
+        return self.core.done(block, sequence, note)
 
     def end(self) -> None:
         """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError."""

@@ -80,6 +80,8 @@ class ObjectStore(Protocol):
 
     #: How messages name the bucket, such as ``s3://bucket`` or ``file:///dir``.
     name: str
+    #: What tells this bucket from all others: service and bucket, or the directory, whatever it was called.
+    place: str
     #: The bucket's bare name, which encryption keys are derived from.
     bucket: str
     #: Whether a write may take effect after the call that asked for it has ended, as over a network.

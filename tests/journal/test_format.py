@@ -19,7 +19,6 @@ from s3backer.journal.format import (
     Header,
     HeaderError,
     Record,
-    journal_id,
     pack_texts,
     unpack_header,
     unpack_texts,
@@ -161,40 +160,6 @@ def test_the_twin_and_the_tuple_agree() -> None:
     record = PlainRecord(4160, 2, 2, 1, 0, 0, 100, bytes(100))
     assert Record(4160, 2, 2, 1, 0, 0, 100).stored_length(False) == 100
     assert record.end == 4160 + 64 + 104
-
-
-SPELLINGS = [
-    ("https://Example.COM", "https://example.com"),
-    ("https://example.com/", "https://example.com"),
-    ("https://example.com:443", "https://example.com"),
-    ("http://example.com:80/", "http://example.com"),
-    ("HTTP://example.com:9000//", "http://example.com:9000"),
-    ("https://example.com.", "https://example.com"),
-    ("http://[::1]:80", "http://[::1]"),
-]
-
-
-@pytest.mark.parametrize(("one", "other"), SPELLINGS)
-def test_two_spellings_of_an_endpoint(one: str, other: str) -> None:
-    url = VolumeURL.parse("s3://bucket/prefix")
-    assert journal_id(url, one) == journal_id(url, other)
-
-
-def test_different_volumes_have_different_ids(tmp_path: Path) -> None:
-    urls = ["s3://bucket", "s3://bucket/prefix", "s3://bucket/prefix/2", "s3://bucket2", "file:///bucket"]
-    ends = ["https://a", "http://a", "https://a:8443", "https://a/path", "https://b"]
-    ids = {journal_id(VolumeURL.parse(url), end) for url in urls[:4] for end in ends}
-    ids.add(journal_id(VolumeURL.parse(urls[4])))
-    assert len(ids) == 21
-    assert all(len(found) == 32 for found in ids)
-    assert journal_id(VolumeURL.parse("s3://bucket/prefix/"), "https://a") == journal_id(
-        VolumeURL.parse("s3://bucket/prefix"), "https://a"
-    )
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    assert journal_id(VolumeURL.parse(f"file://{tmp_path}/real")) == journal_id(
-        VolumeURL.parse(f"file://{tmp_path}/link/")
-    )
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

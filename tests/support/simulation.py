@@ -20,8 +20,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from s3backer import _fast
-from s3backer.cache import (
-    BlockCache,
+from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
     Hurry,
@@ -30,7 +30,6 @@ from s3backer.cache import (
     Request,
     Store,
     TouchRequest,
-    WritePolicy,
     WriteRequest,
 )
 from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, StoreError

@@ -1,0 +1,260 @@
+"""What a mount that died has left in its journal, brought into the bucket before anybody uses the volume.
+
+    journal ─► locked ─► read ─► may it be replayed? ─► token ours ─► its writes ─► stored ─► journal away ─► token away
+                                        │
+                                        └── no: an error that says why; the journal is kept
+
+A crash anywhere in between leaves the journal and a token that is its own: the next attempt begins anew, and what was
+written twice is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from s3backer import _fast
+from s3backer.driver import Driver
+from s3backer.errors import JournalError, ObjectNotFound, UsageError, VolumeInUse
+from s3backer.journal.files import JournalDirectory, has_files, journal_path
+from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
+from s3backer.journal.replay import Known, Recovered, scan
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.token import MountToken, claim_token, in_use, read_token, remove_token, settle
+from s3backer.opening import VolumeOptions, confirm_token, find_layout, volume_name
+from s3backer.stores.base import Buffer, ObjectStore
+from s3backer.units import exact_size, format_size
+from s3backer.url import volume_id
+
+log = logging.getLogger(__name__)
+
+#: Told (bytes of data written, of so many).
+Progress = Callable[[int, int], None]
+#: Pieces of zeros in a file.
+_ZEROS = bytes(1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was recovered. ``blocks`` were not in the bucket; ``began``: when that mount did, seconds since 1970.
+
+    ``beyond``: bytes that lay beyond the volume's end, which are gone.
+    """
+
+    blocks: int
+    began: float
+    beyond: int
+
+    def __str__(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.began))
+        gone = f"; {format_size(self.beyond)} lay beyond its end" if self.beyond else ""
+        return f"{self.blocks} blocks of the mount that began at {when} were recovered{gone}"
+
+
+def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> str:
+    """Return the directory of a volume's journal on this host."""
+    ident = volume_id(store.place, prefix)
+    if options.journal_directory is not None:
+        return os.path.join(os.path.realpath(options.journal_directory), ident.hex())
+    return os.fspath(journal_path(ident))
+
+
+def take_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> JournalDirectory | None:
+    """Recover what a mount that died has left, and return the locked directory for the next one.
+
+    None where ``options`` want no journal. Raises JournalError, VolumeInUse and what opening a volume raises; the
+    journal is kept then.
+    """
+    path = place_of_journal(store, prefix, options)
+    url = volume_name(store, prefix)
+    if options.read_only:
+        if has_files(path):
+            log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
+        return None
+    if options.journal is None and not has_files(path):
+        return None
+    directory = JournalDirectory(path)
+    try:
+        recoverer = Recoverer(store, prefix, options, directory)
+        if recoverer.found.pending:
+            log.warning("%s was not unmounted; its journal is being replayed", url)
+        recovery = recoverer.replay()
+        if recovery.blocks:
+            log.warning("%s: %s", url, recovery)
+        if options.journal is not None:
+            return directory
+    except BaseException:
+        directory.close()
+        raise
+    directory.close()
+    return None
+
+
+class Recoverer:
+    """One journal and the volume that it belongs to. The directory stays its owner's."""
+
+    def __init__(self, store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory) -> None:
+        self._store, self._prefix, self._directory = store, prefix, directory
+        # Nothing of what is replayed is journalled, cached or listed.
+        self._options = replace(
+            options, read_only=False, list_blocks=False, disk_cache=None, journal=None, max_dirty=0, write_delay=0.0
+        )
+        self._url = volume_name(store, prefix)
+        self.found: Recovered = scan(directory, volume_id(store.place, prefix))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no file of a journal."""
+        return not (self.found.files or self.found.unused)
+
+    def replay(self, progress: Progress = lambda done, total: None, *, force: bool = False) -> Recovery:
+        """Bring what is not in the bucket there, then remove the journal and the token.
+
+        ``force``: also where somebody else may have written to the volume since.
+        """
+        found = self.found
+        if self.empty:
+            return Recovery(0, 0.0, 0)
+        token = read_token(self._store, self._prefix)
+        mine = token is not None and token.value in {session.token for session in found.sessions}
+        if not found.pending:
+            # Nothing is lost if this ends in between, and nobody has to unlock it.
+            if mine and token is not None:
+                remove_token(self._store, self._prefix, token)
+            self._directory.remove_all()
+            return Recovery(0, 0.0, 0)
+        verdict = decide(None if token is None else token.value, found)
+        if token is not None and token.copy is not None:
+            raise in_use(self._url, token)
+        if not isinstance(verdict, Ours) and not force:
+            self._refuse(verdict, token)
+        layout, _ = find_layout(self._store, self._prefix, self._options)
+        self._check_geometry(layout)
+        key = self._key(layout)
+        if not isinstance(verdict, Ours) or token is None:
+            token = claim_token(
+                self._store,
+                self._prefix,
+                self._url,
+                value=found.header.token,
+                replace=token,
+                random_source=random.SystemRandom(),
+            )
+        layout.confirm = partial(confirm_token, self._store, self._prefix, token)
+        beyond = self._write(layout, key, progress)
+        settle(self._store, self._url)
+        self._directory.remove_all()
+        other = remove_token(self._store, self._prefix, token)
+        if other is not None:
+            log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
+        return Recovery(len(found.pending), found.files[0].header.created, beyond)
+
+    def discard(self) -> int:
+        """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket."""
+        token = read_token(self._store, self._prefix)
+        self._directory.remove_all()
+        if token is not None and token.value in {session.token for session in self.found.sessions}:
+            remove_token(self._store, self._prefix, token)
+        return len(self.found.pending)
+
+    def save(self, path: str, progress: Progress = lambda done, total: None) -> None:
+        """Write what is not in the bucket to a new file, each byte at its place on the volume; nothing else changes."""
+        key = None
+        if self.found.files and self.found.header.encrypted:
+            key = self._key(find_layout(self._store, self._prefix, self._options)[0])
+        try:
+            with Path(path).open("xb") as file:
+                for offset, data, length in self._pieces(key, progress):
+                    file.seek(offset)
+                    if data is not None:
+                        file.write(data)
+                        continue
+                    for start in range(0, length, len(_ZEROS)):
+                        file.write(_ZEROS[: length - start])
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse(self, verdict: NeedsETags | Refuse | Ours, token: MountToken | None) -> None:
+        """Raise unless every block is still what the journal knows of it, and nobody has the volume."""
+        path = self._directory.path
+        if isinstance(verdict, Refuse):
+            raise JournalError(verdict.reason, hint=verdict.hint)
+        if token is not None:
+            raise VolumeInUse(
+                f"{self._url} is mounted {token.describe()}, and the journal in {path} has {len(self.found.pending)} "
+                f"blocks of an earlier mount (token {self.found.header.token:08x})",
+                hint="Unmount it there first. Then see 's3backer recover --help'; the journal is kept until then.",
+            )
+        assert isinstance(verdict, NeedsETags)
+        layout, _ = find_layout(self._store, self._prefix, self._options)
+        changed = [block for block, known in verdict.blocks.items() if not self._is_as_known(layout, block, known)]
+        if changed:
+            raise JournalError(
+                f"{len(changed)} of {len(verdict.blocks)} blocks of the journal in {path} were changed in "
+                f"{self._url} by somebody else since, the first is block {changed[0]}",
+                hint="Write the journal's blocks to a file with 's3backer recover --to FILE' and compare, or replay it "
+                "with --force, or give it up with --discard. It is kept until then.",
+            )
+
+    def _is_as_known(self, layout: ClassicLayout, block: int, known: Known) -> bool:
+        try:
+            etag = self._store.head(layout.key(block)).etag
+        except ObjectNotFound:
+            etag = ""
+        return etag == known.etag
+
+    def _check_geometry(self, layout: ClassicLayout) -> None:
+        block_size = self.found.header.block_size
+        if block_size != layout.block_size:
+            raise JournalError(
+                f"the journal in {self._directory.path} was written with blocks of {exact_size(block_size)}, the "
+                f"volume has blocks of {exact_size(layout.block_size)}",
+                hint=f"Give --block-size {exact_size(block_size)}, if the volume's own metadata is lost.",
+            )
+
+    def _key(self, layout: ClassicLayout) -> bytes | None:
+        return None if layout.codec.cipher is None else layout.codec.cipher.secret
+
+    def _write(self, layout: ClassicLayout, key: bytes | None, progress: Progress) -> int:
+        """Write all of it, and return how many bytes lay beyond the end."""
+        plan = self._options.plan(layout.block_size, layout.codec.copies)
+        slab = _fast.Slab(layout.block_size, plan.slots, plan.slots - max(1, plan.slots // 8))
+        driver = Driver(slab, layout, threads=plan.threads, write_delay=0.0)
+        beyond = 0
+        try:
+            for offset, data, length in self._pieces(key, progress):
+                fitting = max(0, min(length, layout.size - offset))
+                beyond += length - fitting
+                if fitting and data is not None:
+                    driver.write(offset, memoryview(data)[:fitting])
+                elif fitting:
+                    driver.zero(offset, fitting)
+        except BaseException:
+            driver.abandon()
+            raise
+        driver.close()
+        return beyond
+
+    def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
+        """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""
+        found, done = self.found, 0
+        size = found.header.block_size if found.files else 0
+        for record, data in found.writes(key):
+            progress(done, found.data_bytes)
+            done += record.length
+            end = record.offset + record.length
+            for block in range(record.offset // size, (end - 1) // size + 1):
+                if block in found.pending:
+                    start, stop = max(record.offset, block * size), min(end, (block + 1) * size)
+                    yield start, data, stop - start
+        progress(found.data_bytes, found.data_bytes)
