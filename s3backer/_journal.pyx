@@ -252,7 +252,7 @@ cdef class Journal:
     def done(self, uint64_t block, uint64_t sequence, payload):
         """Note that the bucket holds a block as of a sequence, and forget what it held up to there; else like intend.
 
-        ``sequence``: the slab's, read before the body was copied.
+        ``sequence``: that as of which the body was copied, see ``Slab.begin_store``.
         """
         noted = self._note(_DONE_NOTE, block, sequence, payload) == _DONE
         self.stored(block, sequence)

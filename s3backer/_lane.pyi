@@ -1,6 +1,7 @@
 """Types of the fast lane; what each piece guarantees stands in ``_lane.pyx``."""
 
 from s3backer._fast import Slab
+from s3backer._journal import Journal
 from s3backer._parking import Parking
 from s3backer._readahead import ReadAhead
 from s3backer.stores.base import Buffer

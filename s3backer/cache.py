@@ -13,13 +13,14 @@ its lock around every call. Only the slab is shared with the hot path, and it lo
     storing          body copied, Store under way     a write makes it dirty again; it is stored again after
 
 Guarantees
-  * A write is answered when the slab, and the journal where there is one, holds it; a flush is answered when every write answered before it is
-    in the bucket, and fails if storing one of those blocks fails in an attempt that began after the flush was
-    asked; the failure of an earlier attempt says nothing about now. Failed blocks stay dirty and are tried again.
+  * A write is answered when the slab, and the journal where there is one, holds it; a flush is answered when every
+    write answered before it is in the bucket, and fails if storing one of those blocks fails in an attempt that began
+    after the flush was asked; the failure of an earlier attempt says nothing about now. Failed blocks stay dirty and
+    are tried again.
   * A block has at most one Fetch and one Store under way. A fetched body is used only if no Store of that
     block began meanwhile (it could be older than what was stored); otherwise it is fetched again.
-  * What the journal holds of a block is forgotten once the bucket holds that or a later write. A journal that has failed
-    takes no more; writes then go to the slab alone.
+  * What the journal holds of a block is forgotten once the bucket holds that or a later write. A journal that has
+    failed takes no more; writes then go to the slab alone.
   * Dirty data never leaves the slab except into the bucket. When too much is dirty, writers wait, readers do not.
   * Zeros known to be absent from the bucket cost no request, neither read nor written.
 """
@@ -47,7 +48,6 @@ from s3backer.cache_calls import (
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
-
 
 #: How full a journal is when the oldest blocks go out without waiting for their age.
 _HIGH_FILL = 0.5
@@ -447,9 +447,8 @@ class BlockCache:
                 self._fetch(block, urgent=False).store_sequence = sequence
                 return True
             self._slab.fill(block, None)
-        as_of = self._slab.sequence
         try:
-            sequence, body = self._slab.begin_store(block)
+            sequence, as_of, body = self._slab.begin_store(block)
         except MemoryError:
             # There is no memory for the copy: the same as a store that failed.
             self.counts.memory_errors += 1

@@ -39,6 +39,7 @@ from s3backer.cache_calls import (
     WriteRequest,
 )
 from s3backer.errors import S3backerError, StoreError
+from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
@@ -402,9 +403,12 @@ class Driver:
     def _do_store(self, job: Store) -> None:
         error = None
         try:
+            reach("before-store")
             etag = self._layout.write(job.block, job.body)
+            reach("stored")
             if self._journal is not None:
                 self._journal.done(job.block, job.as_of, etag)
+                reach("noted")
         except S3backerError as failure:
             error = failure
         except Exception as failure:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s3backer import _fast
+from s3backer import _fast, _journal
 from s3backer.disk_cache_file import slot_size
 from s3backer.errors import UsageError
-from s3backer.journal.service import ENTRY_BYTES, LEAST_ENTRIES
 from s3backer.layouts.classic import MAX_BLOCKS
 from s3backer.units import exact_size
 
@@ -20,6 +19,9 @@ _KNOWLEDGE_SHARE = 16
 _INDEX_SHARE, _QUEUE_SHARE = 16, 64
 #: Memory for the map of the journal, as a share of the budget: 256 MiB let 200 000 writes wait to be stored.
 _JOURNAL_SHARE = 16
+#: Entries of the smallest map, and bytes of memory that one takes at most.
+_LEAST_ENTRIES = 1024
+_ENTRY_BYTES = -(-_journal.map_bytes((1 << 20) + 1) // (1 << 20))
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
 #: The slab can number no more, and no machine has memory for them.
@@ -77,8 +79,8 @@ def plan_memory(
     knowledge = knowledge_budget(memory)
     index = memory // _INDEX_SHARE if disk_cache else 0
     queue = memory // _QUEUE_SHARE + 2 * slot_size(block_size) if disk_cache else 0
-    entries = max(memory // _JOURNAL_SHARE // ENTRY_BYTES, LEAST_ENTRIES) if journal else 0
-    rest = memory - copies * threads * block_size - knowledge - index - queue - entries * ENTRY_BYTES
+    entries = max(memory // _JOURNAL_SHARE // _ENTRY_BYTES, _LEAST_ENTRIES) if journal else 0
+    rest = memory - copies * threads * block_size - knowledge - index - queue - entries * _ENTRY_BYTES
     slots = rest // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
         raise UsageError(
@@ -109,7 +111,7 @@ def least_memory(block_size: int, copies: int, *, disk_cache: bool = False, jour
         blocks += 2 * slot_size(block_size)
         left -= parts // _INDEX_SHARE + 1
     if journal:
-        blocks += LEAST_ENTRIES * ENTRY_BYTES
+        blocks += _LEAST_ENTRIES * _ENTRY_BYTES
         left -= parts // _JOURNAL_SHARE
     least = -(-blocks * parts // left)
     unit = MIB if least >= MIB else 1024

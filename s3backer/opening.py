@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,7 +43,7 @@ class VolumeOptions:
     ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
     writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
     ``disk_cache``: bytes that copies of blocks may take in ``disk_cache_directory``, None: there are none.
-    ``journal``: bytes of the journal, None: there is none; ``journal_directory``: in which those of all volumes are.
+    ``journal``: bytes of the journal, 0: there is none; ``journal_directory``: in which those of all volumes are.
     """
 
     memory: int = 256 * MIB
@@ -66,7 +67,7 @@ class VolumeOptions:
     monthly_budget: float | None = None
     disk_cache: int | None = None
     disk_cache_directory: str | None = None
-    journal: int | None = None
+    journal: int = 0
     journal_directory: str | None = None
 
     def budget(self, block_size: int) -> int:
@@ -83,20 +84,22 @@ class VolumeOptions:
             self.threads,
             copies=copies,
             disk_cache=self.disk_cache is not None,
-            journal=self.journal is not None,
+            journal=self.journal > 0,
         )
 
 
-def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, MountToken | None]:
+def prepare(
+    store: ObjectStore, prefix: str, options: VolumeOptions, *, on_token: Callable[[int], None] = lambda value: None
+) -> tuple[ClassicLayout, MountToken | None]:
     """Return the layout of the volume in ``store`` under ``prefix`` and our token on it (None: read-only).
 
-    Raises VolumeNotFound, VolumeInUse, UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket
-    as it was.
+    ``on_token`` is told the token's value before it is put. Raises VolumeNotFound, VolumeInUse, UsageError,
+    WrongPassword, StoreError or CorruptObject, and leaves the bucket as it was.
     """
     layout, metadata = find_layout(store, prefix, options)
     # Seen before the bucket is written to.
     options.plan(layout.block_size, layout.codec.copies)
-    token = _take_token(store, prefix, options)
+    token = _take_token(store, prefix, options, on_token)
     if token is not None:
         layout.confirm = partial(confirm_token, store, prefix, token)
     try:
@@ -266,7 +269,9 @@ def confirm_token(store: ObjectStore, prefix: str, mine: MountToken) -> None:
         raise in_use(volume_name(store, prefix), found)
 
 
-def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> MountToken | None:
+def _take_token(
+    store: ObjectStore, prefix: str, options: VolumeOptions, on_token: Callable[[int], None]
+) -> MountToken | None:
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
     _refuse_unfinished(store, prefix, found)
@@ -278,4 +283,4 @@ def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> Moun
         raise in_use(url, found)
     if found is not None:
         log.warning("%s was mounted %s; taking it over by force", url, found.describe())
-    return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())
+    return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom(), on_value=on_token)

@@ -22,7 +22,8 @@ from pathlib import Path
 from s3backer import _fast
 from s3backer.driver import Driver
 from s3backer.errors import JournalError, ObjectNotFound, UsageError, VolumeInUse
-from s3backer.journal.files import JournalDirectory, has_files, journal_path
+from s3backer.failpoints import reach
+from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
 from s3backer.layouts.classic import ClassicLayout
@@ -59,10 +60,9 @@ class Recovery:
 
 def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> str:
     """Return the directory of a volume's journal on this host."""
-    ident = volume_id(store.place, prefix)
-    if options.journal_directory is not None:
-        return os.path.join(os.path.realpath(options.journal_directory), ident.hex())
-    return os.fspath(journal_path(ident))
+    return os.path.join(
+        os.path.realpath(options.journal_directory or journals_directory()), volume_id(store.place, prefix).hex()
+    )
 
 
 def take_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> JournalDirectory | None:
@@ -77,7 +77,7 @@ def take_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> Jou
         if has_files(path):
             log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
         return None
-    if options.journal is None and not has_files(path):
+    if not options.journal and not has_files(path):
         return None
     directory = JournalDirectory(path)
     try:
@@ -87,7 +87,7 @@ def take_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> Jou
         recovery = recoverer.replay()
         if recovery.blocks:
             log.warning("%s: %s", url, recovery)
-        if options.journal is not None:
+        if options.journal:
             return directory
     except BaseException:
         directory.close()
@@ -103,7 +103,7 @@ class Recoverer:
         self._store, self._prefix, self._directory = store, prefix, directory
         # Nothing of what is replayed is journalled, cached or listed.
         self._options = replace(
-            options, read_only=False, list_blocks=False, disk_cache=None, journal=None, max_dirty=0, write_delay=0.0
+            options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
         )
         self._url = volume_name(store, prefix)
         self.found: Recovered = scan(directory, volume_id(store.place, prefix))
@@ -111,7 +111,7 @@ class Recoverer:
     @property
     def empty(self) -> bool:
         """Whether there is no file of a journal."""
-        return not (self.found.files or self.found.unused)
+        return not (self.found.files or self.found.unused) and self._directory.token is None
 
     def replay(self, progress: Progress = lambda done, total: None, *, force: bool = False) -> Recovery:
         """Bring what is not in the bucket there, then remove the journal and the token.
@@ -122,12 +122,8 @@ class Recoverer:
         if self.empty:
             return Recovery(0, 0.0, 0)
         token = read_token(self._store, self._prefix)
-        mine = token is not None and token.value in {session.token for session in found.sessions}
         if not found.pending:
-            # Nothing is lost if this ends in between, and nobody has to unlock it.
-            if mine and token is not None:
-                remove_token(self._store, self._prefix, token)
-            self._directory.remove_all()
+            self._end(token)
             return Recovery(0, 0.0, 0)
         verdict = decide(None if token is None else token.value, found)
         if token is not None and token.copy is not None:
@@ -146,21 +142,17 @@ class Recoverer:
                 replace=token,
                 random_source=random.SystemRandom(),
             )
+        reach("replay-begins")
         layout.confirm = partial(confirm_token, self._store, self._prefix, token)
         beyond = self._write(layout, key, progress)
         settle(self._store, self._url)
-        self._directory.remove_all()
-        other = remove_token(self._store, self._prefix, token)
-        if other is not None:
-            log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
+        reach("replayed")
+        self._end(token)
         return Recovery(len(found.pending), found.files[0].header.created, beyond)
 
     def discard(self) -> int:
         """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket."""
-        token = read_token(self._store, self._prefix)
-        self._directory.remove_all()
-        if token is not None and token.value in {session.token for session in self.found.sessions}:
-            remove_token(self._store, self._prefix, token)
+        self._end(read_token(self._store, self._prefix))
         return len(self.found.pending)
 
     def save(self, path: str, progress: Progress = lambda done, total: None) -> None:
@@ -183,6 +175,20 @@ class Recoverer:
             raise UsageError(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _end(self, token: MountToken | None) -> None:
+        """Remove the journal, and then the token if it is this host's."""
+        mine = {self._directory.token, *(session.token for session in self.found.sessions)} - {None}
+        if token is not None and token.value in mine:
+            self._directory.note_token(token.value)
+        self._directory.remove_all()
+        reach("replay-removed")
+        if token is not None and token.value in mine:
+            other = remove_token(self._store, self._prefix, token)
+            if other is not None:
+                log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
+        reach("replay-unlocked")
+        self._directory.forget_token()
 
     def _refuse(self, verdict: NeedsETags | Refuse | Ours, token: MountToken | None) -> None:
         """Raise unless every block is still what the journal knows of it, and nobody has the volume."""
@@ -233,6 +239,7 @@ class Recoverer:
         beyond = 0
         try:
             for offset, data, length in self._pieces(key, progress):
+                reach("replay-write")
                 fitting = max(0, min(length, layout.size - offset))
                 beyond += length - fitting
                 if fitting and data is not None:

@@ -32,17 +32,19 @@ from s3backer.driver import Driver, Waiter
 from s3backer.errors import (
     AccessDenied,
     BucketNotFound,
+    JournalError,
     ReadOnlyVolume,
     S3backerError,
     StoreError,
     UsageError,
 )
+from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import check_geometry
-from s3backer.layouts.classic import ClassicLayout
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.journal.service import Mount, WriteJournal
+from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, remove_token, settle
 from s3backer.opening import VolumeOptions, confirm_token, first_object, prepare, volume_name
 from s3backer.port import Port
@@ -100,6 +102,7 @@ class Volume:
         self._began = time.monotonic()
         self._directory = directory
         journal = None if directory is None else self._make_journal(directory, plan.journal_entries)
+        reach("journal-made")
         self._disk_cache: DiskCache | None = None
         if options.disk_cache is not None:
             self._disk_cache = layout.copies = open_disk_cache(
@@ -172,7 +175,11 @@ class Volume:
         options = options or VolumeOptions()
         directory = take_journal(store, prefix, options)
         try:
-            layout, token = prepare(store, prefix, options)
+            if directory is None:
+                layout, token = prepare(store, prefix, options)
+            else:
+                layout, token = prepare(store, prefix, options, on_token=directory.note_token)
+            reach("token-put")
             try:
                 return cls(store, layout, options, token, directory)
             except BaseException:
@@ -299,7 +306,13 @@ class Volume:
                 settle(self._store, self.name, waits)
                 if self._keeper is not None:
                     self._keeper.end()
+                reach("before-token-removal")
                 self._give_back_token(self._token)
+                reach("token-removed")
+                if self._directory is not None:
+                    # A note of a token that is gone does no harm.
+                    with contextlib.suppress(JournalError):
+                        self._directory.forget_token()
                 # Who mounts next on this host waits for the end of this process: its token must be safe from ours.
                 settle(self._store, self.name, waits)
         finally:
@@ -310,7 +323,7 @@ class Volume:
             self._close_disk_cache()
 
     def _make_journal(self, directory: JournalDirectory, entries: int) -> WriteJournal:
-        assert self._token is not None and self._options.journal is not None
+        assert self._token is not None
         identity = volume_id(self._store.place, self._layout.prefix)
         cipher = self._layout.codec.cipher
         return WriteJournal(

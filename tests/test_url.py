@@ -178,7 +178,15 @@ def test_a_bucket_is_the_same_however_its_endpoint_is_written(one: str, other: s
 
 
 def test_buckets_are_told_apart_by_their_service() -> None:
-    ends = ["https://a", "http://a", "https://a:8443", "https://a/path", "https://b", "https://s3.amazonaws.com", "https://s3.cn-north-1.amazonaws.com.cn"]
+    ends = [
+        "https://a",
+        "http://a",
+        "https://a:8443",
+        "https://a/path",
+        "https://b",
+        "https://s3.amazonaws.com",
+        "https://s3.cn-north-1.amazonaws.com.cn",
+    ]
     stores = [S3Store(name, StoreOptions(endpoint_url=end, region="r")) for end in ends for name in ("one", "two")]
     assert len({store.place for store in stores}) == 14
     for store in stores:

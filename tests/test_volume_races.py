@@ -198,7 +198,7 @@ class MeanSlab:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._slab, name)
 
-    def begin_store(self, block: int) -> tuple[int, bytes | None]:
+    def begin_store(self, block: int) -> tuple[int, int, bytes | None]:
         if self.failures:
             self.failures -= 1
             raise MemoryError

@@ -3,6 +3,7 @@
     a new file       zeros and header ─ fdatasync ─ rename to NUMBER.journal ─ fsync of the directory
     one used again   rename to NAME.spare ─ fsync of the directory ─ header ─ fdatasync ─ rename ─ fsync
     the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed
+    ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is removed
 
 Guarantees
   * A file has the name NUMBER.journal only while its header is on the disk.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Self
 
 from s3backer.errors import JournalError, VolumeInUse
+from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
 
@@ -37,6 +39,7 @@ _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
 _LOCK = "lock"
+_TOKEN = "token"
 _LOOK = "Look at that directory."
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -72,15 +75,15 @@ class System:
         os.unlink(name, dir_fd=directory)
 
 
-def journal_path(volume: bytes) -> Path:
-    """Return where the journal of the volume with this id is, on this host."""
-    return state_directory() / "journals" / volume.hex()
+def journals_directory() -> Path:
+    """Return where the journals of all volumes are on this host, unless they are elsewhere."""
+    return state_directory() / "journals"
 
 
 def has_files(path: str | os.PathLike[str]) -> bool:
-    """Return whether a journal's directory is there and holds a file in use, without locking it."""
+    """Return whether a mount has left something in a journal's directory, without locking it."""
     try:
-        return any(_NAME.fullmatch(name) or name == _ENDED for name in os.listdir(path))
+        return any(_NAME.fullmatch(name) or name in (_ENDED, _TOKEN) for name in os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -190,10 +193,13 @@ class JournalDirectory:
             raise self._error("cannot prepare a file", error) from None
 
     def _finish(self, fd: int, spare: str, header: Header) -> None:
+        reach("file-without-header")
         self._system.write(fd, header.pack(), 0)
         self._system.sync(fd)
+        reach("file-without-name")
         self._system.rename(spare, file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
+        reach("file-ready")
 
     def remove(self, number: int) -> None:
         """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
@@ -210,6 +216,7 @@ class JournalDirectory:
         try:
             os.close(self._system.create(_ENDED, self._descriptor))
             self._system.sync(self._descriptor)
+            reach("end-marked")
             self._remove_all(os.listdir(self._descriptor))
         except OSError as error:
             raise self._error("cannot be emptied", error) from None
@@ -218,8 +225,46 @@ class JournalDirectory:
         for name in names:
             if _NAME.fullmatch(name):
                 self._system.remove(name, self._descriptor)
+                reach("end-half-done")
         self._system.sync(self._descriptor)
         self._system.remove(_ENDED, self._descriptor)
+
+    @property
+    def token(self) -> int | None:
+        """The value of the token that the last mount noted, None if it removed it."""
+        try:
+            fd = os.open(_TOKEN, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error("cannot be read", error) from None
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(9)
+        # It may have been killed while it wrote, before it put the token.
+        return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
+
+    def note_token(self, value: int) -> None:
+        """Note the value of the token that is about to be put. Raises JournalError."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(_TOKEN, self._descriptor)
+            fd = self._system.create(_TOKEN, self._descriptor)
+            try:
+                self._system.write(fd, b"%08x" % value, 0)
+                self._system.sync(fd)
+            finally:
+                os.close(fd)
+            self._system.sync(self._descriptor)
+        except OSError as error:
+            raise self._error("has no room for a note", error) from None
+
+    def forget_token(self) -> None:
+        """Note that the token was removed, or is none of ours. Raises JournalError."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(_TOKEN, self._descriptor)
+        except OSError as error:
+            raise self._error("cannot be changed", error) from None
 
     def close(self) -> None:
         """Unlock and close the directory."""

@@ -7,9 +7,9 @@
 
     s3backer-journal          prepares files; syncs now and then, so that files can be given up
 
-A journal that has failed takes no more writes. What it holds may be older than what is in the bucket from then on, so no
-flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or, where
-that fails too, the mount token gets another value, which the journal does not know.
+A journal that has failed takes no more writes. From then on what it holds may be older than what is in the bucket, so
+no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or,
+where that fails too, the mount token gets another value, which the journal does not know.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 
 from s3backer.errors import JournalError, S3backerError, StoreError
+from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,9 @@ class Keeper:
 
     def _sync(self, waiting: deque[tuple[Done, Callable[[Done], None]]]) -> None:
         try:
+            reach("before-sync")
             self.journal.core.sync()
+            reach("synced")
         except JournalError as error:
             self._note_failure(error)
             for done, in_bucket in waiting:
@@ -154,7 +157,9 @@ class Keeper:
     def _retire(self) -> None:
         """See to it that nobody replays the journal: all that it holds is in the bucket."""
         try:
+            reach("before-journal-end")
             self.journal.end()
+            reach("journal-ended")
         except JournalError as error:
             log.error("%s; the mount token is changed instead. %s", error.message, error.hint)
             self._disown()
@@ -175,6 +180,7 @@ class Keeper:
             try:
                 if journal.wait(_LOOK):
                     journal.prepare()
+                    reach("prepared")
                     self._on_room()
                     complained = False
                 if time.monotonic() - synced_at >= _SYNC:

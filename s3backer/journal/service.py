@@ -1,6 +1,6 @@
 """A volume's journal, open: the hot part, its files, and what makes the next ones ready.
 
-    with JournalDirectory(journal_path(volume_id(store.place, prefix))) as directory:
+    with JournalDirectory(journals_directory() / volume_id(store.place, prefix).hex()) as directory:
         found = scan(directory, volume)                  what an unclean end has left; decide() whether to replay it
         journal = WriteJournal(directory, slab, mount, budget=…, capacity=…, recovered=found)
         journal.core.write(…)                            in place of slab.write, from any thread, also the fast lane's
@@ -20,28 +20,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from s3backer._fast import Slab
-from s3backer._journal import Journal, least_file_bytes, map_bytes
-from s3backer.errors import JournalDamaged, JournalError
+from s3backer._journal import Journal, least_file_bytes
+from s3backer.errors import JournalDamaged, JournalError, UsageError
 from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
 from s3backer.journal.format import ENCRYPTED, PAGE, Header, pack_texts
 from s3backer.journal.replay import Recovered
+from s3backer.units import exact_size
 
 #: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
 _SPARES = 2
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
-
-#: Entries of the smallest map, and bytes of memory that an entry takes at most.
-LEAST_ENTRIES = 1024
-ENTRY_BYTES = -(-map_bytes((1 << 20) + 1) // (1 << 20))
+#: Files that there are at least, where their size is not given.
+_LEAST_FILES = 4
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Whose journal it is. ``volume``: see ``url.volume_id``; ``session``: 16 random bytes; ``token``: the mount token."""
+    """Whose journal it is. ``volume``: see ``url.volume_id``; ``session``: 16 random bytes; ``token``: the bucket's."""
 
     volume: bytes
     session: bytes
@@ -50,9 +49,14 @@ class Mount:
 
 
 def file_bytes_for(block_size: int, budget: int) -> int:
-    """Return the size of the files for blocks of this size, in bytes: a quarter of the budget, within limits."""
-    wanted = max(min(FILE_BYTES, budget // 4), _LEAST_BLOCKS * block_size, least_file_bytes(block_size))
-    return -(-wanted // PAGE) * PAGE
+    """Return the size of the files for blocks of this size, in bytes. UsageError where the budget is too small."""
+    least = max(_LEAST_BLOCKS * block_size, least_file_bytes(block_size))
+    if budget < _LEAST_FILES * least:
+        raise UsageError(
+            f"a journal of {exact_size(budget)} is too small for blocks of {exact_size(block_size)}",
+            hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more.",
+        )
+    return max(least, min(FILE_BYTES, budget // _LEAST_FILES)) // PAGE * PAGE
 
 
 class WriteJournal:
@@ -220,8 +224,7 @@ class WriteJournal:
     def done(self, block: int, sequence: int, etag: str) -> bool:
         """Note what a block's object is now ("" where there is none), and forget what it holds; False without room.
 
-        ``sequence`` is what ``slab.sequence`` was just before the body was copied (``begin_store``): every write up to
-        there is in the body. It is not the sequence that begin_store returns.
+        ``sequence`` is that as of which the body was copied, the second one that ``begin_store`` returns.
         """
         try:
             note = pack_texts(etag.encode("utf-8", "surrogateescape"))

@@ -80,12 +80,14 @@ def write_token(
     replace: MountToken | None,
     random_source: random.Random,
     copy: CopyNote | None = None,
+    on_value: Callable[[int], None] = lambda value: None,
 ) -> MountToken:
     """Put a new token in place of ``replace`` (or of none) and return it; with ``copy`` it locks an unfinished copy.
 
-    Raises VolumeInUse if somebody else put one in between.
+    ``on_value`` is told its value before it is put. Raises VolumeInUse if somebody else put one in between.
     """
     value = random_source.randrange(1, SHARED_TOKEN)
+    on_value(value)
     host = socket.gethostname()
     time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     try:

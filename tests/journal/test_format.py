@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from s3backer._checksum import crc32c
 from s3backer.errors import JournalDamaged, JournalError, VolumeInUse
-from s3backer.journal.files import JournalDirectory, System, journal_path
+from s3backer.journal.files import JournalDirectory, System, journals_directory
 from s3backer.journal.format import (
     PAGE,
     Header,
@@ -164,7 +164,7 @@ def test_the_twin_and_the_tuple_agree() -> None:
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/x/state")
-    assert journal_path(bytes(32)) == Path("/x/state/s3backer/journals") / ("0" * 64)
+    assert journals_directory() == Path("/x/state/s3backer/journals")
 
 
 def test_modes_and_the_lock(tmp_path: Path) -> None:
