@@ -9,8 +9,8 @@ its absence. Only a volume without any block takes every password.
 from __future__ import annotations
 
 import logging
+import os
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
+from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -89,17 +90,17 @@ class VolumeOptions:
 
 
 def prepare(
-    store: ObjectStore, prefix: str, options: VolumeOptions, *, on_token: Callable[[int], None] = lambda value: None
+    store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory | None = None
 ) -> tuple[ClassicLayout, MountToken | None]:
     """Return the layout of the volume in ``store`` under ``prefix`` and our token on it (None: read-only).
 
-    ``on_token`` is told the token's value before it is put. Raises VolumeNotFound, VolumeInUse, UsageError,
-    WrongPassword, StoreError or CorruptObject, and leaves the bucket as it was.
+    ``directory``, of the journal, is told of the token before it is put. Raises VolumeNotFound, VolumeInUse,
+    UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket as it was.
     """
     layout, metadata = find_layout(store, prefix, options)
     # Seen before the bucket is written to.
     options.plan(layout.block_size, layout.codec.copies)
-    token = _take_token(store, prefix, options, on_token)
+    token = _take_token(store, prefix, options, directory)
     if token is not None:
         layout.confirm = partial(confirm_token, store, prefix, token)
     try:
@@ -270,7 +271,7 @@ def confirm_token(store: ObjectStore, prefix: str, mine: MountToken) -> None:
 
 
 def _take_token(
-    store: ObjectStore, prefix: str, options: VolumeOptions, on_token: Callable[[int], None]
+    store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory | None
 ) -> MountToken | None:
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
@@ -283,4 +284,14 @@ def _take_token(
         raise in_use(url, found)
     if found is not None:
         log.warning("%s was mounted %s; taking it over by force", url, found.describe())
-    return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom(), on_value=on_token)
+    if directory is None:
+        return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())
+    return write_token(
+        store,
+        prefix,
+        url,
+        replace=found,
+        random_source=random.SystemRandom(),
+        journal=os.path.dirname(directory.path),
+        on_value=directory.note_token,
+    )

@@ -175,10 +175,7 @@ class Volume:
         options = options or VolumeOptions()
         directory = take_journal(store, prefix, options)
         try:
-            if directory is None:
-                layout, token = prepare(store, prefix, options)
-            else:
-                layout, token = prepare(store, prefix, options, on_token=directory.note_token)
+            layout, token = prepare(store, prefix, options, directory)
             reach("token-put")
             try:
                 return cls(store, layout, options, token, directory)

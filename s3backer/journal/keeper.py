@@ -48,7 +48,7 @@ class Keeper:
         #: Why the journal is not used any more; None while it works.
         self.failure: JournalError | None = None
         self._retired = False
-        self._waiting: deque[tuple[Done, Callable[[Done], None]]] = deque()
+        self._waiting: deque[tuple[Done, Callable[[Done], object]]] = deque()
         self._stored: deque[Done] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._ending = False
@@ -59,7 +59,7 @@ class Keeper:
         for thread in self._threads:
             thread.start()
 
-    def begin(self, done: Done, in_bucket: Callable[[Done], None]) -> None:
+    def begin(self, done: Done, in_bucket: Callable[[Done], object]) -> None:
         """Flush: ``done`` is called when everything acknowledged so far survives.
 
         ``in_bucket(done)`` is called where the journal has failed, and has to begin a flush into the bucket.
@@ -116,7 +116,7 @@ class Keeper:
             except Exception:
                 log.exception("the journal's thread met a defect and goes on")
 
-    def _sync(self, waiting: deque[tuple[Done, Callable[[Done], None]]]) -> None:
+    def _sync(self, waiting: deque[tuple[Done, Callable[[Done], object]]]) -> None:
         try:
             reach("before-sync")
             self.journal.core.sync()
@@ -129,7 +129,7 @@ class Keeper:
             for done, _ in waiting:
                 done(None)
 
-    def _go_to_bucket(self, done: Done, in_bucket: Callable[[Done], None]) -> None:
+    def _go_to_bucket(self, done: Done, in_bucket: Callable[[Done], object]) -> None:
         def stored(error: S3backerError | None) -> None:
             if error is not None or self._retired:
                 done(error)

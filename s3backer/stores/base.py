@@ -80,14 +80,16 @@ class ObjectStore(Protocol):
 
     #: How messages name the bucket, such as ``s3://bucket`` or ``file:///dir``.
     name: str
-    #: What tells this bucket from all others: service and bucket, or the directory, whatever it was called.
-    place: str
     #: The bucket's bare name, which encryption keys are derived from.
     bucket: str
     #: Whether a write may take effect after the call that asked for it has ended, as over a network.
     delayed: bool
     #: Counts of requests and bytes by kind.
     counters: RequestCounters
+
+    @property
+    def place(self) -> str:
+        """What tells this bucket from all others: service and bucket, or the directory, whatever it was called."""
 
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         """Return the object; ``ObjectNotFound`` if absent, ``CorruptObject`` if it has more than ``at_most`` bytes.

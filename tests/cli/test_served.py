@@ -20,7 +20,6 @@ from s3backer.control import ControlServer, Progress, socket_name
 from s3backer.errors import MountError, UsageError
 from s3backer.layouts.token import TOKEN_NAME, write_token
 from s3backer.stores.directory import DirectoryStore
-from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL
 from tests.support.commands import Run, tree
 

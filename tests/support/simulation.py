@@ -67,6 +67,7 @@ class WorldStore:
         self.unsettled = Unsettled(lambda: world.now, LASTING)
         self.name = self.inner.name
         self.bucket = self.inner.bucket
+        self.place = self.inner.place
         self.counters = self.inner.counters
 
     def _around(self, effect: Callable[[], _T]) -> _T:

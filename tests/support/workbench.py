@@ -18,7 +18,6 @@ from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import TOKEN_NAME
 from s3backer.mountpoint import unmount
 from s3backer.stores.directory import DirectoryStore
-from s3backer.url import VolumeURL, volume_id
 from tests.support.mounts import Mounted, daemon_pid, end_process, mounted, mounts_below, run_mount, runners, wait_until
 
 BLOCK = 4096
