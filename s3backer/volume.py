@@ -182,6 +182,8 @@ class Volume:
             except BaseException:
                 if token is not None:
                     remove_token(store, prefix, token)
+                    if directory is not None:
+                        directory.forget_token()
                 raise
         except BaseException:
             if directory is not None:
