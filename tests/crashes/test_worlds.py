@@ -12,9 +12,9 @@ import pytest
 
 from tests.support.crash_world import CrashWorld
 
-WORLDS = int(os.environ.get("S3BACKER_WORLDS", "3000"))
+WORLDS = int(os.environ.get("S3BACKER_WORLDS", "10000"))
 #: One in so many is recovered by the code that does it for users, which has threads of its own.
-_REPLAYED = 20
+_REPLAYED = 50
 
 
 def run_worlds(count: int) -> None:
@@ -32,6 +32,7 @@ def run_worlds(count: int) -> None:
     assert fixed or crashed > count // 2
 
 
+@pytest.mark.timeout(600)
 def test_worlds_that_crash() -> None:
     run_worlds(WORLDS)
 

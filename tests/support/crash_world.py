@@ -69,7 +69,7 @@ class CrashWorld(World):
         self._left -= 1
         if self._left < 0:
             raise Crash
-        if self.random.random() < 0.1 and self.journal.wait(0.0):
+        if self.random.random() < 0.04 and self.journal.wait(0.0):
             self._prepare()
         if self.random.random() < 0.03:
             self.syncs += 1
@@ -133,9 +133,10 @@ class CrashWorld(World):
             for offset, data in client.writing:
                 for position, byte in enumerate(data, offset):
                     allowed.setdefault(position, set()).add(byte)
-        if content == self.model:
-            return
-        for position, byte in enumerate(content):
-            assert byte == self.model[position] or byte in allowed.get(position, ()), (
-                f"{self}: byte {position} of block {position // BLOCK} is not what was acknowledged, in {what}"
-            )
+        for start in range(0, len(content), BLOCK):
+            if content[start : start + BLOCK] == self.model[start : start + BLOCK]:
+                continue
+            for position in range(start, start + BLOCK):
+                assert content[position] == self.model[position] or content[position] in allowed.get(position, ()), (
+                    f"{self}: byte {position} of block {position // BLOCK} is not what was acknowledged, in {what}"
+                )
