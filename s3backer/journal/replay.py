@@ -6,6 +6,7 @@ Guarantees
   * A record that the journal says was durable, and that is not right any more, is JournalDamaged; nothing is returned,
     and no file is changed. The same goes for a header. (Of the records after the last sync the journal cannot say so
     until a later record, or a MARK, is on the disk.)
+  * What is read is what the disk has, not what the page cache kept of a write-back that failed.
   * No number is believed before its CRC was right, and none is used before it was held against the file's length.
   * Memory: one window a file, a few numbers for each block that is not in the bucket, and for each block with a note.
 """
@@ -145,6 +146,7 @@ def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
         for number in directory.numbers():
             fd = directory.open(number)
             files.append((number, fd, _Placeholder))
+            directory.settle(fd)
             files[-1] = (number, fd, _read_header(directory, fd, number, volume))
         _scan_files(recovered, files)
     except OSError as error:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -246,10 +247,11 @@ def test_what_is_durable_is_kept_until_a_newer_state_of_the_whole_block_is(tmp_p
         assert small.core.load(0, bytearray(BLOCK))[0] == [(0, BLOCK), (0, 512), (0, 512)]
 
 
-@pytest.mark.parametrize("failing", range(3))
-def test_a_file_that_cannot_be_given_up_now(tmp_path: Path, failing: int) -> None:
-    """It is tried again, and no newer one goes before it: what is left can be read."""
-    system = FailingOnce()
+@pytest.mark.parametrize("times", [1, 2, 4])
+@pytest.mark.parametrize("failing", range(9))
+def test_a_file_that_cannot_be_given_up_or_made_now(tmp_path: Path, failing: int, times: int) -> None:
+    """It is tried again, nothing newer is made or given up before that, and what is left can always be read."""
+    system = Failing()
     with SmallJournal(tmp_path / "j", files=4, system=system) as small:
         while small.core.files < 3:
             small.write(0, b"x" * BLOCK)
@@ -257,25 +259,34 @@ def test_a_file_that_cannot_be_given_up_now(tmp_path: Path, failing: int) -> Non
         small.store_all()
         small.write(0, b"y" * BLOCK)
         small.core.sync()
-        system.left = failing
-        with pytest.raises(JournalError, match="cannot"):
-            small.journal.prepare()
+        system.first, system.last = failing, failing + times - 1
+        for _ in range(times + 1):
+            with suppress(JournalError):
+                small.journal.prepare()
+        system.last = -1
         small.journal.prepare()
         assert small.core.files == 1
-        assert small.core.write(0, b"z" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+        assert [path.suffix for path in (tmp_path / "j").iterdir()].count(".journal") == 1 + small.core.spares
+        # Until the files beside which it would have been left are gone.
+        for turn in range(60):
+            small.write(turn % 20 * BLOCK, b"z" * BLOCK)
+        small.core.sync()
     recovered, writes = scan_path(tmp_path / "j")
-    assert writes[-1][1] == b"z" * BLOCK and list(recovered.pending) == [0]
+    assert writes[-1][1] == b"z" * BLOCK and recovered.pending
     assert not [file for file in (tmp_path / "j").iterdir() if file.suffix == ".spare"]
 
 
-class FailingOnce(System):
-    """Fails once, after so many renames, removals and syncs."""
+class Failing(System):
+    """Of all renames, removals and syncs those from ``first`` to ``last`` fail; a sync after it took effect."""
 
-    left = -1
+    first, last = 0, -1
+    count = 0
 
     def _count(self) -> None:
-        self.left -= 1
-        if self.left == -1:
+        if self.last < 0:
+            return
+        self.count += 1
+        if self.first < self.count <= self.last + 1:
             raise OSError(errno.EIO, "Input/output error")
 
     def rename(self, old: str, new: str, directory: int) -> None:
@@ -287,8 +298,8 @@ class FailingOnce(System):
         super().remove(name, directory)
 
     def sync(self, fd: int) -> None:
-        self._count()
         super().sync(fd)
+        self._count()
 
 
 @pytest.fixture
