@@ -100,6 +100,8 @@ class Recovered:
     data_bytes: int = 0
     last_number: int = 0
     last_sequence: int = 0
+    #: Number of the oldest file that was needed when it ended, 0 if that was not said.
+    oldest: int = 0
 
     @property
     def header(self) -> Header:
@@ -208,6 +210,12 @@ def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> N
         _session_of(recovered, header)
     if files:
         _check_end(recovered, files, end, expected)
+    if recovered.files and recovered.files[0].number > recovered.oldest > 0:
+        raise JournalDamaged(
+            f"the journal in {recovered.directory.path} begins with {file_name(recovered.files[0].number)}, but "
+            f"{file_name(recovered.oldest)} is still needed and is missing",
+            hint=_KEEP,
+        )
 
 
 def _first_number(fd: int, header: Header) -> int | None:
@@ -251,6 +259,7 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
     _, kind, _, sequence, _, offset, length = facts
     first = offset // header.block_size
     if kind in (START, MARK):
+        recovered.oldest = offset
         recovered.last_sequence = max(recovered.last_sequence, sequence)
     elif kind == ZEROS:
         recovered.data_bytes += length

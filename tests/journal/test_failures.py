@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
 from s3backer.errors import JournalError
 from s3backer.journal.files import System
-from tests.support.journals import BLOCK, BLOCKS, SmallJournal, scan_path
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 from tests.support.power_loss import Calls
 
 
@@ -26,7 +27,8 @@ class Disk:
     """Does what it is told to: everything, a part, or nothing with an error."""
 
     def __init__(self, small: SmallJournal) -> None:
-        self.write_error = self.sync_error = 0
+        # ``room``: bytes that are written before the error.
+        self.write_error = self.sync_error = self.room = 0
         self.most = 1 << 30
         self.interrupted = 0
         self.writes = self.syncs = 0
@@ -41,7 +43,9 @@ class Disk:
             self.interrupted -= 1
             raise OSError(errno.EINTR, "")
         if self.write_error:
-            raise OSError(self.write_error, "")
+            if not self.room:
+                raise OSError(self.write_error, "")
+            data, self.room = data[: self.room], 0
         return os.pwrite(fd, data[: self.most], position)
 
     def sync(self, fd: int) -> None:
@@ -66,14 +70,15 @@ def test_short_and_interrupted_writes(tmp_path: Path) -> None:
     assert [data for _, data in writes] == expected
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int) -> None:
+@pytest.mark.parametrize(("error", "after"), [(errno.EIO, 0), (errno.EIO, 100), (errno.ENOSPC, 100)])
+def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int, after: int) -> None:
+    """If the disk has no room, then only after a part was written."""
     with SmallJournal(tmp_path / "j") as small:
         disk = Disk(small)
         small.write(0, b"a" * 512)
         small.core.sync()
         small.write(512, b"b" * 512)
-        disk.write_error, disk.most = error, 100
+        disk.write_error, disk.room = error, after
         assert small.core.write(1024, b"c" * 512, 0.0) == (0, JOURNAL_FAILED)
         disk.write_error = 0
         written, synced = disk.writes, disk.syncs
@@ -91,6 +96,73 @@ def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int) -> None:
         assert not small.journal.wait(60)
     _, writes = scan_path(tmp_path / "j")
     assert [data for _, data in writes] == [b"a" * 512, b"b" * 512]
+
+
+@pytest.mark.parametrize("key", [None, b"a key"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_had_no_room_for_a_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int, key: bytes | None
+) -> None:
+    """As where files are not written in place: it waits, whatever was to be written, and goes on as if it never was."""
+    now = 0.0
+    with SmallJournal(tmp_path / "j", key=key, monotonic=lambda: now) as small:
+        disk = Disk(small)
+        small.write(0, b"a" * BLOCK)
+        small.journal.prepare()
+        number, appended = small.core.number, files_of(tmp_path / "j")
+        disk.write_error = error
+        assert small.core.write(100, b"b" * 64, 0.0) == (0, JOURNAL_BUSY)
+        assert small.core.write_zeros(BLOCK, BLOCK, 0.0) == (0, JOURNAL_BUSY)
+        assert not small.journal.intend(0, 1, "", "") and not small.journal.done(1, 1, "")
+        small.core.sync()
+        assert (small.core.number, small.core.failure) == (number, None)
+        assert files_of(tmp_path / "j") == appended
+        # Nobody tries for ever without a pause.
+        for _ in range(3):
+            assert not small.journal.wait(0.0)
+            now += 1
+        now += 5
+        assert small.journal.wait(0.0) and not small.journal.wait(0.0)
+        assert caplog.text.count("has no room: writers wait") == 1
+        assert small.core.write(100, b"c" * 64, 0.0) == (0, JOURNAL_BUSY)
+        disk.write_error = 0
+        while small.core.files < 3:
+            small.write(100, b"d" * 64)
+        small.journal.prepare()
+        # A MARK that is to free a file is like the rest.
+        disk.write_error = error
+        small.core.stored(0, small.slab.sequence)
+        small.journal.prepare()
+        assert small.core.files == 3 and not small.journal.wait(0.0)
+        disk.write_error, now = 0, now + 10
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        assert small.core.files == 1
+        small.write(0, b"e" * BLOCK)
+    _, writes = scan_path(tmp_path / "j", key=key)
+    assert writes[-1][1] == b"e" * BLOCK
+    assert {data for _, data in writes[:-1]} == {b"d" * 64}
+
+
+def test_nothing_is_given_up_once_the_journal_has_failed(tmp_path: Path) -> None:
+    """What is in the bucket may be older than all that is in the files, until everything is there."""
+    with SmallJournal(tmp_path / "j") as small:
+        disk = Disk(small)
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+        small.core.sync()
+        names = small.directory.numbers()
+        disk.sync_error = errno.EIO
+        small.write(0, b"y" * BLOCK)
+        with pytest.raises(JournalError):
+            small.core.sync()
+        disk.sync_error = 0
+        small.core.stored(0, small.slab.sequence)
+        assert small.core.entries == 0
+        with pytest.raises(JournalError, match="cannot be synced"):
+            small.journal.prepare()
+        assert small.core.take_freed() is None
+        assert small.directory.numbers() == names
 
 
 def test_a_sync_that_fails_is_the_end(tmp_path: Path) -> None:
@@ -211,6 +283,66 @@ def test_a_full_journal(tmp_path: Path) -> None:
     assert list(recovered.pending) == [0] and writes[-1][1] == b"y" * BLOCK
 
 
+def test_a_full_journal_that_nobody_syncs(tmp_path: Path) -> None:
+    """Once everything is in the bucket it has room again, and its keeper is told so."""
+    with SmallJournal(tmp_path / "j", files=3) as small:
+        for turn in range(500):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_FULL:
+                assert not small.journal.wait(0.0)
+                for block in range(BLOCKS):
+                    small.core.stored(block, small.slab.sequence)
+            if reason in (JOURNAL_FULL, JOURNAL_BUSY):
+                assert small.journal.wait(0.0), f"it is stuck after {turn} writes"
+                small.journal.prepare()
+        assert small.core.syncs > 3
+
+
+def test_the_keeper_is_woken(tmp_path: Path) -> None:
+    """By a write that makes all that is left in a file needless."""
+    woken: list[float] = []
+
+    def wait() -> None:
+        began = time.monotonic()
+        assert small.core.wait_for_work(20.0, 0)
+        woken.append(time.monotonic() - began)
+
+    with SmallJournal(tmp_path / "j", files=3) as small:
+        while small.core.files < 2:
+            small.write(0, b"x" * 512)
+        small.write(0, b"y" * BLOCK)
+        small.core.sync()
+        assert not small.core.wait_for_work(0.0, 0)
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        time.sleep(0.2)
+        small.write(0, b"z" * 512)
+        waiter.join()
+        assert woken[0] < 10
+
+
+def test_the_keeper_is_woken_by_the_last_reader_of_a_file(tmp_path: Path) -> None:
+    for attempt in range(100):
+        with SmallJournal(tmp_path / str(attempt), files=20, capacity=2000) as small:
+            core = small.core
+            for _ in range(1500):
+                small.write(0, b"x" * 64)
+            core.sync()
+            reader = threading.Thread(target=core.load, args=(0, bytearray(BLOCK)))
+            reader.start()
+            while not core.loading and reader.is_alive():
+                pass
+            core.stored(0, small.slab.sequence)
+            began = time.monotonic()
+            reading = not core.wait_for_work(0.0, 0) and core.loading
+            woken = core.wait_for_work(20.0, 0)
+            reader.join()
+            if reading:
+                assert woken and time.monotonic() - began < 10
+                return
+    raise AssertionError("no reader was slow enough")
+
+
 def test_a_full_map(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j", files=20, capacity=64) as small:
         for turn in range(64):
@@ -313,19 +445,69 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_disk_without_room_for_another_file(small_disk: Path) -> None:
+def test_a_disk_without_room_for_another_file(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The journal goes on in what it has, then writers wait; what could not be made is gone."""
     with SmallJournal(small_disk / "j", files=20) as small:
-        with pytest.raises(JournalError, match="no room for another file: No space left"):
-            for turn in range(200):
-                _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-                if reason == JOURNAL_BUSY:
-                    small.journal.prepare()
+        for turn in range(200):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+            elif reason == JOURNAL_FULL:
+                break
+        assert reason == JOURNAL_FULL
+        assert "no room for another file: No space left" in caplog.text
         assert small.core.failure is None
         assert sorted(os.listdir(small_disk / "j"))[-1] == "lock"
         small.store_all()
         small.journal.prepare()
         assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+
+
+def test_no_room_for_another_file_is_a_full_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Writers wait for blocks to be stored, nobody asks the disk all the time, and it goes on when there is room."""
+
+    class Full(System):
+        full, asked = False, 0
+
+        def create(self, name: str, directory: int) -> int:
+            self.asked += 1
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().create(name, directory)
+
+    now, system = 0.0, Full()
+    with SmallJournal(tmp_path / "j", files=20, system=system, monotonic=lambda: now) as small:
+        system.full = True
+        for turn in range(200):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_FULL:
+                break
+            if reason == JOURNAL_BUSY:
+                assert small.journal.wait(0.0)
+                small.journal.prepare()
+        assert reason == JOURNAL_FULL and small.core.fill > 0.8
+        asked = system.asked
+        for _ in range(100):
+            assert not small.journal.wait(0.0)
+        small.store_all()
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        # What was freed is used again, and only that.
+        assert small.core.spares and system.asked == asked
+        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+        for again in range(3):
+            now += 10
+            assert small.journal.wait(0.0)
+            small.journal.prepare()
+            assert not small.journal.wait(0.0)
+            assert system.asked <= asked + again + 1
+            while small.core.spares:
+                small.core.write(0, b"x" * BLOCK, 0.0)
+        assert caplog.text.count("no room for another file") == 1
+        system.full, now = False, now + 10
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        assert small.core.spares == 2
 
 
 _KILLED = """

@@ -147,7 +147,7 @@ class JournalMachine(RuleBasedStateMachine):
         }
         open_intents = {r.offset // BLOCK for r in records if r.kind == INTENT} - set(last)
         assert {b for b, k in recovered.known.items() if k.etag is None} == open_intents
-        self.small = SmallJournal(self.path / "journal", capacity=2000, key=self.key)
+        self.small = SmallJournal(self.path / "journal", capacity=120, key=self.key)
         if found:
             assert self.small.slab.sequence == sequence
             assert self.small.core.durable == sequence
