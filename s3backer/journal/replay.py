@@ -118,6 +118,32 @@ class Recovered:
         finally:
             os.close(fd)
 
+    def entries(self) -> int:
+        """Return how many entries a map needs that takes all of it, which it forgets again as _journal_map.pxi says.
+
+        They may be more than the map had in which the journal was written: where there was no room for the note that a
+        block was stored, that was forgotten.
+        """
+        #: By block: its entries, those of them before the newest that holds the whole block, the newest sequence.
+        held: dict[int, tuple[int, int, int]] = {}
+        count = most = 0
+        for file in self.files:
+            size = file.header.block_size
+            for facts in self.facts(file):
+                for _, kind, _, sequence, _, offset, length in facts:
+                    block, end = offset // size, offset + length
+                    if kind in (DATA, ZEROS):
+                        blocks = range(block, (end - 1) // size + 1)
+                        most = max(most, count + len(blocks))
+                        for block in blocks:
+                            entries, useless, _ = held.get(block, (0, 0, 0))
+                            whole = offset <= block * size and end >= (block + 1) * size
+                            held[block] = entries - useless + 1, entries - useless if whole else 0, sequence
+                            count += 1 - useless
+                    elif kind == DONE and block in held and held[block][2] <= sequence:
+                        count -= held.pop(block)[0]
+        return most
+
     def writes(self, key: bytes | None = None) -> Iterator[tuple[Record, bytes | None]]:
         """Yield every write in order: its record, and its data or None for zeros.
 

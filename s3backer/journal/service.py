@@ -61,8 +61,9 @@ class WriteJournal:
     """The journal of one mount.
 
     ``budget``: bytes on the disk, two files at least; ``capacity``: entries of the map, see ``map_bytes``. With
-    ``recovered`` it goes on from there: the blocks in it are pending, and its files stay until they are stored. With a
-    ``key`` (any bytes; what the volume is encrypted with) data is encrypted. It is the same as in what was recovered.
+    ``recovered`` it goes on from there: the blocks in it are pending, its files stay until they are stored, and the map
+    has room for all of it. With a ``key`` (any bytes; what the volume is encrypted with) data is encrypted. It is the
+    same as in what was recovered.
     When it is made, a file is ready and all that was recovered is on the disk. Raises JournalError.
     """
 
@@ -95,9 +96,9 @@ class WriteJournal:
         self._retry_at: float | None = None
         self._complained = False
         self._next = 1
-        kept = len(recovered.files) if recovered else 0
+        kept, needed = (len(recovered.files), recovered.entries()) if recovered else (0, 0)
         #: The hot part: see ``s3backer._journal``.
-        self.core = Journal(slab, self.file_bytes, max(2 + kept, budget // self.file_bytes), capacity)
+        self.core = Journal(slab, self.file_bytes, max(2 + kept, budget // self.file_bytes), max(capacity, needed))
         try:
             if key is not None:
                 self.core.encrypt_with(crypto())
@@ -137,17 +138,13 @@ class WriteJournal:
             key_of(file.header, self._key)
         for number in reversed(recovered.unused):
             self._directory.remove(number)
+        right = True
         for file in recovered.files:
             key = key_of(file.header, self._key)
             fd = self._open[file.number] = self._directory.open(file.number, writable=True)
             self.core.adopt_file(fd, file.number, file.header.seed, file.first, key)
-            for facts in recovered.facts(file):
-                if not self.core.adopt_records(facts):
-                    raise JournalError(
-                        f"the journal in {self._directory.path} has more writes than there is memory for",
-                        hint="Mount it with a larger --memory.",
-                    )
-        if self.core.number != recovered.last_number:
+            right = right and all(self.core.adopt_records(facts) for facts in recovered.facts(file))
+        if not right or self.core.number != recovered.last_number:
             raise JournalDamaged(
                 f"the journal in {self._directory.path} does not hold what it held a moment ago",
                 hint="Look at that disk (dmesg, SMART). Keep the directory.",
