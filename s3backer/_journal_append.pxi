@@ -114,7 +114,7 @@ cdef int append(
     make_tail(journal, count, before - start)
     add_piece(journal._piece, &count, NO_BYTES, -journal._position & (JOURNAL_PAGE - 1))
     journal._file[journal._current].unsynced = 1
-    reason = write_pieces(journal, count, before - start)
+    reason = write_pieces(journal, count, before - start, records == 1 and not journal._tag)
     if reason != _DONE:
         journal.number, journal._position = last, before
         return reason
@@ -148,12 +148,12 @@ cdef void make_tail(Journal journal, int count, Py_ssize_t position) noexcept no
         position += journal._piece[i].iov_len
 
 
-cdef int write_pieces(Journal journal, int count, Py_ssize_t position) noexcept nogil:
+cdef int write_pieces(Journal journal, int count, Py_ssize_t position, bint partly) noexcept nogil:
     """Write all pieces to the current file from a position on, return _DONE or why not.
 
     BUSY: there is no room on the disk (which a file that was written before needs where it is not written in place, as
-    on btrfs and ZFS), and nothing was written, so that it can be tried again. After a part of it was written it cannot:
-    of many records the later ones could fit what is appended in their place.
+    on btrfs and ZFS), and it can be tried again: nothing was written, or, where ``partly`` allows that, not all. Of
+    many records the later ones could fit what is appended in place of the first; a nonce is used for one text only.
     """
     cdef iovec *piece = journal._piece
     cdef Py_ssize_t begin = position
@@ -162,7 +162,7 @@ cdef int write_pieces(Journal journal, int count, Py_ssize_t position) noexcept 
         written = journal._pwritev(journal._file[journal._current].fd, piece, count, position)
         if written < 0 and errno == EINTR:
             continue
-        if written < 0 and position == begin and (errno == ENOSPC or errno == EDQUOT):
+        if written < 0 and (partly or position == begin) and (errno == ENOSPC or errno == EDQUOT):
             journal._no_room = True
             pthread_cond_signal(&journal._work)
             return JOURNAL_BUSY_REASON

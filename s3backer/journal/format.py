@@ -57,8 +57,6 @@ Why it can be read back
 
 from __future__ import annotations
 
-import hashlib
-import os
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple

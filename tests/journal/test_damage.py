@@ -154,7 +154,7 @@ def test_a_missing_file_at_the_beginning(tmp_path: Path, sound: Path) -> None:
         (path / f"{number:08d}.journal").unlink()
         with pytest.raises(Damaged):
             plain_scan(files_of(path))
-        with pytest.raises(JournalDamaged, match="00000001.journal is still needed and is missing"):
+        with pytest.raises(JournalDamaged, match=r"00000001\.journal is still needed and is missing"):
             scan_path(path)
 
 

@@ -1,4 +1,4 @@
-"""A full disk, a disk that fails, calls that do only a part, and a process that is killed."""
+"""A disk that fails, calls that do only a part, who waits meanwhile, and a process that is killed."""
 
 from __future__ import annotations
 
@@ -15,51 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from s3backer import _fast
-from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
+from s3backer._journal import JOURNAL_FAILED
 from s3backer.errors import JournalError
 from s3backer.journal.files import System
-from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
-from tests.support.power_loss import Calls
-
-
-class Disk:
-    """Does what it is told to: everything, a part, or nothing with an error."""
-
-    def __init__(self, small: SmallJournal) -> None:
-        # ``room``: bytes that are written before the error.
-        self.write_error = self.sync_error = self.room = 0
-        self.most = 1 << 30
-        self.interrupted = 0
-        self.writes = self.syncs = 0
-        self.syncing, self.go_on = threading.Event(), threading.Event()
-        self.go_on.set()
-        self.calls = Calls(self.write, self.sync)
-        self.calls.interpose(small.core)
-
-    def write(self, fd: int, data: bytes, position: int) -> int:
-        self.writes += 1
-        if self.interrupted:
-            self.interrupted -= 1
-            raise OSError(errno.EINTR, "")
-        if self.write_error:
-            if not self.room:
-                raise OSError(self.write_error, "")
-            data, self.room = data[: self.room], 0
-        return os.pwrite(fd, data[: self.most], position)
-
-    def sync(self, fd: int) -> None:
-        self.syncs += 1
-        self.syncing.set()
-        self.go_on.wait(60)
-        if self.sync_error:
-            raise OSError(self.sync_error, "")
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal, scan_path
+from tests.support.power_loss import Calls, FaultyDisk
 
 
 def test_short_and_interrupted_writes(tmp_path: Path) -> None:
     source = random.Random(1)
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         expected = []
         for most in (1, 63, 64, 65, 500, 4096, 5000):
             disk.most, disk.interrupted = most, 2
@@ -70,16 +36,24 @@ def test_short_and_interrupted_writes(tmp_path: Path) -> None:
     assert [data for _, data in writes] == expected
 
 
-@pytest.mark.parametrize(("error", "after"), [(errno.EIO, 0), (errno.EIO, 100), (errno.ENOSPC, 100)])
-def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int, after: int) -> None:
-    """If the disk has no room, then only after a part was written."""
-    with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+@pytest.mark.parametrize(
+    ("error", "after", "length", "key"),
+    [
+        (errno.EIO, 0, 512, None),
+        (errno.EIO, 100, 512, None),
+        # If the disk has no room, then only after a part of many or encrypted records was written.
+        (errno.ENOSPC, 100, 2048, None),
+        (errno.ENOSPC, 100, 512, b"a key"),
+    ],
+)
+def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int, after: int, length: int, key: bytes | None) -> None:
+    with SmallJournal(tmp_path / "j", key=key) as small:
+        disk = FaultyDisk(small.core)
         small.write(0, b"a" * 512)
         small.core.sync()
         small.write(512, b"b" * 512)
         disk.write_error, disk.room = error, after
-        assert small.core.write(1024, b"c" * 512, 0.0) == (0, JOURNAL_FAILED)
+        assert small.core.write(1024, b"c" * length, 0.0) == (0, JOURNAL_FAILED)
         disk.write_error = 0
         written, synced = disk.writes, disk.syncs
         # For good.
@@ -94,60 +68,14 @@ def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int, after: int) -
         assert caught.value.hint and caught.value.exit_code == 9
         assert (disk.writes, disk.syncs) == (written, synced)
         assert not small.journal.wait(60)
-    _, writes = scan_path(tmp_path / "j")
-    assert [data for _, data in writes] == [b"a" * 512, b"b" * 512]
-
-
-@pytest.mark.parametrize("key", [None, b"a key"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_had_no_room_for_a_write(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int, key: bytes | None
-) -> None:
-    """As where files are not written in place: it waits, whatever was to be written, and goes on as if it never was."""
-    now = 0.0
-    with SmallJournal(tmp_path / "j", key=key, monotonic=lambda: now) as small:
-        disk = Disk(small)
-        small.write(0, b"a" * BLOCK)
-        small.journal.prepare()
-        number, appended = small.core.number, files_of(tmp_path / "j")
-        disk.write_error = error
-        assert small.core.write(100, b"b" * 64, 0.0) == (0, JOURNAL_BUSY)
-        assert small.core.write_zeros(BLOCK, BLOCK, 0.0) == (0, JOURNAL_BUSY)
-        assert not small.journal.intend(0, 1, "", "") and not small.journal.done(1, 1, "")
-        small.core.sync()
-        assert (small.core.number, small.core.failure) == (number, None)
-        assert files_of(tmp_path / "j") == appended
-        # Nobody tries for ever without a pause.
-        for _ in range(3):
-            assert not small.journal.wait(0.0)
-            now += 1
-        now += 5
-        assert small.journal.wait(0.0) and not small.journal.wait(0.0)
-        assert caplog.text.count("has no room: writers wait") == 1
-        assert small.core.write(100, b"c" * 64, 0.0) == (0, JOURNAL_BUSY)
-        disk.write_error = 0
-        while small.core.files < 3:
-            small.write(100, b"d" * 64)
-        small.journal.prepare()
-        # A MARK that is to free a file is like the rest.
-        disk.write_error = error
-        small.core.stored(0, small.slab.sequence)
-        small.journal.prepare()
-        assert small.core.files == 3 and not small.journal.wait(0.0)
-        disk.write_error, now = 0, now + 10
-        assert small.journal.wait(0.0)
-        small.journal.prepare()
-        assert small.core.files == 1
-        small.write(0, b"e" * BLOCK)
     _, writes = scan_path(tmp_path / "j", key=key)
-    assert writes[-1][1] == b"e" * BLOCK
-    assert {data for _, data in writes[:-1]} == {b"d" * 64}
+    assert [data for _, data in writes] == [b"a" * 512, b"b" * 512]
 
 
 def test_nothing_is_given_up_once_the_journal_has_failed(tmp_path: Path) -> None:
     """What is in the bucket may be older than all that is in the files, until everything is there."""
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         while small.core.files < 3:
             small.write(0, b"x" * BLOCK)
         small.core.sync()
@@ -167,7 +95,7 @@ def test_nothing_is_given_up_once_the_journal_has_failed(tmp_path: Path) -> None
 
 def test_a_sync_that_fails_is_the_end(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         small.write(0, b"a" * 512)
         durable = small.core.sync()
         small.write(512, b"b" * 512)
@@ -185,7 +113,7 @@ def test_a_sync_that_fails_is_the_end(tmp_path: Path) -> None:
 
 def test_those_who_wait_for_a_sync_that_fails(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         small.write(0, b"a" * 512)
         disk.go_on.clear()
         disk.sync_error = errno.EIO
@@ -211,7 +139,7 @@ def test_those_who_wait_for_a_sync_that_fails(tmp_path: Path) -> None:
 
 def test_one_sync_serves_all_who_asked_before_it_began(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         disk.go_on.clear()
         small.write(0, b"a" * 512)
         first = threading.Thread(target=small.core.sync)
@@ -250,52 +178,6 @@ def test_files_that_were_left_are_synced_too(tmp_path: Path) -> None:
         small.write(0, b"y")
         small.core.sync()
         assert len(synced) == 1
-
-
-def test_a_full_journal(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j", files=3) as small:
-        reasons = set()
-        for turn in range(200):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-            elif reason == JOURNAL_FULL:
-                break
-            else:
-                reasons.add(reason)
-        else:
-            raise AssertionError("it is never full")
-        assert reasons == {_fast.DONE}
-        assert (small.core.files, small.core.spares) == (3, 0)
-        assert small.core.fill > 0.9
-        unchanged = small.slab.sequence
-        # Nothing has changed, and there is room for notes.
-        assert small.core.write(0, b"y" * BLOCK, 0.0) == (0, JOURNAL_FULL)
-        assert small.slab.sequence == unchanged
-        small.core.sync()
-        for block in range(BLOCKS):
-            assert small.journal.done(block, small.slab.sequence, '"e"')
-        assert small.core.entries == 0
-        small.journal.prepare()
-        assert (small.core.files, small.core.spares) == (1, 2)
-        assert small.core.write(0, b"y" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
-    recovered, writes = scan_path(tmp_path / "j")
-    assert list(recovered.pending) == [0] and writes[-1][1] == b"y" * BLOCK
-
-
-def test_a_full_journal_that_nobody_syncs(tmp_path: Path) -> None:
-    """Once everything is in the bucket it has room again, and its keeper is told so."""
-    with SmallJournal(tmp_path / "j", files=3) as small:
-        for turn in range(500):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_FULL:
-                assert not small.journal.wait(0.0)
-                for block in range(BLOCKS):
-                    small.core.stored(block, small.slab.sequence)
-            if reason in (JOURNAL_FULL, JOURNAL_BUSY):
-                assert small.journal.wait(0.0), f"it is stuck after {turn} writes"
-                small.journal.prepare()
-        assert small.core.syncs > 3
 
 
 def test_the_keeper_is_woken(tmp_path: Path) -> None:
@@ -341,42 +223,6 @@ def test_the_keeper_is_woken_by_the_last_reader_of_a_file(tmp_path: Path) -> Non
                 assert woken and time.monotonic() - began < 10
                 return
     raise AssertionError("no reader was slow enough")
-
-
-def test_a_full_map(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j", files=20, capacity=64) as small:
-        for turn in range(64):
-            small.write(turn % BLOCKS * BLOCK, b"x" * 512)
-        assert small.core.fill == 1
-        assert small.core.write(0, b"y", 0.0) == (0, JOURNAL_FULL)
-        small.core.stored(0, small.slab.sequence)
-        assert small.core.write(0, b"y", 0.0) == (1, _fast.DONE)
-
-
-def test_a_block_that_is_rewritten_for_ever_needs_no_more_than_its_last_state(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j", files=3, capacity=64) as small:
-        for turn in range(300):
-            count, reason = small.core.write(BLOCK, bytes([1 + turn % 250]) * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-                continue
-            assert (count, reason) == (BLOCK, _fast.DONE)
-            small.core.sync()
-        assert small.core.entries <= 3
-
-
-def test_what_is_durable_is_kept_until_a_newer_state_of_the_whole_block_is(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j") as small:
-        small.write(0, b"a" * 512)
-        small.core.sync()
-        small.write(0, b"b" * BLOCK)
-        small.write(0, b"c" * 512)
-        assert small.core.entries == 3
-        small.core.sync()
-        small.write(0, b"d" * 512)
-        # The first one has gone.
-        assert small.core.entries == 3
-        assert small.core.load(0, bytearray(BLOCK))[0] == [(0, BLOCK), (0, 512), (0, 512)]
 
 
 @pytest.mark.parametrize("times", [1, 2, 4])
@@ -432,82 +278,6 @@ class Failing(System):
     def sync(self, fd: int) -> None:
         super().sync(fd)
         self._count()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "s3backer-test", str(path)]
-    if os.geteuid() or subprocess.run(command, check=False).returncode:
-        pytest.skip("needs root, to mount a tmpfs")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
-def test_a_disk_without_room_for_another_file(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The journal goes on in what it has, then writers wait; what could not be made is gone."""
-    with SmallJournal(small_disk / "j", files=20) as small:
-        for turn in range(200):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-            elif reason == JOURNAL_FULL:
-                break
-        assert reason == JOURNAL_FULL
-        assert "no room for another file: No space left" in caplog.text
-        assert small.core.failure is None
-        assert sorted(os.listdir(small_disk / "j"))[-1] == "lock"
-        small.store_all()
-        small.journal.prepare()
-        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
-
-
-def test_no_room_for_another_file_is_a_full_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Writers wait for blocks to be stored, nobody asks the disk all the time, and it goes on when there is room."""
-
-    class Full(System):
-        full, asked = False, 0
-
-        def create(self, name: str, directory: int) -> int:
-            self.asked += 1
-            if self.full:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().create(name, directory)
-
-    now, system = 0.0, Full()
-    with SmallJournal(tmp_path / "j", files=20, system=system, monotonic=lambda: now) as small:
-        system.full = True
-        for turn in range(200):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_FULL:
-                break
-            if reason == JOURNAL_BUSY:
-                assert small.journal.wait(0.0)
-                small.journal.prepare()
-        assert reason == JOURNAL_FULL and small.core.fill > 0.8
-        asked = system.asked
-        for _ in range(100):
-            assert not small.journal.wait(0.0)
-        small.store_all()
-        assert small.journal.wait(0.0)
-        small.journal.prepare()
-        # What was freed is used again, and only that.
-        assert small.core.spares and system.asked == asked
-        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
-        for again in range(3):
-            now += 10
-            assert small.journal.wait(0.0)
-            small.journal.prepare()
-            assert not small.journal.wait(0.0)
-            assert system.asked <= asked + again + 1
-            while small.core.spares:
-                small.core.write(0, b"x" * BLOCK, 0.0)
-        assert caplog.text.count("no room for another file") == 1
-        system.full, now = False, now + 10
-        assert small.journal.wait(0.0)
-        small.journal.prepare()
-        assert small.core.spares == 2
 
 
 _KILLED = """

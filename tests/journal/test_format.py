@@ -25,7 +25,6 @@ from s3backer.journal.format import (
     unpack_texts,
 )
 from s3backer.journal.replay import Intent, Known, scan
-from s3backer.url import VolumeURL
 from tests.golden.make_journal import GOLDEN, WRITES
 from tests.support.journal_twin import PlainRecord, plain_scan
 from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, scan_path
