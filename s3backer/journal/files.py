@@ -14,6 +14,8 @@ Guarantees
   * Everything is opened relative to the directory's descriptor and never through a symbolic link. Directories have
     mode 0700, files 0600.
   * An end that was interrupted is finished by who opens the directory next; no part of the journal is read again.
+  * A file whose making failed goes before anything else changes: empty, between others or before them, it would look
+    like one that was lost.
 """
 
 from __future__ import annotations
@@ -66,6 +68,11 @@ class System:
         """Return when a file's content, or a directory's, is on the disk."""
         os.fsync(fd)
 
+    def settle(self, fd: int) -> None:
+        """Let what is read of a file be what the disk has, and raise if the disk has not what was written."""
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def rename(self, old: str, new: str, directory: int) -> None:
         """Give a file another name in its directory."""
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
@@ -104,10 +111,10 @@ class JournalDirectory:
     def __init__(self, path: str | os.PathLike[str], *, system: System | None = None) -> None:
         self.path = os.fspath(path)
         self._system = system or System()
+        #: Names under which a file may stand whose making failed.
+        self._unfinished: set[str] = set()
         try:
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.path, 0o700)
+            self._make_directories()
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
         except OSError as error:
             raise self._error("cannot be used", error) from None
@@ -121,6 +128,22 @@ class JournalDirectory:
         except BaseException:
             self.close()
             raise
+
+    def _make_directories(self) -> None:
+        """Make the directory and those above it, each with its entry on the disk."""
+        missing: list[str] = []
+        path = self.path
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path) or "."
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            parent = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._system.sync(parent)
+            finally:
+                os.close(parent)
 
     def _take_lock(self) -> None:
         self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _SAFE, 0o600, dir_fd=self._descriptor)
@@ -161,10 +184,19 @@ class JournalDirectory:
             )
         return fd
 
+    def settle(self, fd: int) -> None:
+        """Let what is read of a file be what the disk has. Raises OSError if that is not what was written.
+
+        After a write-back that failed the page cache shows what the disk never got, as if it were well.
+        """
+        self._system.settle(fd)
+
     def make(self, header: Header) -> int:
         """Make a new file and return its descriptor. Raises JournalError, and then leaves nothing behind."""
         spare = f"{header.number:08d}.spare"
         try:
+            self._remove_unfinished()
+            self._unfinished = {spare, file_name(header.number)}
             fd = self._system.create(spare, self._descriptor)
             try:
                 with contextlib.suppress(OSError):
@@ -176,7 +208,7 @@ class JournalDirectory:
             except BaseException:
                 os.close(fd)
                 with contextlib.suppress(OSError):
-                    self._system.remove(spare, self._descriptor)
+                    self._remove_unfinished()
                 raise
         except OSError as error:
             raise self._error("has no room for another file", error) from None
@@ -186,6 +218,8 @@ class JournalDirectory:
         """Make a file ready for its next use, under another number. Raises JournalError; its descriptor stays open."""
         spare = f"{number:08d}.spare"
         try:
+            self._remove_unfinished()
+            self._unfinished = {spare, file_name(header.number)}
             self._system.rename(file_name(number), spare, self._descriptor)
             self._system.sync(self._descriptor)
             self._finish(fd, spare, header)
@@ -200,21 +234,31 @@ class JournalDirectory:
         self._system.rename(spare, file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
         reach("file-ready")
+        self._unfinished.clear()
+
+    def _remove_unfinished(self) -> None:
+        for name in tuple(self._unfinished):
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(name, self._descriptor)
+            self._unfinished.remove(name)
 
     def remove(self, number: int) -> None:
         """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
         try:
-            for name in (file_name(number), f"{number:08d}.spare"):
-                with contextlib.suppress(FileNotFoundError):
-                    self._system.remove(name, self._descriptor)
+            self._unfinished.add(file_name(number))
+            self._remove_unfinished()
             self._system.sync(self._descriptor)
         except OSError as error:
             raise self._error("cannot be changed", error) from None
 
     def remove_all(self) -> None:
-        """Remove every file, after an end with which everything is in the bucket. Raises JournalError."""
+        """Remove every file, after an end with which everything is in the bucket. Raises JournalError.
+
+        It may be called again after it failed.
+        """
         try:
-            os.close(self._system.create(_ENDED, self._descriptor))
+            with contextlib.suppress(FileExistsError):
+                os.close(self._system.create(_ENDED, self._descriptor))
             self._system.sync(self._descriptor)
             reach("end-marked")
             self._remove_all(os.listdir(self._descriptor))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,62 @@ def test_an_end_that_was_interrupted_is_finished(tmp_path: Path) -> None:
         recovered, _ = scan_path(path)
         assert not recovered.files and not recovered.unused
         assert [file.name for file in path.iterdir()] == ["lock"]
+
+
+def test_an_end_that_failed_is_tried_again(tmp_path: Path) -> None:
+    for at in range(5):
+        with SmallJournal(tmp_path / str(at)) as small:
+            while small.core.files < 3:
+                small.write(0, b"x" * 2048)
+        with JournalDirectory(tmp_path / str(at), system=Failing(at)) as directory:
+            with suppress(JournalError):
+                directory.remove_all()
+            directory._system = System()
+            for _ in range(2):
+                directory.remove_all()
+                assert [file.name for file in (tmp_path / str(at)).iterdir()] == ["lock"]
+
+
+def test_the_entry_of_every_new_directory_is_on_the_disk(tmp_path: Path) -> None:
+    class Watching(System):
+        def sync(self, fd: int) -> None:
+            synced.append((os.fstat(fd).st_ino, (tmp_path / "a/b/id").exists()))
+
+    synced: list[tuple[int, bool]] = []
+    (tmp_path / "a").mkdir()
+    for _ in range(2):
+        JournalDirectory(tmp_path / "a" / "b" / "id", system=Watching()).close()
+        # The second time nothing was made.
+        assert synced == [((tmp_path / "a").stat().st_ino, False), ((tmp_path / "a/b").stat().st_ino, True)]
+
+
+def test_what_is_read_is_what_the_disk_has(tmp_path: Path) -> None:
+    """Each file is settled before its first byte is read; one that cannot be is not believed."""
+
+    class Watching(System):
+        def settle(self, fd: int) -> None:
+            super().settle(fd)
+            settled.append(os.fstat(fd).st_ino)
+            if len(settled) == fail_at:
+                raise OSError(5, os.strerror(5))
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        assert os.fstat(fd).st_ino in settled, "it is read before"
+        return real_pread(fd, length, offset)
+
+    settled: list[int] = []
+    fail_at, real_pread = 0, os.pread
+    with SmallJournal(tmp_path / "j") as small:
+        while small.core.files < 3:
+            small.write(0, b"x" * 2048)
+    with JournalDirectory(tmp_path / "j", system=Watching()) as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        assert len(scan(directory, VOLUME).files) == 3
+        assert len(settled) == len(directory.numbers())
+        settled.clear()
+        fail_at = 2
+        with pytest.raises(JournalError, match="cannot be read: Input/output error"):
+            scan(directory, VOLUME)
 
 
 def test_files_that_were_being_prepared_are_removed(tmp_path: Path) -> None:
