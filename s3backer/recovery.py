@@ -10,13 +10,14 @@ written twice is the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from s3backer import _fast
@@ -106,7 +107,11 @@ class Recoverer:
             options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
         )
         self._url = volume_name(store, prefix)
-        self.found: Recovered = scan(directory, volume_id(store.place, prefix))
+
+    @cached_property
+    def found(self) -> Recovered:
+        """What is in the journal. Raises JournalError where it is not what was written, or not this volume's."""
+        return scan(self._directory, volume_id(self._store.place, self._prefix))
 
     @property
     def empty(self) -> bool:
@@ -150,10 +155,16 @@ class Recoverer:
         self._end(token)
         return Recovery(len(found.pending), found.files[0].header.created, beyond)
 
-    def discard(self) -> int:
-        """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket."""
+    def discard(self) -> int | None:
+        """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket.
+
+        None where that cannot be seen, because it is damaged.
+        """
+        blocks = None
+        with contextlib.suppress(JournalError):
+            blocks = len(self.found.pending)
         self._end(read_token(self._store, self._prefix))
-        return len(self.found.pending)
+        return blocks
 
     def save(self, path: str, progress: Progress = lambda done, total: None) -> None:
         """Write what is not in the bucket to a new file, each byte at its place on the volume; nothing else changes."""
@@ -178,7 +189,9 @@ class Recoverer:
 
     def _end(self, token: MountToken | None) -> None:
         """Remove the journal, and then the token if it is this host's."""
-        mine = {self._directory.token, *(session.token for session in self.found.sessions)} - {None}
+        mine = {self._directory.token}
+        with contextlib.suppress(JournalError):
+            mine |= {session.token for session in self.found.sessions}
         if token is not None and token.value in mine:
             self._directory.note_token(token.value)
         self._directory.remove_all()

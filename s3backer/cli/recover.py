@@ -40,7 +40,9 @@ def command(url: str, **values: Any) -> None:
         with JournalDirectory(place) as directory:
             recoverer = Recoverer(target.store, target.url.prefix, opening, directory)
             if discard:
-                print(f"{place} was given up, {recoverer.discard()} blocks in it were not in the bucket")
+                blocks = recoverer.discard()
+                lost = "it was damaged" if blocks is None else f"{blocks} blocks in it were not in the bucket"
+                print(f"{place} was given up, {lost}")
                 return
             with progress("replaying the journal") as show:
                 if to is not None:

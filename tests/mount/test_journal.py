@@ -43,7 +43,7 @@ class Bench(Workbench):
     @property
     def files(self) -> list[Path]:
         """The files of the journal, and what else a mount keeps there."""
-        return [path for path in self.journals.rglob("*") if path.is_file() and path.name != "lock"]
+        return sorted(path for path in self.journals.rglob("*") if path.is_file() and path.name != "lock")
 
     def command(self, *words: str, code: int = 0) -> str:
         """Run a command and return what it said."""
@@ -281,6 +281,22 @@ def test_a_filesystem_is_whole_after_a_kill(journaled: Bench, tmp_path: Path) ->
         with filesystem(device, place):
             assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == contents
         run("e2fsck", "-fn", device)
+
+
+def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
+    directory = ("--journal-directory", str(dead.journals))
+    first = min(dead.files)
+    content = bytearray(first.read_bytes())
+    content[5000] ^= 1
+    first.write_bytes(content)
+    code, text = dead.run()
+    assert code == 9
+    assert f"{first} is damaged at byte" in text
+    assert f"{first} is damaged at byte" in dead.command("recover", *directory, code=9)
+    assert first.read_bytes() == content
+    assert "was given up, it was damaged" in dead.command("recover", *directory, "--discard")
+    assert not dead.files
+    assert not dead.token.exists()
 
 
 # ── its place ────────────────────────────────────────────────────────────────────────────────────────────────
