@@ -280,6 +280,13 @@ cdef class Journal:
             raise self.failure
         return self.durable
 
+    def give_up(self, int error):
+        """Take nothing any more, as after a write that failed with this errno: the volume is somebody else's now."""
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            fail(self, error, b"used any more", max(self._current, 0))
+            pthread_mutex_unlock(&self._lock)
+
     @property
     def durable(self):
         """Sequence of the last write that is known to be on the disk, with all before it."""

@@ -263,7 +263,7 @@ class _Daemon:
         store = open_store(request.url, request.store_options)
         ident = socket_name(store, request.url.prefix)
         try:
-            volume = Volume.open(store, request.url.prefix, request.volume_options)
+            volume = Volume.open(store, request.url.prefix, request.volume_options, progress=self._replaying)
         except BaseException as error:
             store.close()
             if isinstance(error, VolumeInUse):
@@ -288,6 +288,12 @@ class _Daemon:
                     control.stop()
             self._service.close("everything is stored")
             log.info("%s is closed, everything is stored", volume.name)
+
+    def _replaying(self, done: int, total: int) -> None:
+        """Hear that a journal is being replayed: a signal ends it, and the service manager waits longer."""
+        if self._stop_asked:
+            raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
+        self._service.starting(f"replaying the journal, {done * 100 // max(total, 1)} %")
 
     def _make_mount(self, volume: Volume) -> tuple[FuseMount, DiskOperations]:
         from s3backer.frontends.fuse import DiskOperations

@@ -15,6 +15,7 @@ Guarantees
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -38,7 +39,7 @@ from s3backer.cache_calls import (
     TouchRequest,
     WriteRequest,
 )
-from s3backer.errors import S3backerError, StoreError
+from s3backer.errors import S3backerError, StoreError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -77,6 +78,10 @@ class Waiter:
         """Let the caller go on."""
         self._error = error
         self._ended.set()
+
+    def ended(self, seconds: float) -> bool:
+        """Return whether the request has ended, having waited so long for it."""
+        return self._ended.wait(seconds)
 
     def wait(self) -> None:
         """Return when the request has ended, or raise its error."""
@@ -413,6 +418,9 @@ class Driver:
             error = failure
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
+        if isinstance(error, VolumeInUse) and self._journal is not None:
+            # Nobody will replay it: a flush that the journal answers would promise what is not so.
+            self._journal.core.give_up(errno.EROFS)
         self._report(error)
         self._call(lambda now: self.cache.stored(job.block, error, now))
 

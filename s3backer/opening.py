@@ -19,6 +19,7 @@ from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
 from s3backer.journal.files import JournalDirectory
+from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -79,6 +80,9 @@ class VolumeOptions:
 
     def plan(self, block_size: int, copies: int) -> MemoryPlan:
         """Return how the memory is divided; UsageError if it is too little."""
+        if self.journal:
+            # Before the bucket is written to: whether there can be one.
+            file_bytes_for(block_size, self.journal)
         return plan_memory(
             self.budget(block_size),
             block_size,
@@ -283,7 +287,8 @@ def _take_token(
     if found is not None and not options.force:
         raise in_use(url, found)
     if found is not None:
-        log.warning("%s was mounted %s; taking it over by force", url, found.describe())
+        given_up = f"; what it flushed may be in its journal, {found.journal} there, only" if found.journal else ""
+        log.warning("%s was mounted %s; taking it over by force%s", url, found.describe(), given_up)
     if directory is None:
         return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())
     return write_token(

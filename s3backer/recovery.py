@@ -6,6 +6,13 @@
 
 A crash anywhere in between leaves the journal and a token that is its own: the next attempt begins anew, and what was
 written twice is the same.
+
+Only where the token in the bucket is still that of the journal's mount has nobody else had the volume since. Otherwise
+a mount refuses, and so does ``recover`` unless it is forced: what the journal knows of its own blocks says nothing of
+the others, and a filesystem would be mixed from two times.
+
+Requests of the process that died may still arrive. So a replay waits until they have expired, counted from the last
+write to the journal.
 """
 
 from __future__ import annotations
@@ -19,10 +26,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 from s3backer import _fast
-from s3backer.driver import Driver
-from s3backer.errors import JournalError, ObjectNotFound, UsageError, VolumeInUse
+from s3backer.driver import Done, Driver, Waiter
+from s3backer.errors import (
+    AccessDenied,
+    BucketNotFound,
+    JournalError,
+    ObjectNotFound,
+    S3backerError,
+    UsageError,
+    VolumeInUse,
+)
 from s3backer.failpoints import reach
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
@@ -36,10 +52,16 @@ from s3backer.url import volume_id
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 #: Told (bytes of data written, of so many).
 Progress = Callable[[int, int], None]
 #: Pieces of zeros in a file.
 _ZEROS = bytes(1 << 20)
+#: Seconds for which stores may fail before a replay is given up, and between two looks.
+_PATIENCE, _LOOK = 60.0, 0.25
+#: What asking again would not change.
+_FINAL = (AccessDenied, BucketNotFound, VolumeInUse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +88,13 @@ def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) ->
     )
 
 
-def take_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> JournalDirectory | None:
+def take_journal(
+    store: ObjectStore, prefix: str, options: VolumeOptions, progress: Progress
+) -> JournalDirectory | None:
     """Recover what a mount that died has left, and return the locked directory for the next one.
 
-    None where ``options`` want no journal. Raises JournalError, VolumeInUse and what opening a volume raises; the
-    journal is kept then.
+    ``progress`` is called at least every second or so, and may raise, which ends it. None where ``options`` want no
+    journal. Raises JournalError, VolumeInUse and what opening a volume raises; the journal is kept then.
     """
     path = place_of_journal(store, prefix, options)
     url = volume_name(store, prefix)
@@ -78,17 +102,18 @@ def take_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> Jou
         if has_files(path):
             log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
         return None
-    if not options.journal and not has_files(path):
+    wanted = options.journal > 0 and not options.write_through
+    if not wanted and not has_files(path):
         return None
     directory = JournalDirectory(path)
     try:
         recoverer = Recoverer(store, prefix, options, directory)
         if recoverer.found.pending:
             log.warning("%s was not unmounted; its journal is being replayed", url)
-        recovery = recoverer.replay()
+        recovery = recoverer.replay(progress)
         if recovery.blocks:
             log.warning("%s: %s", url, recovery)
-        if options.journal:
+        if wanted:
             return directory
     except BaseException:
         directory.close()
@@ -107,6 +132,8 @@ class Recoverer:
             options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
         )
         self._url = volume_name(store, prefix)
+        self._shown = (0, 0)
+        self._failing_since: float | None = None
 
     @cached_property
     def found(self) -> Recovered:
@@ -134,7 +161,7 @@ class Recoverer:
         if token is not None and token.copy is not None:
             raise in_use(self._url, token)
         if not isinstance(verdict, Ours) and not force:
-            self._refuse(verdict, token)
+            raise self._refusal(verdict, token)
         layout, _ = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
         key = self._key(layout)
@@ -146,9 +173,11 @@ class Recoverer:
                 value=found.header.token,
                 replace=token,
                 random_source=random.SystemRandom(),
+                journal=os.path.dirname(self._directory.path),
             )
         reach("replay-begins")
         layout.confirm = partial(confirm_token, self._store, self._prefix, token)
+        self._let_expire(progress)
         beyond = self._write(layout, key, progress)
         settle(self._store, self._url)
         reach("replayed")
@@ -203,27 +232,31 @@ class Recoverer:
         reach("replay-unlocked")
         self._directory.forget_token()
 
-    def _refuse(self, verdict: NeedsETags | Refuse | Ours, token: MountToken | None) -> None:
-        """Raise unless every block is still what the journal knows of it, and nobody has the volume."""
+    def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:
+        """Return why it is not replayed where somebody else may have had the volume."""
         path = self._directory.path
         if isinstance(verdict, Refuse):
-            raise JournalError(verdict.reason, hint=verdict.hint)
+            return JournalError(verdict.reason, hint=verdict.hint)
         if token is not None:
-            raise VolumeInUse(
+            return VolumeInUse(
                 f"{self._url} is mounted {token.describe()}, and the journal in {path} has {len(self.found.pending)} "
                 f"blocks of an earlier mount (token {self.found.header.token:08x})",
                 hint="Unmount it there first. Then see 's3backer recover --help'; the journal is kept until then.",
             )
-        assert isinstance(verdict, NeedsETags)
         layout, _ = find_layout(self._store, self._prefix, self._options)
         changed = [block for block, known in verdict.blocks.items() if not self._is_as_known(layout, block, known)]
-        if changed:
-            raise JournalError(
-                f"{len(changed)} of {len(verdict.blocks)} blocks of the journal in {path} were changed in "
-                f"{self._url} by somebody else since, the first is block {changed[0]}",
-                hint="Write the journal's blocks to a file with 's3backer recover --to FILE' and compare, or replay it "
-                "with --force, or give it up with --discard. It is kept until then.",
-            )
+        what = (
+            f"{len(changed)} of the {len(verdict.blocks)} blocks in it were changed since, first block {changed[0]}"
+            if changed
+            else f"its {len(verdict.blocks)} blocks are as it knew them, but others may have been changed"
+        )
+        return JournalError(
+            f"the journal in {path} belongs to the mount with token {self.found.header.token:08x}, which the bucket of "
+            f"{self._url} does not have any more: {what}",
+            hint="Write its blocks to a file with 's3backer recover --to FILE' and compare, or replay it with "
+            "'s3backer recover --force' if nobody has mounted the volume since, or give it up with --discard. It is "
+            "kept until then.",
+        )
 
     def _is_as_known(self, layout: ClassicLayout, block: int, known: Known) -> bool:
         try:
@@ -250,27 +283,77 @@ class Recoverer:
         slab = _fast.Slab(layout.block_size, plan.slots, plan.slots - max(1, plan.slots // 8))
         driver = Driver(slab, layout, threads=plan.threads, write_delay=0.0)
         beyond = 0
+        self._shown, self._failing_since = (0, self.found.data_bytes), None
         try:
             for offset, data, length in self._pieces(key, progress):
                 reach("replay-write")
                 fitting = max(0, min(length, layout.size - offset))
                 beyond += length - fitting
                 if fitting and data is not None:
-                    driver.write(offset, memoryview(data)[:fitting])
-                elif fitting:
-                    driver.zero(offset, fitting)
-        except BaseException:
+                    piece = memoryview(data)[:fitting]
+                    self._wait(driver, progress, lambda done: driver.begin_write(offset, piece, done))  # noqa: B023
+                for start in range(offset, offset + fitting, driver.zero_step) if data is None else ():
+                    part = min(driver.zero_step, offset + fitting - start)
+                    self._wait(driver, progress, lambda done: driver.begin_zero(start, part, done))  # noqa: B023
+            self._wait(driver, progress, driver.begin_flush)
+        finally:
             driver.abandon()
-            raise
-        driver.close()
         return beyond
+
+    def _wait(self, driver: Driver, progress: Progress, begin: Callable[[Done], object]) -> None:
+        """Do one thing; raise when what it needs fails for good, or for too long."""
+        while True:
+            waiter = Waiter()
+            begin(waiter.done)
+            while not waiter.ended(_LOOK):
+                progress(*self._shown)
+                self._look_at(driver.failure)
+            try:
+                waiter.wait()
+            except S3backerError as error:
+                self._look_at(error)
+            else:
+                return
+
+    def _look_at(self, failure: S3backerError | None) -> None:
+        if failure is None:
+            self._failing_since = None
+            return
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+        if isinstance(failure, _FINAL) or time.monotonic() - self._failing_since > _PATIENCE:
+            raise failure
+
+    def _let_expire(self, progress: Progress) -> None:
+        """Wait until no request of the process that wrote the journal can take effect any more."""
+        lasting, begun = self._store.lasting, time.monotonic()
+        age = time.time() - self._directory.changed_at()
+        # A clock that was set says nothing.
+        left = min(lasting, lasting - age if age >= 0 else lasting)
+        if left > 0:
+            log.warning(
+                "%s waits %.0f s for requests of the mount that died before its journal is replayed", self._url, left
+            )
+        while (now := time.monotonic()) < begun + left:
+            progress(0, self.found.data_bytes)
+            time.sleep(min(_LOOK, begun + left - now))
+
+    def _read(self, records: Iterator[_T]) -> Iterator[_T]:
+        try:
+            yield from records
+        except OSError as error:
+            raise JournalError(
+                f"the journal in {self._directory.path} cannot be read: {error.strerror}",
+                hint="Copy what can be read to another disk (ddrescue) before anything else.",
+            ) from None
 
     def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
         """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""
         found, done = self.found, 0
         size = found.header.block_size if found.files else 0
-        for record, data in found.writes(key):
-            progress(done, found.data_bytes)
+        for record, data in self._read(found.writes(key)):
+            self._shown = (done, found.data_bytes)
+            progress(*self._shown)
             done += record.length
             end = record.offset + record.length
             for block in range(record.offset // size, (end - 1) // size + 1):

@@ -37,6 +37,7 @@ from s3backer.errors import (
     S3backerError,
     StoreError,
     UsageError,
+    VolumeInUse,
 )
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
@@ -45,7 +46,7 @@ from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, remove_token, settle
+from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, read_token, remove_token, settle
 from s3backer.opening import VolumeOptions, confirm_token, first_object, prepare, volume_name
 from s3backer.port import Port
 from s3backer.recovery import take_journal
@@ -101,6 +102,8 @@ class Volume:
             ) from None
         self._began = time.monotonic()
         self._directory = directory
+        #: The value of the token in place of the one that the journal knows.
+        self._new_token: int | None = None
         journal = None if directory is None else self._make_journal(directory, plan.journal_entries)
         reach("journal-made")
         self._disk_cache: DiskCache | None = None
@@ -132,7 +135,12 @@ class Volume:
             raise
         self._keeper: Keeper | None = None
         if journal is not None:
-            self._keeper = Keeper(journal, on_room=self._driver.wake, disown=self._disown_journal)
+            self._keeper = Keeper(
+                journal,
+                in_bucket=self._driver.begin_flush,
+                on_room=self._driver.wake,
+                disown=self._disown_journal,
+            )
         self._statistics = Statistics(
             store.counters,
             self._slab,
@@ -167,13 +175,22 @@ class Volume:
             self._survey.start()
 
     @classmethod
-    def open(cls, store: ObjectStore, prefix: str, options: VolumeOptions | None = None) -> Self:
+    def open(
+        cls,
+        store: ObjectStore,
+        prefix: str,
+        options: VolumeOptions | None = None,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Self:
         """Open the volume in ``store`` under ``prefix``; the volume then owns the store and closes it.
+
+        ``progress`` is called while a journal is replayed, with (bytes done, of so many); what it raises ends that.
 
         Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
         """
         options = options or VolumeOptions()
-        directory = take_journal(store, prefix, options)
+        directory = take_journal(store, prefix, options, progress)
         try:
             layout, token = prepare(store, prefix, options, directory)
             reach("token-put")
@@ -336,16 +353,28 @@ class Volume:
 
     def _disown_journal(self) -> None:
         """Let the mount token be one that the journal does not know."""
-        assert self._token is not None
+        assert self._token is not None and self._directory is not None
         source = random.SystemRandom()
-        self._token = claim_token(
-            self._store,
-            self._layout.prefix,
-            self.name,
-            value=source.randrange(1, SHARED_TOKEN),
-            replace=self._token,
-            random_source=source,
-        )
+        if self._new_token is None:
+            self._new_token = source.randrange(1, SHARED_TOKEN)
+        try:
+            self._token = claim_token(
+                self._store,
+                self._layout.prefix,
+                self.name,
+                value=self._new_token,
+                replace=self._token,
+                random_source=source,
+                journal=self._token.journal,
+            )
+        except VolumeInUse:
+            # Perhaps by us: it was put, and its answer lost.
+            found = read_token(self._store, self._layout.prefix)
+            if found is None or found.value != self._new_token:
+                raise
+            self._token = found
+        with contextlib.suppress(JournalError):
+            self._directory.note_token(self._new_token)
         self._layout.confirm = partial(confirm_token, self._store, self._layout.prefix, self._token)
 
     def _close_disk_cache(self) -> None:

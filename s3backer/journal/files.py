@@ -41,7 +41,7 @@ _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
 _LOCK = "lock"
-_TOKEN = "token"
+_TOKEN, _NEW_TOKEN = "token", "token.new"
 _LOOK = "Look at that directory."
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -169,6 +169,11 @@ class JournalDirectory:
         found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
         return sorted(int(match[1]) for match in found if match)
 
+    def changed_at(self) -> float:
+        """Return when a file was written last, in seconds since 1970; 0 if there is none."""
+        times = (os.stat(file_name(n), dir_fd=self._descriptor, follow_symlinks=False).st_mtime for n in self.numbers())
+        return max(times, default=0.0)
+
     def open(self, number: int, *, writable: bool = False) -> int:
         """Return a descriptor of a file. Raises JournalError."""
         mode = os.O_RDWR if writable else os.O_RDONLY
@@ -268,7 +273,8 @@ class JournalDirectory:
     def _remove_all(self, names: list[str]) -> None:
         for name in names:
             if _NAME.fullmatch(name):
-                self._system.remove(name, self._descriptor)
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.remove(name, self._descriptor)
                 reach("end-half-done")
         self._system.sync(self._descriptor)
         self._system.remove(_ENDED, self._descriptor)
@@ -284,20 +290,22 @@ class JournalDirectory:
             raise self._error("cannot be read", error) from None
         with os.fdopen(fd, "rb") as file:
             text = file.read(9)
-        # It may have been killed while it wrote, before it put the token.
         return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
 
     def note_token(self, value: int) -> None:
         """Note the value of the token that is about to be put. Raises JournalError."""
         try:
+            if self.token == value:
+                return
             with contextlib.suppress(FileNotFoundError):
-                self._system.remove(_TOKEN, self._descriptor)
-            fd = self._system.create(_TOKEN, self._descriptor)
+                self._system.remove(_NEW_TOKEN, self._descriptor)
+            fd = self._system.create(_NEW_TOKEN, self._descriptor)
             try:
                 self._system.write(fd, b"%08x" % value, 0)
                 self._system.sync(fd)
             finally:
                 os.close(fd)
+            self._system.rename(_NEW_TOKEN, _TOKEN, self._descriptor)
             self._system.sync(self._descriptor)
         except OSError as error:
             raise self._error("has no room for a note", error) from None

@@ -9,7 +9,8 @@
 
 A journal that has failed takes no more writes. From then on what it holds may be older than what is in the bucket, so
 no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or,
-where that fails too, the mount token gets another value, which the journal does not know.
+where that fails too, the mount token gets another value, which the journal does not know. Nobody has to flush for that:
+s3backer-journal does, until it has succeeded.
 """
 
 from __future__ import annotations
@@ -38,13 +39,26 @@ Done = Callable[[S3backerError | None], None]
 class Keeper:
     """Runs the journal of one mount, which it closes.
 
-    ``on_room`` is called when a file has become ready; ``disown`` sees to it that the journal is nobody's any more.
+    ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``disown`` sees to
+    it that the journal is nobody's any more.
     """
 
-    def __init__(self, journal: WriteJournal, *, on_room: Callable[[], None], disown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        journal: WriteJournal,
+        *,
+        in_bucket: Callable[[Done], object],
+        on_room: Callable[[], None],
+        disown: Callable[[], None],
+    ) -> None:
         self.journal = journal
+        self._in_bucket = in_bucket
         self._on_room = on_room
         self._disown = disown
+        #: Whether the token is another one because the files could not be removed.
+        self._disowned = False
+        #: Held while files are made ready or removed.
+        self._files = threading.Lock()
         #: Why the journal is not used any more; None while it works.
         self.failure: JournalError | None = None
         self._retired = False
@@ -78,11 +92,17 @@ class Keeper:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        if not self._retired:
-            try:
-                self._retire()
-            except S3backerError as error:
-                log.error("%s. %s", error.message, error.hint)
+        try:
+            if not self._retired or self._disowned:
+                reach("before-journal-end")
+                self.journal.end()
+                reach("journal-ended")
+        except JournalError as error:
+            log.error(
+                "%s. Everything is in the bucket: give the journal in %s up with 's3backer recover --discard'",
+                error.message,
+                self.journal.path,
+            )
         self.journal.close()
 
     def facts(self) -> dict[str, object]:
@@ -157,12 +177,13 @@ class Keeper:
     def _retire(self) -> None:
         """See to it that nobody replays the journal: all that it holds is in the bucket."""
         try:
-            reach("before-journal-end")
-            self.journal.end()
-            reach("journal-ended")
+            with self._files:
+                self.journal.end()
         except JournalError as error:
-            log.error("%s; the mount token is changed instead. %s", error.message, error.hint)
+            if not self._disowned:
+                log.error("%s; the mount token is changed instead. %s", error.message, error.hint)
             self._disown()
+            self._disowned = True
         self._retired = True
 
     def _note_failure(self, error: JournalError) -> None:
@@ -178,14 +199,15 @@ class Keeper:
         journal, complained, synced_at = self.journal, False, time.monotonic()
         while not self._ending and self.failure is None:
             try:
-                if journal.wait(_LOOK):
-                    journal.prepare()
-                    reach("prepared")
-                    self._on_room()
-                    complained = False
                 if time.monotonic() - synced_at >= _SYNC:
                     journal.core.sync()
                     synced_at = time.monotonic()
+                if journal.wait(_LOOK):
+                    with self._files:
+                        journal.prepare()
+                    reach("prepared")
+                    self._on_room()
+                    complained = False
                 if (failure := journal.core.failure) is not None:
                     self._note_failure(failure)
             except JournalError as error:
@@ -197,6 +219,12 @@ class Keeper:
                 self._pause()
             except Exception:
                 log.exception("the journal's thread met a defect and goes on")
+                self._pause()
+        while not self._ending and not self._retired:
+            ended = threading.Event()
+            self._go_to_bucket(lambda error, ended=ended: ended.set(), self._in_bucket)  # type: ignore[misc]
+            ended.wait()
+            if not self._retired:
                 self._pause()
 
     def _pause(self) -> None:

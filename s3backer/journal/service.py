@@ -36,6 +36,8 @@ _RETRY = 5.0
 _LEAST_BLOCKS = 16
 #: Files that there are at least, where their size is not given.
 _LEAST_FILES = 4
+#: Files that the hot part can number, with some to spare, and the largest that it can write, a page less than 4 GiB.
+_MOST_FILES, _LARGEST_FILE = 32_000, (1 << 32) - PAGE
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,13 @@ def file_bytes_for(block_size: int, budget: int) -> int:
             f"a journal of {exact_size(budget)} is too small for blocks of {exact_size(block_size)}",
             hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more.",
         )
-    return max(least, min(FILE_BYTES, budget // _LEAST_FILES)) // PAGE * PAGE
+    found = max(least, min(FILE_BYTES, budget // _LEAST_FILES), budget // _MOST_FILES) // PAGE * PAGE
+    if found > _LARGEST_FILE:
+        raise UsageError(
+            f"no journal goes with blocks of {exact_size(block_size)} and a size of {exact_size(budget)}",
+            hint=f"Blocks may have {exact_size(_LARGEST_FILE // _LEAST_BLOCKS)}, a journal a hundred TiB.",
+        )
+    return found
 
 
 class WriteJournal:
@@ -113,7 +121,8 @@ class WriteJournal:
                 self._make_spares()
                 self._give_up_files()
             except JournalError as error:
-                if not self.core.spares:
+                if self.core.spares < _SPARES:
+                    # The file that is written is never given up, so that one alone would be full for ever.
                     raise
                 log.warning("%s", error)
         except BaseException:

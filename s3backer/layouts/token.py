@@ -128,7 +128,14 @@ def _metadata(value: int, journal: str) -> dict[str, str]:
 
 
 def claim_token(
-    store: ObjectStore, prefix: str, url: str, *, value: int, replace: MountToken | None, random_source: random.Random
+    store: ObjectStore,
+    prefix: str,
+    url: str,
+    *,
+    value: int,
+    replace: MountToken | None,
+    random_source: random.Random,
+    journal: str = "",
 ) -> MountToken:
     """Put a token of a given value in place of ``replace`` (or of none): carry on with the mount that had it.
 
@@ -144,13 +151,13 @@ def claim_token(
             prefix + TOKEN_NAME,
             body.encode(),
             content_type="text/plain",
-            metadata=_metadata(value, replace.journal if replace else ""),
+            metadata=_metadata(value, journal),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
     except PreconditionFailed:
         raise in_use(url, read_token(store, prefix)) from None
-    return MountToken(value, host, time, etag, None, replace.journal if replace else "")
+    return MountToken(value, host, time, etag, None, journal)
 
 
 def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:

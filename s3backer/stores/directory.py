@@ -133,6 +133,7 @@ class DirectoryStore:
         # Not part of any key: a directory may be moved.
         self.bucket = ""
         self.delayed = False
+        self.lasting = 0.0
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None

@@ -27,6 +27,7 @@ class MemoryStore:
         self.name = self.place = name
         self.bucket = name
         self.delayed = False
+        self.lasting = 0.0
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._objects: dict[str, StoredObject] = {}

@@ -89,6 +89,7 @@ class S3Store:
         self._engine = Engine(
             bucket, options, self.counters, clock=clock, sleep=sleep, random_source=random_source, expiry=expiry
         )
+        self.lasting = self._engine.unsettled.lasting
         asked = {
             "x-amz-acl": options.acl,
             "x-amz-storage-class": options.storage_class,

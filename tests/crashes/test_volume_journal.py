@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,14 +21,16 @@ import pytest
 
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions
-from s3backer.errors import JournalError, S3backerError, VolumeInUse, WrongPassword
+from s3backer.errors import AccessDenied, JournalError, S3backerError, UsageError, VolumeInUse, WrongPassword
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import TOKEN_NAME, read_token
 from s3backer.opening import VolumeOptions
-from s3backer.recovery import Recoverer, place_of_journal
+from s3backer.recovery import Recoverer, Recovery, place_of_journal
 from s3backer.stores.directory import DirectoryStore
+from s3backer.stores.memory import MemoryStore
 from s3backer.volume import Volume
+from tests.support.mounts import wait_until
 from tests.support.power_loss import FaultyDisk
 
 BLOCK = 4096
@@ -159,15 +162,11 @@ def test_zeros_written_over_what_the_journal_holds(place: Place) -> None:
     assert place.content(0, 3 * BLOCK) == b"x" * BLOCK + bytes(2 * BLOCK)
 
 
-def test_with_write_through_nothing_waits_in_the_journal(place: Place) -> None:
-    with place.killed(write_through=True) as volume:
+def test_with_write_through_there_is_no_journal(place: Place) -> None:
+    with place.open(write_through=True) as volume:
         volume.write(BLOCK, b"x" * BLOCK)
-    directory = JournalDirectory(place_of_journal(place.store(), "", place.options))
-    try:
-        assert not Recoverer(place.store(), "", place.options, directory).found.pending
-    finally:
-        directory.close()
-    assert place.content(BLOCK, BLOCK) == b"x" * BLOCK
+        assert not place.journals.exists()
+        assert "00000001" in place.objects
 
 
 def test_one_at_a_time(place: Place) -> None:
@@ -250,3 +249,131 @@ def test_where_its_files_cannot_be_removed_either_the_token_changes(
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place.bucket / TOKEN_NAME)
     assert place.content(BLOCK, 3) == b"new"
+
+
+def test_a_journal_that_failed_goes_although_nobody_flushes(place: Place) -> None:
+    with place.killed() as volume:
+        disk = faulty(volume)
+        volume.write(BLOCK, b"old" + bytes(BLOCK - 3))
+        volume.flush()
+        disk.sync_error = errno.EIO
+        volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
+        wait_until(lambda: not place.files, "the journal is given up")
+        assert len(place.objects) == 2
+    assert place.content(BLOCK, 3) == b"new"
+
+
+class Shared(MemoryStore):
+    """A bucket of which a request may arrive late, so that every write has a condition; closing it does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delayed = True
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_who_has_lost_the_volume_promises_nothing_any_more(tmp_path: Path) -> None:
+    store = Shared()
+    create_volume(store, "", size=SIZE, block_size=BLOCK)
+    options = VolumeOptions(memory=8 << 20, threads=4, write_delay=0.05, list_blocks=False, journal=4 << 20)
+    first = Volume.open(store, "", replace(options, journal_directory=str(tmp_path / "first")))
+    first.write(5 * BLOCK, b"a" * BLOCK)
+    first._driver.flush()
+    elsewhere = replace(options, journal_directory=str(tmp_path / "second"), force=True)
+    with Volume.open(store, "", elsewhere) as second:
+        second.write(5 * BLOCK, b"b" * BLOCK)
+        second._driver.flush()
+        first.write(5 * BLOCK, b"c" * BLOCK)
+        wait_until(lambda: first._driver.failure is not None, "a store was refused")
+        for _ in range(3):
+            with pytest.raises(VolumeInUse):
+                first.flush()
+        assert second.read(5 * BLOCK, BLOCK) == b"b" * BLOCK
+    # It cannot be closed, as what it has can be stored nowhere; its process would be killed.
+    first._driver.abandon()
+
+
+def test_a_mount_replays_nothing_where_others_had_the_volume(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+        volume._driver.flush()
+        volume.write(5 * BLOCK, b"b" * BLOCK)
+        volume.flush()
+    os.unlink(place.bucket / TOKEN_NAME)
+    with place.open(journal_directory=str(place.directory / "elsewhere")) as other:
+        other.write(6 * BLOCK, b"c" * BLOCK)
+    with pytest.raises(JournalError, match="others may have been changed"):
+        place.open()
+    assert place.files
+    with pytest.raises(JournalError, match="its 1 blocks are as it knew them"):
+        recovered(place)
+    assert place.content(5 * BLOCK, 2 * BLOCK, journal_directory=str(place.directory / "elsewhere")) == (
+        b"a" * BLOCK + b"c" * BLOCK
+    )
+    assert recovered(place, force=True).blocks == 1
+    assert place.content(5 * BLOCK, 2 * BLOCK) == b"b" * BLOCK + b"c" * BLOCK
+
+
+def recovered(place: Place, *, force: bool = False) -> Recovery:
+    store = place.store()
+    directory = JournalDirectory(place_of_journal(store, "", place.options))
+    try:
+        return Recoverer(store, "", place.options, directory).replay(force=force)
+    finally:
+        directory.close()
+
+
+class Refusing(DirectoryStore):
+    """Takes nothing."""
+
+    def put(self, *_: Any, **__: Any) -> str:
+        raise AccessDenied("the store refuses it", hint="Look.")
+
+
+def test_a_replay_that_is_refused_ends_and_keeps_the_journal(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * 100 * BLOCK)
+        volume.flush()
+    with pytest.raises(AccessDenied):
+        Volume.open(Refusing(place.bucket), "", place.options)
+    assert place.files
+    assert place.content(5 * BLOCK, BLOCK) == b"a" * BLOCK
+
+
+def test_a_replay_can_be_stopped(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Volume.open(place.store(), "", place.options, progress=stop)
+    assert place.content(5 * BLOCK, BLOCK) == b"a" * BLOCK
+
+
+def test_a_replay_waits_until_requests_of_the_dead_have_expired(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+    store = place.store()
+    store.lasting = 3.0
+    for path in place.files:
+        os.utime(path, (time.time() - 1, time.time() - 1))
+    told: list[int] = []
+    began = time.monotonic()
+    Volume.open(store, "", place.options, progress=lambda done, total: told.append(done)).close()
+    assert time.monotonic() - began >= 1.8
+    assert told
+    assert "for requests of the mount that died" in caplog.text
+
+
+@pytest.mark.parametrize(("block_size", "journal"), [(BLOCK, 1 << 60), (1 << 28, 1 << 40), (BLOCK, 1000)])
+def test_sizes_that_cannot_be(tmp_path: Path, block_size: int, journal: int) -> None:
+    store = MemoryStore()
+    create_volume(store, "", size=block_size * 4, block_size=block_size)
+    options = VolumeOptions(memory=8 << 30, threads=1, journal=journal, journal_directory=str(tmp_path))
+    with pytest.raises(UsageError):
+        Volume.open(store, "", options)
+    assert read_token(store, "") is None

@@ -32,6 +32,7 @@ class FaultyStore:
         self.name = store.name
         self.bucket = store.bucket
         self.place = store.place
+        self.lasting = store.lasting
         self.delayed = store.delayed
         self.endpoint = getattr(store, "endpoint", "")
         self.counters = store.counters

@@ -69,6 +69,7 @@ class WorldStore:
         self.name = self.inner.name
         self.bucket = self.inner.bucket
         self.place = self.inner.place
+        self.lasting = LASTING
         self.counters = self.inner.counters
 
     def _around(self, effect: Callable[[], _T]) -> _T:
