@@ -105,5 +105,3 @@ def wait_for_bytes(place: Place, amount: int) -> None:
         wait_until(lambda: total() >= amount, f"{amount} bytes are in the bucket")
     finally:
         store.close()
-
-

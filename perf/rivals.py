@@ -2,6 +2,7 @@
 
     ours        as it comes
     direct      ours with ``--direct-io``: the kernel lets several write at the same time
+    journal     ours with ``--journal=1GiB``, on the same disk as everything else
     lazy        ours with ``--fsync=lazy``: fsync does nothing, as that of the original
     defaults    the original as Debian ships it
     tuned       the original with ``-o big_writes -o max_readahead=131072``
@@ -31,9 +32,10 @@ from tests.support.servers import S3Server
 MIB = 1 << 20
 BLOCK = 128 << 10
 ORIGINAL = "/usr/bin/s3backer"
-OURS, DIRECT, LAZY, DEFAULTS, TUNED = "ours", "direct", "lazy", "defaults", "tuned"
+OURS, DIRECT, JOURNAL, LAZY = "ours", "direct", "journal", "lazy"
+DEFAULTS, TUNED = "defaults", "tuned"
 #: Ours, and what each is told beside.
-_OUR_OWN = {OURS: (), DIRECT: ("--direct-io",), LAZY: ("--fsync=lazy",)}
+_OUR_OWN = {OURS: (), DIRECT: ("--direct-io",), JOURNAL: ("--journal=1GiB",), LAZY: ("--fsync=lazy",)}
 PROGRAMS = (OURS, DEFAULTS, TUNED)
 _TUNING = ("-o", "big_writes", "-o", "max_readahead=131072")
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -75,16 +75,12 @@ def test_cached(shape: Shape, rivals: dict[str, Rival], suite: Suite, report: Re
         return run_fio(rivals[program].disk, shape.job)[0]
 
     writes = "write" in shape.job.pattern
-    workload = side_by_side(
-        f"cached {shape.name}", rivals, run, target=shape.target, unit=shape.unit, writes=writes
-    )
+    workload = side_by_side(f"cached {shape.name}", rivals, run, target=shape.target, unit=shape.unit, writes=writes)
     suite.add(workload)
     report.add(workload.ratio("tuned"))
 
 
-def test_cached_read_while_others_upload(
-    rivals: dict[str, Rival], suite: Suite, report: Report
-) -> None:
+def test_cached_read_while_others_upload(rivals: dict[str, Rival], suite: Suite, report: Report) -> None:
     """Random reads while another job writes 200 MB/s, as far as it gets, to other blocks, which go to the directory."""
     reader = Job("randread", 4096, AREA, words=("ioengine=psync",))
     words = ("ioengine=libaio", "iodepth=4", RATE)

@@ -2,30 +2,40 @@
 
 128 KiB blocks, incompressible data, pieces of 128 KiB; the write ends when the program has exited, so that the last
 object is in the bucket. The original with its other defaults, and tuned: ``-o big_writes -o max_readahead=131072``.
+
+Then a filesystem: mkfs.ext4 on a loop device on the disk, a tree of 400 files copied, unmounted, the program's end.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import statistics
 import time
+from copy import copy
 from pathlib import Path
 
 import pytest
 
+from perf.rivals import DEFAULTS, JOURNAL, Place, running
+from perf.rivals import OURS as NATIVE
 from perf.side_by_side import Ratio, Report, compare
 from s3backer.admin import create_volume
 from s3backer.opening import VolumeOptions
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
 from tests.support.minio_program import find_minio
+from tests.support.mounts import filesystem, loop_device
 from tests.support.original import ORIGINAL, OURS, program_mounted
 from tests.support.proxied import proxied
 from tests.support.servers import MinioServer
+from tests.support.tools import run
 
 SIZE = 64 << 20
 BLOCK = 128 << 10
 ROUNDS = 5
+VOLUME, FILES = 256 << 20, 400
 FAR = {"get": "0.35", "head": "0.35", "put": "0.2"}
 TUNED = ("-o", "big_writes", "-o", "max_readahead=131072")
 
@@ -73,6 +83,45 @@ def test_sequential_far_away(rival: str, tmp_path: Path, report: Report) -> None
         mine, theirs = (statistics.median(seconds[name]) for name in ("ours", rival))
         ours, other = f"{what} 64 MiB far away: {mine:.2f} s", f"the original, {rival}: {theirs:.2f} s"
         report.add(compare({ours: seconds["ours"], other: seconds[rival]}, ours, [other], 5.0))
+
+
+def tree(directory: Path) -> Path:
+    """Make 400 files of 14 MB in all."""
+    source = random.Random(1)
+    for number in range(FILES):
+        path = directory / f"d{number % 20}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.randbytes(int(source.lognormvariate(10, 1))))
+    return directory
+
+
+def filesystem_once(program: str, place: Place, directory: Path, files: Path) -> float:
+    """Return the seconds until a new filesystem with the files is in the bucket."""
+    with running(program, place, directory, size=VOLUME, memory=256 << 20) as rival:
+        started = time.perf_counter()
+        with loop_device(rival.disk) as device:
+            run("mkfs.ext4", "-q", device)
+            with filesystem(device, directory / "fs") as root:
+                shutil.copytree(files, root / "tree")
+    return time.perf_counter() - started
+
+
+def test_a_filesystem_far_away(tmp_path: Path, report: Report) -> None:
+    files = tree(tmp_path / "tree")
+    seconds: dict[str, list[float]] = {NATIVE: [], JOURNAL: [], DEFAULTS: []}
+    with MinioServer() as server, proxied(server, latency=FAR) as url:
+        far = copy(server)
+        far.endpoint = url
+        for number in range(ROUNDS):
+            for program in sorted(seconds, reverse=bool(number % 2)):
+                directory = tmp_path / f"{program}{number}"
+                place = Place(directory, far, server.make_bucket())
+                seconds[program].append(filesystem_once(program, place, directory, files))
+    for program, target in ((NATIVE, 5.0), (JOURNAL, None)):
+        mine, theirs = (statistics.median(seconds[name]) for name in (program, DEFAULTS))
+        what = f"mkfs and {FILES} files far away, {program}: {mine:.1f} s"
+        other = f"the original, defaults: {theirs:.1f} s"
+        report.add(compare({what: seconds[program], other: seconds[DEFAULTS]}, what, [other], target))
 
 
 CONNECTIONS = 64

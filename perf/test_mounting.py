@@ -28,11 +28,10 @@ import pytest
 from perf.side_by_side import Ratio, Report, compare, interleave
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions, choose_codec
-from s3backer.control import call
+from s3backer.control import call, socket_name
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.mountpoint import find_mount
 from s3backer.stores.s3 import S3Store
-from s3backer.url import VolumeURL, volume_id
 from tests.support.forwarder import Forwarder
 from tests.support.minio_program import find_minio
 from tests.support.mounts import environment, umount
@@ -170,7 +169,7 @@ def programs(place: Place, *, listing: bool) -> dict[str, Callable[[Path], Mount
 
     def ours(directory: Path) -> Mounted:
         store = S3Store(place.bucket, replace(server.options(), endpoint_url=place.endpoint))
-        volume = volume_id(VolumeURL.parse(f"s3://{place.bucket}"), store.endpoint)
+        volume = socket_name(store, "")
         store.close()
 
         def listed() -> bool:

@@ -27,6 +27,8 @@ def open(
     block_hash_prefix: bool = False,
     disk_cache: int | None = None,
     disk_cache_directory: str | None = None,
+    journal: int = 0,
+    journal_directory: str | None = None,
     compress: str | None = None,
     compress_level: int | None = None,
     encrypt: str | None = None,
@@ -73,6 +75,8 @@ def open(
         block_hash_prefix=block_hash_prefix,
         disk_cache=disk_cache,
         disk_cache_directory=disk_cache_directory,
+        journal=journal,
+        journal_directory=journal_directory,
         encoding=EncodingOptions(
             compress=compress,
             compress_level=compress_level,

@@ -467,21 +467,22 @@ cdef class Slab:
         return sequence
 
     def begin_store(self, uint64_t block):
-        """Copy a dirty, fully valid block that is not being stored; return (its oldest sequence, body).
+        """Copy a dirty, fully valid block that is not being stored; return (its oldest sequence, as of which, body).
 
-        The body is None where all of it is zero. Until ``end_store`` the block stays, and may become dirty again.
+        Every write up to the second sequence, and none behind it, is in the body, which is None where all is zero. Until ``end_store`` the block stays, and may become dirty again.
         """
         cdef bytes body = PyBytes_FromStringAndSize(NULL, self._block_size)
         cdef unsigned char *target = <unsigned char *>PyBytes_AS_STRING(body)
-        cdef uint64_t sequence = 0
+        cdef uint64_t sequence = 0, as_of
         cdef bint ready, zero = False
         with nogil:
             pthread_mutex_lock(&self._lock)
             ready = start_store(self, block, target, &sequence, &zero)
+            as_of = self.sequence
             pthread_mutex_unlock(&self._lock)
         if not ready:
             raise ValueError(f"block {block} cannot be stored now")
-        return sequence, None if zero else body
+        return sequence, as_of, None if zero else body
 
     def end_store(self, uint64_t block, bint stored):
         """Settle a store: its sectors are in the bucket, or else dirty as they were before."""

@@ -101,7 +101,7 @@ cdef class Journal:
     cdef Py_ssize_t _file_bytes
     cdef Py_ssize_t _reserve
     cdef Py_ssize_t _batch_blocks
-    cdef int32_t _most_files
+    cdef readonly int32_t most_files
     cdef int32_t _capacity
     cdef int _hash_shift
     cdef s3b_pwritev_call _pwritev
@@ -122,6 +122,12 @@ cdef class Journal:
     cdef int32_t _newest_used
     cdef int32_t _current
     cdef int32_t _last
+    # How many there may be for now; whether the disk has just had no room for a record.
+    cdef int32_t _limit
+    cdef bint _no_room
+    # Number of the oldest file that is needed: as a record says that is written, and as one says that is on the disk.
+    cdef uint64_t _named
+    cdef uint64_t _named_durable
     # Where the next record begins in the current file, and the page up to there.
     cdef Py_ssize_t _position
     cdef unsigned char *_tail
@@ -134,7 +140,9 @@ cdef class Journal:
     cdef Crypto _crypto
     cdef void *_context
     cdef unsigned char *_encrypted
-    # Number of the last record that is not a MARK, sequence of the last write, and how far both are on the disk.
+    # Numbers of the last record in a file and of the last one that a sync has to reach, which is seldom a MARK;
+    # sequence of the last write; and how far these are on the disk.
+    cdef uint64_t _written
     cdef uint64_t _wanted
     cdef uint64_t _sequence
     cdef uint64_t _durable
@@ -143,7 +151,7 @@ cdef class Journal:
     cdef int _failure
     cdef const char *_failed_call
     cdef uint64_t _failed_file
-    # Counters.
+    # Counters. ``number``: of the last record, which may still wait in the tail if it is a START.
     cdef readonly uint64_t number
     cdef readonly int32_t entries
     cdef readonly int32_t blocks

@@ -13,8 +13,8 @@ Guarantees
     who asked before it began.
   * After a write or an fdatasync that failed nothing is written or synced any more; ``sync`` raises from then on.
   * ``load`` returns bytes whose CRC is right, or raises.
-  * A file is given back (``take_freed``) only if nothing in it or in an older one is needed, and the next one is known
-    to be on the disk.
+  * A file is given back (``take_freed``) only if nothing in it or in an older one is needed, and a record on the disk
+    says so: who reads the journal back knows whether its beginning is there. After a failure none is.
   * No memory is allocated after the constructor, except by ``load`` and for what is returned to Python.
   * One mutex, taken and held without the GIL, never held while Python runs, while a file is synced or read. Whoever
     holds it may take the slab's lock and wait for pins, never the other way round.
@@ -24,7 +24,7 @@ Guarantees
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EINTR, EIO, ENOSPC, errno
+from libc.errno cimport EDQUOT, EINTR, EIO, ENOSPC, errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -35,43 +35,7 @@ import os
 
 from s3backer.errors import JournalDamaged, JournalError
 
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    ctypedef struct pthread_condattr_t:
-        pass
-    int pthread_condattr_init(pthread_condattr_t *)
-    int pthread_condattr_setclock(pthread_condattr_t *, int)
-    int pthread_condattr_destroy(pthread_condattr_t *)
-    int pthread_cond_init(pthread_cond_t *, pthread_condattr_t *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
-    int pthread_cond_signal(pthread_cond_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
-    int pthread_cond_destroy(pthread_cond_t *)
-
-cdef extern from "_journal.h" nogil:
-    struct timespec:
-        pass
-    enum:
-        CLOCK_MONOTONIC
-    uint32_t htole32(uint32_t)
-    uint64_t htole64(uint64_t)
-    uint32_t le32toh(uint32_t)
-    uint64_t le64toh(uint64_t)
-    uint64_t htobe64(uint64_t)
-    uint64_t s3b_fetch(const uint64_t *)
-    void s3b_publish(uint64_t *, uint64_t)
-    void s3b_deadline(timespec *, double)
-    ssize_t pread(int, void *, size_t, long)
-    ssize_t pwritev(int, const iovec *, int, long)
-    int fdatasync(int)
-
-cdef extern from "_checksum.h" nogil:
-    void s3b_checksum_init()
-    uint32_t s3b_crc32c(uint32_t value, const unsigned char *data, size_t length, int by_table)
+include "_journal_calls.pxi"
 
 s3b_checksum_init()
 
@@ -129,7 +93,8 @@ cdef class Journal:
             raise ValueError(f"journal files of {file_bytes} bytes do not go with blocks of {self._block_size}")
         if not 2 <= most_files <= 32767 or capacity < JOURNAL_BATCH:
             raise ValueError(f"a journal of {most_files} files and {capacity} entries is too small or too large")
-        self._most_files, self._capacity = most_files, capacity
+        self.most_files = self._limit = most_files
+        self._capacity = capacity
         self._hash_shift = 64 - hash_bits(capacity)
         self._entry = <Entry *>calloc(capacity, sizeof(Entry))
         self._bucket = <int32_t *>malloc((<size_t>1 << hash_bits(capacity)) * sizeof(int32_t))
@@ -203,14 +168,16 @@ cdef class Journal:
         cdef Py_ssize_t blocks = ((offset + length - 1) >> self._block_shift) - (offset >> self._block_shift) + 1
         cdef Py_ssize_t taken
         cdef uint64_t sequence
-        cdef int reason
+        cdef int reason, why
         done[0] = 0
         reason = reserve(self, most_bytes(self, blocks if data else 1, length if data else 0), blocks, False)
         if reason != _DONE:
             return reason
         reason = self.slab.write_numbered(offset, data, length, now, &taken, &sequence)
-        if taken and not append(self, _DATA if data else _ZEROS, sequence, offset, data, taken):
-            return JOURNAL_FAILED_REASON
+        if taken:
+            why = append(self, _DATA if data else _ZEROS, sequence, offset, data, taken)
+            if why != _DONE:
+                return why
         done[0] = taken
         return reason
 
@@ -218,8 +185,8 @@ cdef class Journal:
         """Write as far as possible; return (bytes written, reason).
 
         The slab's reasons, and of the journal: JOURNAL_FULL: blocks have to be stored first; JOURNAL_BUSY: a file has
-        to be made ready first; JOURNAL_FAILED: for good. The slab may then hold more than is returned, up to
-        the next 64 blocks: as it would be written again, that does no harm.
+        to be made ready first, or the disk to have room again; JOURNAL_FAILED: for good. The slab may then hold more
+        than is returned, up to the next 64 blocks: as it would be written again, that does no harm.
         """
         cdef Py_buffer view
         cdef Py_ssize_t done
@@ -252,7 +219,7 @@ cdef class Journal:
     def done(self, uint64_t block, uint64_t sequence, payload):
         """Note that the bucket holds a block as of a sequence, and forget what it held up to there; else like intend.
 
-        ``sequence``: the slab's, read before the body was copied.
+        ``sequence``: that as of which the body was copied, see ``Slab.begin_store``.
         """
         noted = self._note(_DONE_NOTE, block, sequence, payload) == _DONE
         self.stored(block, sequence)
@@ -268,10 +235,10 @@ cdef class Journal:
         with nogil:
             pthread_mutex_lock(&self._lock)
             reason = reserve(self, most_bytes(self, 1, view.len), 0, True)
-            if reason == _DONE and not append(
-                self, kind, sequence, block << self._block_shift, <const unsigned char *>view.buf, view.len
-            ):
-                reason = JOURNAL_FAILED_REASON
+            if reason == _DONE:
+                reason = append(
+                    self, kind, sequence, block << self._block_shift, <const unsigned char *>view.buf, view.len
+                )
             pthread_mutex_unlock(&self._lock)
         PyBuffer_Release(&view)
         return reason
@@ -281,8 +248,6 @@ cdef class Journal:
         with nogil:
             pthread_mutex_lock(&self._lock)
             map_forget(self, block, sequence)
-            if is_freeable(self, self._oldest):
-                pthread_cond_signal(&self._work)
             pthread_mutex_unlock(&self._lock)
 
     # ── durability ───────────────────────────────────────────────────────────────────────────────────────
@@ -315,6 +280,13 @@ cdef class Journal:
             raise self.failure
         return self.durable
 
+    def give_up(self, int error):
+        """Take nothing any more, as after a write that failed with this errno: the volume is somebody else's now."""
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            fail(self, error, b"used any more", max(self._current, 0))
+            pthread_mutex_unlock(&self._lock)
+
     @property
     def durable(self):
         """Sequence of the last write that is known to be on the disk, with all before it."""
@@ -344,7 +316,7 @@ cdef class Journal:
             pthread_mutex_lock(&self._lock)
             used = self._position if self._current >= 0 else 0
             used += <double>self._file_bytes * (self.files - (self._current >= 0))
-            room = <double>self._file_bytes * self._most_files - self._reserve
+            room = <double>self._file_bytes * self._limit - self._reserve
             used = max(used / room, <double>self.entries / self._capacity)
             pthread_mutex_unlock(&self._lock)
         return min(used, 1.0)
@@ -437,7 +409,7 @@ cdef class Journal:
         for position, kind, number, sequence, _durable, offset, length in records:
             with nogil:
                 pthread_mutex_lock(&self._lock)
-                self.number = self._wanted = number
+                self.number = self._written = self._wanted = number
                 if kind == _START or kind == _MARK:
                     # The writes before it may all have been in files that are gone.
                     self._sequence = max(self._sequence, sequence)
@@ -466,14 +438,22 @@ cdef class Journal:
             pthread_mutex_unlock(&self._lock)
 
     def take_freed(self):
-        """Give back the oldest file, if nothing of it is needed: (its number, its descriptor); else None."""
+        """Give back the oldest file, if nothing of it is needed: (its number, its descriptor); else None.
+
+        Syncs if the disk does not know yet that it is not needed. Raises JournalError if that fails.
+        """
         cdef bint freed
+        cdef int error = 0
         cdef uint64_t number = 0
         cdef int fd = -1
         with nogil:
             pthread_mutex_lock(&self._lock)
+            if can_free(self) and not is_named(self):
+                error = give_up_files(self)
             freed = remove_oldest(self, &number, &fd)
             pthread_mutex_unlock(&self._lock)
+        if error:
+            raise self.failure
         return (number, fd) if freed else None
 
     def wait_for_work(self, double seconds, int32_t spares):
@@ -489,13 +469,38 @@ cdef class Journal:
             work = has_work(self, spares)
             while not work and pthread_cond_timedwait(&self._work, &self._lock, &until) == 0:
                 work = has_work(self, spares)
+            # What came together with the end of the time, too.
+            work = has_work(self, spares)
             pthread_mutex_unlock(&self._lock)
         return work
 
+    def wants_spare(self, int32_t spares):
+        """Return whether there are fewer than so many spares and room for one."""
+        cdef bint wanted
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            wanted = wants_spare(self, spares)
+            pthread_mutex_unlock(&self._lock)
+        return wanted
+
+    def limit_files(self):
+        """Let there be no more files than there are now: no other one can be made."""
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            self._limit = self.files + self.spares
+            pthread_mutex_unlock(&self._lock)
+
+    def lift_limits(self):
+        """Believe again that the disk has room."""
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            self._limit, self._no_room = self.most_files, False
+            pthread_mutex_unlock(&self._lock)
+
     @property
-    def most_files(self):
-        """How many files may be there, spares included."""
-        return self._most_files
+    def no_room(self):
+        """Whether the disk had no room for the last record that was to be written."""
+        return self._no_room
 
     # ── for tests ────────────────────────────────────────────────────────────────────────────────────────
 

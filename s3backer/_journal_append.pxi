@@ -24,23 +24,22 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, bint note
     """Make sure that so many bytes and entries fit into the current file and the map; return why not, or _DONE.
 
     Where no file is ready for what comes, the end of this one is left to notes, so that blocks can be stored, and files
-    freed, when there is no room for data.
+    freed, when there is no room for data; and of that the last bytes to a MARK, without which no file can be freed.
     """
+    cdef Py_ssize_t kept
     cdef bint last
     cdef int32_t spare
     while True:
-        last = journal.files == journal._most_files
+        last = journal.files == journal._limit
         spare = next_file(journal, journal._newest_used)
         if journal._failure:
             return JOURNAL_FAILED_REASON
         if entries > journal._capacity - journal.entries:
             return JOURNAL_FULL_REASON
-        if (
-            journal._current >= 0
-            and journal._position + need <= journal._file_bytes - (journal._reserve if spare < 0 and not note else 0)
-        ):
+        kept = 0 if spare >= 0 else <Py_ssize_t>sizeof(DiskRecord) if note else journal._reserve
+        if journal._current >= 0 and journal._position + need <= journal._file_bytes - kept:
             return _DONE
-        if last and not is_freeable(journal, journal._oldest):
+        if last and not can_free(journal):
             return JOURNAL_FULL_REASON
         if spare < 0:
             pthread_cond_signal(&journal._work)
@@ -76,15 +75,16 @@ cdef inline void add_piece(iovec *pieces, int *count, const void *base, size_t l
         count[0] += 1
 
 
-cdef bint append(
+cdef int append(
     Journal journal, uint32_t kind, uint64_t sequence, uint64_t offset, const unsigned char *data, Py_ssize_t length
 ) noexcept nogil:
-    """Append data, a record a block, or one record of another kind; room was reserved. False: the journal failed.
+    """Append data, a record a block, or one record of another kind; room was reserved. Returns _DONE or why it failed.
 
     ``length`` is that of the range on the volume, for a note that of its payload.
     """
     cdef Py_ssize_t before = journal._position, start = before & (JOURNAL_PAGE - 1), done = 0, step, stored
-    cdef int count = 0, records = 0, i
+    cdef uint64_t last = journal.number
+    cdef int count = 0, records = 0, i, reason
     cdef DiskRecord *record
     cdef const unsigned char *payload
     add_piece(journal._piece, &count, journal._tail, start)
@@ -100,7 +100,7 @@ cdef bint append(
             payload = journal._encrypted + done + records * journal._tag
             if not encrypt(&journal._crypto, journal._context, record, data + done, step, <unsigned char *>payload):
                 fail(journal, EIO, b"encrypted", journal._current)
-                return False
+                return JOURNAL_FAILED_REASON
             stored += journal._tag
         seal_record(journal, record, payload, stored)
         records += 1
@@ -114,9 +114,12 @@ cdef bint append(
     make_tail(journal, count, before - start)
     add_piece(journal._piece, &count, NO_BYTES, -journal._position & (JOURNAL_PAGE - 1))
     journal._file[journal._current].unsynced = 1
-    if not write_pieces(journal, count, before - start):
-        return False
+    reason = write_pieces(journal, count, before - start, records == 1 and not journal._tag)
+    if reason != _DONE:
+        journal.number, journal._position = last, before
+        return reason
     journal._tail, journal._next_tail = journal._next_tail, journal._tail
+    journal._written, journal._no_room = journal.number, False
     if kind != _MARK:
         journal._wanted = journal.number
     if kind == _DATA or kind == _ZEROS:
@@ -127,7 +130,7 @@ cdef bint append(
                 journal, sequence, le64toh(record.position), le64toh(record.offset), le64toh(record.length),
                 journal._current, kind == _ZEROS
             )
-    return True
+    return _DONE
 
 
 cdef void make_tail(Journal journal, int count, Py_ssize_t position) noexcept nogil:
@@ -145,17 +148,27 @@ cdef void make_tail(Journal journal, int count, Py_ssize_t position) noexcept no
         position += journal._piece[i].iov_len
 
 
-cdef bint write_pieces(Journal journal, int count, Py_ssize_t position) noexcept nogil:
-    """Write all pieces to the current file from a position on; False: the journal failed."""
+cdef int write_pieces(Journal journal, int count, Py_ssize_t position, bint partly) noexcept nogil:
+    """Write all pieces to the current file from a position on, return _DONE or why not.
+
+    BUSY: there is no room on the disk (which a file that was written before needs where it is not written in place, as
+    on btrfs and ZFS), and it can be tried again: nothing was written, or, where ``partly`` allows that, not all. Of
+    many records the later ones could fit what is appended in place of the first; a nonce is used for one text only.
+    """
     cdef iovec *piece = journal._piece
+    cdef Py_ssize_t begin = position
     cdef ssize_t written
     while count:
         written = journal._pwritev(journal._file[journal._current].fd, piece, count, position)
         if written < 0 and errno == EINTR:
             continue
+        if written < 0 and (partly or position == begin) and (errno == ENOSPC or errno == EDQUOT):
+            journal._no_room = True
+            pthread_cond_signal(&journal._work)
+            return JOURNAL_BUSY_REASON
         if written <= 0:
             fail(journal, errno if written < 0 else ENOSPC, b"written", journal._current)
-            return False
+            return JOURNAL_FAILED_REASON
         position += written
         while count and written >= <ssize_t>piece.iov_len:
             written -= piece.iov_len
@@ -164,4 +177,4 @@ cdef bint write_pieces(Journal journal, int count, Py_ssize_t position) noexcept
         if written:
             piece.iov_base = <unsigned char *>piece.iov_base + written
             piece.iov_len -= written
-    return True
+    return _DONE

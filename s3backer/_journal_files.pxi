@@ -18,7 +18,7 @@ cdef void begin_file(Journal journal, int32_t file) noexcept nogil:
         journal._context, journal._crypto.cipher, NULL, journal._file[file].key, NULL
     ) != 1:
         fail(journal, EIO, b"encrypted", file)
-    make_record(journal, <DiskRecord *>journal._tail, _START, journal._sequence, 0, 0)
+    make_record(journal, <DiskRecord *>journal._tail, _START, journal._sequence, oldest_needed(journal), 0)
     seal_record(journal, <DiskRecord *>journal._tail, NULL, 0)
     journal._file[file].first = journal.number
     journal._position += sizeof(DiskRecord)
@@ -30,7 +30,7 @@ cdef bint add_file(
     """Put a file at the end of the list; False if it cannot be there."""
     cdef int32_t index = 0
     cdef JournalFile *file
-    if journal.files + journal.spares == journal._most_files:
+    if journal.files + journal.spares == journal.most_files:
         return False
     if journal._last >= 0 and journal._file[journal._last].number >= number:
         return False
@@ -57,22 +57,50 @@ cdef bint add_file(
     return True
 
 
-cdef bint is_freeable(Journal journal, int32_t file) noexcept nogil:
-    """Nothing of the oldest file is needed, and the one behind it is known to be on the disk.
+cdef uint64_t oldest_needed(Journal journal) noexcept nogil:
+    """Return the number of the oldest file in use that is needed; the newest one always is."""
+    cdef int32_t file = journal._oldest
+    while file != journal._newest_used and journal._file[file].entries == 0:
+        file = journal._file[file].next
+    return journal._file[file].number
 
-    So the oldest file that is found after a loss of power always has its first record.
+
+cdef bint is_unneeded(Journal journal) noexcept nogil:
+    """Nothing of the oldest file is needed, and nobody reads it."""
+    cdef int32_t file = journal._oldest
+    return (
+        journal._newest_used >= 0
+        and file != journal._newest_used
+        and journal._file[file].entries == 0
+        and journal._file[file].users == 0
+    )
+
+
+cdef bint is_named(Journal journal) noexcept nogil:
+    """A record on the disk says that a younger file than the oldest is the oldest that is needed.
+
+    So who finds the journal after a loss of power knows whether its beginning is there, and the first record of the
+    oldest file that is left is on the disk: it is before that record.
     """
-    cdef int32_t following
-    if file < 0 or file == journal._newest_used or journal._file[file].entries > 0 or journal._file[file].users > 0:
-        return False
-    following = journal._file[file].next
-    return journal._file[file].state == FILE_USED and journal._file[following].first <= journal._durable
+    return journal._file[journal._oldest].number < journal._named_durable
+
+
+cdef bint can_free(Journal journal) noexcept nogil:
+    """The oldest file can be given back, at most after a sync."""
+    return (
+        not journal._failure
+        and is_unneeded(journal)
+        and (
+            is_named(journal)
+            or (not journal._no_room and (mark_fits(journal, 1) or next_file(journal, journal._newest_used) >= 0))
+        )
+    )
 
 
 cdef bint remove_oldest(Journal journal, uint64_t *number, int *fd) noexcept nogil:
     """Take the oldest file out of the list, if nothing of it is needed."""
     cdef JournalFile *file = journal._file + journal._oldest
-    if not is_freeable(journal, journal._oldest):
+    if journal._failure or not is_unneeded(journal) or not is_named(journal):
         return False
     number[0], fd[0] = file.number, file.fd
     file.state = FILE_ABSENT
@@ -81,10 +109,11 @@ cdef bint remove_oldest(Journal journal, uint64_t *number, int *fd) noexcept nog
     return True
 
 
+cdef bint wants_spare(Journal journal, int32_t spares) noexcept nogil:
+    """There are fewer spares, and there may be one more."""
+    return journal.spares < spares and journal.files + journal.spares < journal._limit
+
+
 cdef bint has_work(Journal journal, int32_t spares) noexcept nogil:
     """There is something to do for who prepares files, or never again."""
-    return (
-        journal._failure != 0
-        or (journal.spares < spares and journal.files + journal.spares < journal._most_files)
-        or is_freeable(journal, journal._oldest)
-    )
+    return journal._failure != 0 or wants_spare(journal, spares) or can_free(journal)

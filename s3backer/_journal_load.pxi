@@ -45,6 +45,8 @@ cdef void load_block(Journal journal, uint64_t block, unsigned char *out, Loadin
         pthread_mutex_lock(&journal._lock)
         for i in range(job.count):
             journal._file[job.places[i].entry.file].users -= 1
+        if is_unneeded(journal):
+            pthread_cond_signal(&journal._work)
         journal.loading -= 1
     pthread_mutex_unlock(&journal._lock)
     free(buffer)

@@ -34,6 +34,8 @@ cdef void map_drop_oldest(Journal journal, int32_t *link) noexcept nogil:
         link[0] = entry.chain
         journal.blocks -= 1
     journal._file[entry.file].entries -= 1
+    if journal._file[entry.file].entries == 0:
+        pthread_cond_signal(&journal._work)
     entry.newer = journal._free
     journal._free = index
     journal.entries -= 1

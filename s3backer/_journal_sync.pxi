@@ -20,7 +20,7 @@ cdef int sync_up_to_now(Journal journal) noexcept nogil:
 
 cdef void lead_sync(Journal journal) noexcept nogil:
     """Sync every file that was written since its last sync, the oldest first, and let go of the lock meanwhile."""
-    cdef uint64_t number = journal.number, sequence = journal._sequence
+    cdef uint64_t number = journal._written, sequence = journal._sequence, named = journal._named
     cdef int32_t file = journal._oldest, failed = -1
     cdef Py_ssize_t count = 0, i
     cdef int error = 0
@@ -52,17 +52,36 @@ cdef void lead_sync(Journal journal) noexcept nogil:
         journal.syncs += 1
         s3b_publish(&journal._durable, number)
         s3b_publish(&journal._durable_sequence, sequence)
-        mark(journal)
+        journal._named_durable = named
+        if not journal._failure and mark_fits(journal, 2):
+            # In case nothing else is written soon; it gets to the disk some time.
+            mark(journal)
     journal._syncing = False
     pthread_cond_broadcast(&journal._synced)
     pthread_cond_signal(&journal._work)
 
 
-cdef void mark(Journal journal) noexcept nogil:
-    """Write down what is durable, in case nothing else is written soon; it gets to the disk some time."""
-    if (
-        not journal._failure
-        and journal._current >= 0
-        and journal._position + <Py_ssize_t>sizeof(DiskRecord) <= journal._file_bytes
-    ):
-        append(journal, _MARK, journal._sequence, 0, NULL, 0)
+cdef bint mark_fits(Journal journal, Py_ssize_t count) noexcept nogil:
+    """So many MARKs fit into the current file. One always does, or there is a spare: see ``reserve``."""
+    return (
+        journal._current >= 0
+        and journal._position + count * <Py_ssize_t>sizeof(DiskRecord) <= journal._file_bytes
+    )
+
+
+cdef bint mark(Journal journal) noexcept nogil:
+    """Write down what is durable, and which file is the oldest that is needed; False if that could not be written."""
+    cdef uint64_t named = oldest_needed(journal)
+    if append(journal, _MARK, journal._sequence, named, NULL, 0) != _DONE:
+        return False
+    journal._named = named
+    return True
+
+
+cdef int give_up_files(Journal journal) noexcept nogil:
+    """Write and sync that the files of which nothing is needed are not; return the error if the journal failed."""
+    if not mark_fits(journal, 1):
+        begin_file(journal, next_file(journal, journal._newest_used))
+    if not journal._failure and mark(journal):
+        journal._wanted = journal.number
+    return sync_up_to_now(journal)

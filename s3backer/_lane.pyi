@@ -1,6 +1,7 @@
 """Types of the fast lane; what each piece guarantees stands in ``_lane.pyx``."""
 
 from s3backer._fast import Slab
+from s3backer._journal import Journal
 from s3backer._parking import Parking
 from s3backer._readahead import ReadAhead
 from s3backer.stores.base import Buffer
@@ -19,6 +20,7 @@ class Lane:
         handle: int,
         end: int,
         pressure: int,
+        journal: Journal | None = None,
         slow_writes: bool = False,
         direct_io: bool = False,
         lazy_fsync: bool = False,

@@ -6,8 +6,9 @@
                             └──everything else──► socket ⇄ llfuse ; forward() ──► /dev/fuse
 
     READ             answered from the slab; parked where a block is missing
-    WRITE            answered when the slab has it; parked, with its data, where it has no room or lacks a sector
-    FLUSH, FSYNC     answered where nothing is unsaved; else parked
+    WRITE            answered when the slab, and the journal, has it; parked, with its data, where there is no room or a
+                     sector is missing
+    FLUSH, FSYNC     answered where nothing is unsaved, or the journal is on the disk; else parked
     FALLOCATE        punching and zeroing ranges are parked, every other mode is EOPNOTSUPP
     INTERRUPT        its request is parked: it is called off; llfuse has it: dropped; else the kernel is to ask again
     INIT, OPEN       llfuse's replies are completed on their way back with what libfuse 2.9 cannot say
@@ -41,6 +42,7 @@ from s3backer._parking cimport (
     Parked,
     Parking,
 )
+from s3backer._journal cimport JOURNAL_FAILED_REASON, Journal
 from s3backer._readahead cimport ReadAhead
 
 cdef enum:
@@ -66,7 +68,7 @@ cdef class Lane:
 
     ``device`` is the kernel's descriptor and belongs to the lane, ``socket`` leads to llfuse. ``inode`` and ``handle``
     are those of the disk, ``end`` its size in bytes. ``pressure``: unsaved blocks above which the driver is woken.
-    ``slow_writes``: every write is parked. ``direct_io``: the kernel is to keep nothing of the disk.
+    ``journal``: what writes go to besides the slab, if there is one. ``slow_writes``: every write is parked. ``direct_io``: the kernel is to keep nothing of the disk.
     ``lazy_fsync``: FLUSH and FSYNC are answered at once, whatever is unsaved.
     """
 
@@ -81,6 +83,8 @@ cdef class Lane:
     cdef bint _lazy_fsync
     cdef int32_t _pressure
     cdef Slab _slab
+    cdef Journal _journal
+    cdef bint _journaled
     cdef ReadAhead _ahead
     # Changed by set_end: while ``_shut``, writes are parked.
     cdef uint64_t _end
@@ -113,6 +117,7 @@ cdef class Lane:
         uint64_t handle,
         uint64_t end,
         int32_t pressure,
+        Journal journal=None,
         bint slow_writes=False,
         bint direct_io=False,
         bint lazy_fsync=False,
@@ -122,6 +127,7 @@ cdef class Lane:
             raise OSError(errno, "/dev/null cannot be opened")
         self._device, self._socket = device, socket
         self._slab, self._ahead = slab, ahead
+        self._journal, self._journaled = journal, journal is not None
         self._inode, self._handle, self._end = inode, handle, end
         self._pressure, self._slow_writes = pressure, slow_writes
         self._direct_io, self._lazy_fsync = direct_io, lazy_fsync
@@ -238,7 +244,7 @@ cdef class Lane:
 
     cdef void _write(self, uint64_t unique, uint64_t offset, uint64_t size, unsigned char *data) noexcept nogil:
         cdef uint64_t end, fitting = size
-        cdef Py_ssize_t done = 0
+        cdef Py_ssize_t done = 0, more = 0
         cdef int reason = -1
         cdef double now = s3b_monotonic()
         s3b_add(&self._writing, 1)
@@ -249,7 +255,11 @@ cdef class Lane:
                 self._answer(unique, -ENOSPC if size else 0, NULL, 0)
                 return
             fitting = min(size, end - offset)
-            reason = self._slab.write_range(offset, data, fitting, now, &done)
+            if self._journaled:
+                reason = self._journal.write_range(offset, data, fitting, now, &done)
+            if not self._journaled or reason == JOURNAL_FAILED_REASON:
+                reason = self._slab.write_range(offset + done, data + done, fitting - done, now, &more)
+                done += more
             s3b_note_time(&self._wrote_at)
         s3b_add(&self._writing, <uint64_t>-1)
         if reason == 0:
@@ -272,6 +282,8 @@ cdef class Lane:
 
     cdef bint _all_saved(self) noexcept nogil:
         cdef bint saved
+        if self._journaled:
+            return self._journal.all_durable()
         pthread_mutex_lock(&self._slab._lock)
         saved = self._slab.unsaved == 0
         pthread_mutex_unlock(&self._slab._lock)

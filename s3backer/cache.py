@@ -13,11 +13,14 @@ its lock around every call. Only the slab is shared with the hot path, and it lo
     storing          body copied, Store under way     a write makes it dirty again; it is stored again after
 
 Guarantees
-  * A write is answered when the slab holds it; a flush is answered when every write answered before it is
-    in the bucket, and fails if storing one of those blocks fails in an attempt that began after the flush was
-    asked; the failure of an earlier attempt says nothing about now. Failed blocks stay dirty and are tried again.
+  * A write is answered when the slab, and the journal where there is one, holds it; a flush is answered when every
+    write answered before it is in the bucket, and fails if storing one of those blocks fails in an attempt that began
+    after the flush was asked; the failure of an earlier attempt says nothing about now. Failed blocks stay dirty and
+    are tried again.
   * A block has at most one Fetch and one Store under way. A fetched body is used only if no Store of that
     block began meanwhile (it could be older than what was stored); otherwise it is fetched again.
+  * What the journal holds of a block is forgotten once the bucket holds that or a later write. A journal that has
+    failed takes no more; writes then go to the slab alone.
   * Dirty data never leaves the slab except into the bucket. When too much is dirty, writers wait, readers do not.
   * Zeros known to be absent from the bucket cost no request, neither read nor written.
 """
@@ -25,15 +28,31 @@ Guarantees
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from s3backer import _fast
+from s3backer import _fast, _journal
+from s3backer.cache_calls import (
+    LESS_MEMORY,
+    Action,
+    CacheCounts,
+    Fetch,
+    FlushRequest,
+    Hurry,
+    ReadRequest,
+    Reply,
+    Request,
+    Store,
+    TouchRequest,
+    WriteRequest,
+)
 from s3backer.errors import S3backerError, StoreError
+from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
-from s3backer.stores.base import Buffer
 
-_LESS_MEMORY = "Use a smaller --memory."
+#: How full a journal is when the oldest blocks go out without waiting for their age.
+_HIGH_FILL = 0.5
+#: Why a write has to wait until blocks were stored, or a file of the journal is ready.
+_NO_ROOM = frozenset({_fast.NO_SLOT, _journal.JOURNAL_FULL, _journal.JOURNAL_BUSY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,114 +68,6 @@ class WritePolicy:
     store_limit: int
     high_water: int
     retry_delay: float = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One call that may have to wait. ``context`` belongs to the driver, which calls it with how it ended."""
-
-    context: Callable[[S3backerError | None], None] | None = None
-
-    def disarm(self) -> None:
-        """See to it that the caller's memory is not touched any more, wherever the request waits."""
-
-
-@dataclass(slots=True, eq=False)
-class ReadRequest(Request):
-    """Fill ``buffer`` with ``length`` bytes from ``offset``.
-
-    The buffer is all zero at the start, or empty: then it is made when there is something to put into it.
-    """
-
-    offset: int = 0
-    buffer: bytearray = field(default_factory=bytearray)
-    length: int = 0
-    pending: int = 0
-    failed: bool = False
-
-    def __post_init__(self) -> None:
-        self.length = self.length or len(self.buffer)
-
-    def disarm(self) -> None:
-        """Fill nothing any more."""
-        self.failed = True
-
-    def filled(self) -> bytearray:
-        """Return the buffer, made if need be; StoreError if there is no memory for it."""
-        if len(self.buffer) < self.length:
-            try:
-                self.buffer = bytearray(self.length)
-            except MemoryError:
-                raise StoreError(f"no memory for the {self.length} bytes of a read", hint=_LESS_MEMORY) from None
-        return self.buffer
-
-
-@dataclass(slots=True, eq=False)
-class WriteRequest(Request):
-    """Write ``data`` at ``offset``, or ``length`` zero bytes where data is None."""
-
-    offset: int = 0
-    data: Buffer | None = None
-    length: int = 0
-    position: int = 0
-
-    def disarm(self) -> None:
-        """Write nothing any more."""
-        self.position = self.length
-
-
-@dataclass(slots=True, eq=False)
-class TouchRequest(Request):
-    """Make a block dirty without changing it, so that it is stored again."""
-
-    block: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class FlushRequest(Request):
-    """Wait until everything written so far is in the bucket."""
-
-    sequence: int = 0
-    #: Flushes asked up to this one.
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Read a block from the layout, then call ``fetched``.
-
-    ``urgent``: somebody waits for it. ``ahead``: perhaps somebody soon will; otherwise it is part of a store.
-    """
-
-    block: int
-    urgent: bool
-    ahead: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Hurry:
-    """Somebody waits for a Fetch that was handed out as ``ahead``."""
-
-    block: int
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Write a block to the layout (None: zeros), then call ``stored``."""
-
-    block: int
-    body: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The request is finished; ``error`` is None on success."""
-
-    request: Request
-    error: S3backerError | None
-
-
-Action = Fetch | Hurry | Store | Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,30 +91,17 @@ class _PendingFetch:
     store_sequence: int = 0
 
 
-@dataclass(slots=True)
-class CacheCounts:
-    """Totals since the start, in blocks."""
-
-    blocks_read: int = 0
-    #: Blocks that had no object.
-    zero_blocks_read: int = 0
-    fetch_errors: int = 0
-    blocks_written: int = 0
-    #: Blocks whose object was removed.
-    zero_blocks_written: int = 0
-    store_errors: int = 0
-    #: Reads, and writes of zeros, that needed no request because the block was known to have no object.
-    zeros_read: int = 0
-    zeros_skipped: int = 0
-    memory_errors: int = 0
-
-
 class BlockCache:
     """The state machine; see the module for states and guarantees."""
 
-    def __init__(self, slab: _fast.Slab, layout: Layout, policy: WritePolicy) -> None:
+    def __init__(
+        self, slab: _fast.Slab, layout: Layout, policy: WritePolicy, journal: WriteJournal | None = None
+    ) -> None:
         self.counts = CacheCounts()
         self._slab = slab
+        self._journal = journal
+        #: Who takes writes.
+        self._writer: _fast.Slab | _journal.Journal = slab if journal is None else journal.core
         self._layout = layout
         self._policy = self._asked_policy = policy
         self._block_size = slab.block_size
@@ -295,7 +193,8 @@ class BlockCache:
         self._schedule(now)
 
     def tick(self, now: float) -> None:
-        """Let time pass: store what has become due."""
+        """Let time pass, or a file of the journal become ready: store what has become due."""
+        self._settle(now)
         self._schedule(now)
 
     def cancel(self, request: Request, error: S3backerError, now: float) -> None:
@@ -459,11 +358,11 @@ class BlockCache:
             if request.data is None:
                 if self._skip_absent(request):
                     continue
-                count, reason = self._slab.write_zeros(
+                count, reason = self._writer.write_zeros(
                     at, min(request.length - request.position, size - at % size), now
                 )
             else:
-                count, reason = self._slab.write(at, memoryview(request.data)[request.position :], now)
+                count, reason = self._writer.write(at, memoryview(request.data)[request.position :], now)
             request.position += count
             block = (at + count) // size
             if reason == _fast.ZERO_BLOCK:
@@ -471,7 +370,7 @@ class BlockCache:
                     self.counts.zeros_skipped += 1
                     request.position += size
                     continue
-                count, reason = self._slab.write_zeros(block * size, size, now)
+                count, reason = self._writer.write_zeros(block * size, size, now)
                 request.position += count
             elif reason == _fast.NEEDS_FETCH:
                 if not self._layout.known_absent(block):
@@ -479,7 +378,9 @@ class BlockCache:
                 if self._slab.fill(block, None):
                     continue
                 reason = _fast.NO_SLOT
-            if reason == _fast.NO_SLOT:
+            if reason == _journal.JOURNAL_FAILED:
+                self._writer = self._slab
+            elif reason in _NO_ROOM:
                 return self._NO_SLOT
         return None
 
@@ -499,7 +400,9 @@ class BlockCache:
     # ── writing back ─────────────────────────────────────────────────────────────────────────────────
 
     def _urgent(self) -> bool:
-        return bool(self._parked) or self._slab.unsaved > self._policy.high_water
+        if self._parked or self._slab.unsaved > self._policy.high_water:
+            return True
+        return isinstance(self._writer, _journal.Journal) and self._writer.fill > _HIGH_FILL
 
     @property
     def _merging(self) -> int:
@@ -545,14 +448,16 @@ class BlockCache:
                 return True
             self._slab.fill(block, None)
         try:
-            sequence, body = self._slab.begin_store(block)
+            sequence, as_of, body = self._slab.begin_store(block)
         except MemoryError:
             # There is no memory for the copy: the same as a store that failed.
             self.counts.memory_errors += 1
-            error = StoreError(f"no memory for a copy of block {block}", hint=_LESS_MEMORY)
+            error = StoreError(f"no memory for a copy of block {block}", hint=LESS_MEMORY)
             self._store_failed(block, _Attempt(sequence, self._flush_count), error, now)
             return True
         if body is None and absent:
+            if self._journal is not None:
+                self._journal.done(block, as_of, "")
             self._slab.end_store(block, True)
             self.counts.zeros_skipped += 1
             return False
@@ -561,7 +466,7 @@ class BlockCache:
             self._storing_zeros.add(block)
         if block in self._fetches:
             self._fetches[block].stale = True
-        self._actions.append(Store(block, body))
+        self._actions.append(Store(block, body, as_of))
         return True
 
     def _store_failed(self, block: int, attempt: _Attempt, error: S3backerError, now: float) -> None:

@@ -83,6 +83,11 @@ def lazy_fsync(text: str) -> bool:
     return text == "lazy"
 
 
+def journal_size(text: str) -> int:
+    """Convert the size of the journal; "none" is 0."""
+    return 0 if text == "none" else positive_size(text)
+
+
 def level(text: str) -> int:
     """Convert a compression level, which may be below zero."""
     if not re.fullmatch(r"-?[0-9]{1,6}", text):
@@ -150,6 +155,14 @@ BLOCK_SIZE = Option(
 
 PRICES = Option("--prices", "prices", "Price table: current, 2010 or a TOML file. [current]", find_prices, "NAME|FILE")
 
+JOURNAL_DIRECTORY = Option(
+    "--journal-directory",
+    "journal_directory",
+    "Where journals are. [~/.local/state/s3backer/journals, for root /var/lib/s3backer/journals]",
+    str,
+    "DIRECTORY",
+)
+
 #: How blocks are stored: what makes, opens or changes a volume.
 ENCODING: tuple[Option, ...] = (
     Option("--compress", "compress", "Compression: deflate, zstd or none. [as the volume is]", compression, "NAME"),
@@ -209,6 +222,8 @@ MOUNT: tuple[Option, ...] = (
         "N/month",
     ),
     Option("--fsync", "lazy_fsync", "honest, or lazy: fsync says yes and does nothing. [honest]", lazy_fsync, "HOW"),
+    Option("--journal", "journal", "Bytes of a local disk for what was written, or none. [none]", journal_size, "SIZE"),
+    JOURNAL_DIRECTORY,
     Option("--disk-cache", "disk_cache", "Bytes of a local disk for copies of blocks. [none]", positive_size, "SIZE"),
     Option(
         "--disk-cache-directory",

@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from s3backer.errors import S3backerError, UsageError, out_of_memory
+from s3backer.stores.base import ObjectStore
+from s3backer.url import volume_id
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,13 @@ Progress = Callable[[dict[str, object]], None]
 Handler = Callable[[Mapping[str, object], Progress], Mapping[str, object]]
 
 
-def control_path(volume_id: str) -> Path:
-    """Return where the daemon of this volume listens, for this user."""
+def socket_name(store: ObjectStore, prefix: str) -> str:
+    """Return by what the socket of a volume's daemon is known: 32 hex digits."""
+    return volume_id(store.place, prefix).hex()[:32]
+
+
+def control_path(name: str) -> Path:
+    """Return where the daemon of the volume with this ``socket_name`` listens, for this user."""
     uid = os.geteuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if uid == 0:
@@ -61,11 +68,11 @@ def control_path(volume_id: str) -> Path:
     else:
         # Used only if it is private to this user, which _open_directory sees to.
         directory = Path(f"/tmp/s3backer-{uid}")  # noqa: S108 - see above
-    return directory / f"{volume_id}.sock"
+    return directory / f"{name}.sock"
 
 
 def call(
-    volume_id: str,
+    name: str,
     command: str,
     arguments: Mapping[str, object] | None = None,
     on_progress: Progress | None = None,
@@ -78,7 +85,7 @@ def call(
     ``silence``: how long it may say nothing, in seconds. Raises S3backerError with the daemon's message, hint and exit
     code, or if it breaks off or falls silent.
     """
-    where = path or control_path(volume_id)
+    where = path or control_path(name)
     silence = SILENCE if silence is None else silence
     connection = _connect(where)
     if connection is None:

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING
 
 from s3backer.background import launch
 from s3backer.closing import ClosingProgress
-from s3backer.control import ControlServer, Progress, call, control_path
+from s3backer.control import ControlServer, Progress, call, control_path, socket_name
 from s3backer.disk_cache import cache_directory
 from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
+from s3backer.journal.files import journals_directory
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mountpoint import (
     check_fuse,
@@ -48,7 +49,7 @@ from s3backer.stores.base import ObjectStore
 from s3backer.stores.options import StoreOptions
 from s3backer.system.notify import Service
 from s3backer.telemetry.mirror import StatsMirror
-from s3backer.url import VolumeURL, volume_id
+from s3backer.url import VolumeURL
 from s3backer.volume import Volume
 
 if TYPE_CHECKING:
@@ -165,16 +166,28 @@ def _absolute(request: MountRequest) -> MountRequest:
         if value and not value.startswith("~"):
             os.environ[name] = os.path.abspath(value)
     bundle = request.store_options.ca_bundle
-    copies = request.volume_options.disk_cache_directory
+    copies, journals = request.volume_options.disk_cache_directory, request.volume_options.journal_directory
     return replace(
         request,
         mountpoint=resolve_mountpoint(request.mountpoint),
         stats_mirror=os.path.abspath(request.stats_mirror) if request.stats_mirror else None,
         store_options=replace(request.store_options, ca_bundle=os.path.abspath(bundle) if bundle else None),
         volume_options=replace(
-            request.volume_options, disk_cache_directory=os.path.realpath(copies) if copies else None
+            request.volume_options,
+            disk_cache_directory=os.path.realpath(copies) if copies else None,
+            journal_directory=os.path.realpath(journals) if journals else None,
         ),
     )
+
+
+def _own_directories(options: VolumeOptions) -> list[tuple[str, str]]:
+    """Return where the volume would keep files of its own, each with the option that wants them."""
+    found = []
+    if options.disk_cache is not None:
+        found.append(("--disk-cache", os.path.realpath(options.disk_cache_directory or cache_directory())))
+    if options.journal:
+        found.append(("--journal", os.path.realpath(options.journal_directory or journals_directory())))
+    return found
 
 
 def _check(request: MountRequest) -> set[str]:
@@ -190,11 +203,10 @@ def _check(request: MountRequest) -> set[str]:
         allow_nonempty="nonempty" in request.fuse_options,
         volume_directory=request.url.path if request.url.scheme == "file" else None,
     )
-    if request.volume_options.disk_cache is not None:
-        directory = os.path.realpath(request.volume_options.disk_cache_directory or cache_directory())
-        check_outside(directory, request.mountpoint, "on the volume's own mount point")
+    for option, directory in _own_directories(request.volume_options):
+        check_outside(directory, request.mountpoint, option, "on the volume's own mount point")
         if request.url.scheme == "file":
-            check_outside(directory, os.path.realpath(request.url.path), "in the volume's own directory")
+            check_outside(directory, os.path.realpath(request.url.path), option, "in the volume's own directory")
     check_fuse()
     raise_open_files(request.volume_options.threads)
     try:
@@ -249,9 +261,9 @@ class _Daemon:
         self._redacting.register(request.store_options.secret_key)
         self._redacting.register(request.volume_options.encoding.password)
         store = open_store(request.url, request.store_options)
-        ident = volume_id(request.url, str(getattr(store, "endpoint", "")))
+        ident = socket_name(store, request.url.prefix)
         try:
-            volume = Volume.open(store, request.url.prefix, request.volume_options)
+            volume = Volume.open(store, request.url.prefix, request.volume_options, progress=self._replaying)
         except BaseException as error:
             store.close()
             if isinstance(error, VolumeInUse):
@@ -276,6 +288,12 @@ class _Daemon:
                     control.stop()
             self._service.close("everything is stored")
             log.info("%s is closed, everything is stored", volume.name)
+
+    def _replaying(self, done: int, total: int) -> None:
+        """Hear that a journal is being replayed: a signal ends it, and the service manager waits longer."""
+        if self._stop_asked:
+            raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
+        self._service.starting(f"replaying the journal, {done * 100 // max(total, 1)} %")
 
     def _make_mount(self, volume: Volume) -> tuple[FuseMount, DiskOperations]:
         from s3backer.frontends.fuse import DiskOperations

@@ -16,7 +16,6 @@ Guarantees
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import threading
@@ -79,7 +78,7 @@ def allowance(size: int, used: int, available: int, total: int) -> int:
 
 
 def open_disk_cache(
-    place: tuple[str, str, str],
+    identity: bytes,
     block_size: int,
     *,
     size: int,
@@ -87,11 +86,10 @@ def open_disk_cache(
     index_bytes: int,
     queue_bytes: int,
 ) -> DiskCache | None:
-    """Return the disk cache of the volume at ``place``; None where it cannot be used, which the log then says.
+    """Return the disk cache of the volume with this id; None where it cannot be used, which the log then says.
 
-    ``place`` tells volumes apart: endpoint, the store's name, prefix. A volume is worth more than its cache.
+    A volume is worth more than its cache.
     """
-    identity = hashlib.sha256("\0".join(place).encode("utf-8", "surrogateescape")).digest()
     where = os.path.realpath(directory or cache_directory())
     try:
         file = CopyFile(where, f"{identity.hex()[:32]}.copies", identity, block_size)

@@ -15,6 +15,7 @@ Guarantees
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -25,9 +26,9 @@ from functools import partial
 
 from s3backer import _fast
 from s3backer._readahead import ReadAhead
-from s3backer.cache import (
+from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache_calls import (
     Action,
-    BlockCache,
     Fetch,
     FlushRequest,
     Hurry,
@@ -36,10 +37,11 @@ from s3backer.cache import (
     Request,
     Store,
     TouchRequest,
-    WritePolicy,
     WriteRequest,
 )
-from s3backer.errors import S3backerError, StoreError
+from s3backer.errors import S3backerError, StoreError, VolumeInUse
+from s3backer.failpoints import reach
+from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
 
@@ -65,7 +67,7 @@ _ZERO_CHUNK = 4096
 Done = Callable[[S3backerError | None], None]
 
 
-class _Waiter:
+class Waiter:
     """What a caller waits on."""
 
     def __init__(self) -> None:
@@ -73,8 +75,13 @@ class _Waiter:
         self._error: S3backerError | None = None
 
     def done(self, error: S3backerError | None) -> None:
+        """Let the caller go on."""
         self._error = error
         self._ended.set()
+
+    def ended(self, seconds: float) -> bool:
+        """Return whether the request has ended, having waited so long for it."""
+        return self._ended.wait(seconds)
 
     def wait(self) -> None:
         """Return when the request has ended, or raise its error."""
@@ -98,10 +105,12 @@ class Driver:
         write_delay: float,
         stretch: Callable[[], float] = lambda: 1.0,
         clock: Callable[[], float] = time.monotonic,
+        journal: WriteJournal | None = None,
     ) -> None:
         store_limit = max(1, threads * 3 // 4)
         policy = WritePolicy(delay=write_delay, store_limit=store_limit, high_water=slab.dirty_limit // 2)
-        self.cache = BlockCache(slab, layout, policy)
+        self.cache = BlockCache(slab, layout, policy, journal)
+        self._journal = journal
         self._slab = slab
         self._layout = layout
         self._clock = clock
@@ -162,12 +171,13 @@ class Driver:
         self._call(lambda now: self.cache.prefetch(blocks))
 
     def wake(self) -> None:
-        """Let the timer look at once: much is unsaved."""
+        """Let the timer look at once: much is unsaved, or the journal has room again."""
         self._wake.set()
 
     def write(self, offset: int, data: Buffer) -> None:
         """Take ``data`` into the cache, waiting while too much is unsaved."""
-        count, reason = self._slab.write(offset, data, self._clock())
+        writer = self._slab if self._journal is None else self._journal.core
+        count, reason = writer.write(offset, data, self._clock())
         if reason == _fast.DONE:
             if self._slab.unsaved > self.high_water:
                 self.wake()
@@ -281,7 +291,7 @@ class Driver:
 
     def _perform(self, request: Request, step: Callable[[float], None]) -> None:
         """Run a step that begins a request and wait until the request is answered."""
-        waiter = _Waiter()
+        waiter = Waiter()
         request.context = waiter.done
         self._call(step)
         waiter.wait()
@@ -398,11 +408,19 @@ class Driver:
     def _do_store(self, job: Store) -> None:
         error = None
         try:
-            self._layout.write(job.block, job.body)
+            reach("before-store")
+            etag = self._layout.write(job.block, job.body)
+            reach("stored")
+            if self._journal is not None:
+                self._journal.done(job.block, job.as_of, etag)
+                reach("noted")
         except S3backerError as failure:
             error = failure
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
+        if isinstance(error, VolumeInUse) and self._journal is not None:
+            # Nobody will replay it: a flush that the journal answers would promise what is not so.
+            self._journal.core.give_up(errno.EROFS)
         self._report(error)
         self._call(lambda now: self.cache.stored(job.block, error, now))
 

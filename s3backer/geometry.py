@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s3backer import _fast
+from s3backer import _fast, _journal
 from s3backer.disk_cache_file import slot_size
 from s3backer.errors import UsageError
 from s3backer.layouts.classic import MAX_BLOCKS
@@ -17,6 +17,11 @@ _KNOWLEDGE_SHARE = 16
 #: Memory for the index of a disk cache, as a share of the budget, and for what waits to be written there, beside two
 #: copies: 256 MiB suffice for 84 GiB in blocks of 128 KiB.
 _INDEX_SHARE, _QUEUE_SHARE = 16, 64
+#: Memory for the map of the journal, as a share of the budget: 256 MiB let 200 000 writes wait to be stored.
+_JOURNAL_SHARE = 16
+#: Entries of the smallest map, and bytes of memory that one takes at most.
+_LEAST_ENTRIES = 1024
+_ENTRY_BYTES = -(-_journal.map_bytes((1 << 20) + 1) // (1 << 20))
 #: Fewer slots than this are no cache.
 _MIN_SLOTS = 4
 #: The slab can number no more, and no machine has memory for them.
@@ -52,34 +57,43 @@ def check_geometry(size: int, block_size: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How the byte budget is divided. ``disk_index`` and ``disk_queue``: bytes for a disk cache, 0 without one."""
+    """How the byte budget is divided. ``disk_index`` and ``disk_queue``: bytes for a disk cache, 0 without one.
+
+    ``journal_entries``: of the journal's map.
+    """
 
     slots: int
     threads: int
     knowledge: int
     disk_index: int = 0
     disk_queue: int = 0
+    journal_entries: int = 0
 
 
-def plan_memory(memory: int, block_size: int, threads: int, *, copies: int = 2, disk_cache: bool = False) -> MemoryPlan:
+def plan_memory(
+    memory: int, block_size: int, threads: int, *, copies: int = 2, disk_cache: bool = False, journal: bool = False
+) -> MemoryPlan:
     """Divide the budget: blocks under way (``copies`` a thread), knowledge of the objects, slots for the rest."""
     # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
     threads = max(1, min(threads, memory // 4 // (copies * block_size)))
     knowledge = knowledge_budget(memory)
     index = memory // _INDEX_SHARE if disk_cache else 0
     queue = memory // _QUEUE_SHARE + 2 * slot_size(block_size) if disk_cache else 0
-    slots = (memory - copies * threads * block_size - knowledge - index - queue) // _fast.slot_bytes(block_size)
+    entries = max(memory // _JOURNAL_SHARE // _ENTRY_BYTES, _LEAST_ENTRIES) if journal else 0
+    rest = memory - copies * threads * block_size - knowledge - index - queue - entries * _ENTRY_BYTES
+    slots = rest // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
         raise UsageError(
             f"a memory budget of {exact_size(memory)} is too small for blocks of {exact_size(block_size)}",
-            hint=f"Use --memory {exact_size(least_memory(block_size, copies, disk_cache=disk_cache))} or more.",
+            hint="Use --memory "
+            f"{exact_size(least_memory(block_size, copies, disk_cache=disk_cache, journal=journal))} or more.",
         )
     if slots > _MOST_SLOTS:
         raise UsageError(
             f"a memory budget of {memory} bytes is too large for blocks of {block_size} bytes",
             hint="Use --memory for what may be used of this machine's memory.",
         )
-    return MemoryPlan(slots, threads, knowledge, index, queue)
+    return MemoryPlan(slots, threads, knowledge, index, queue, entries)
 
 
 def knowledge_budget(memory: int) -> int:
@@ -87,7 +101,7 @@ def knowledge_budget(memory: int) -> int:
     return memory // _KNOWLEDGE_SHARE
 
 
-def least_memory(block_size: int, copies: int, *, disk_cache: bool = False) -> int:
+def least_memory(block_size: int, copies: int, *, disk_cache: bool = False, journal: bool = False) -> int:
     """Return the smallest budget for blocks of that size, rounded up to whole MiB, or KiB where it is below one."""
     blocks = copies * block_size + _MIN_SLOTS * _fast.slot_bytes(block_size)
     # Of so many parts of the budget this many are left for them.
@@ -96,6 +110,9 @@ def least_memory(block_size: int, copies: int, *, disk_cache: bool = False) -> i
     if disk_cache:
         blocks += 2 * slot_size(block_size)
         left -= parts // _INDEX_SHARE + 1
+    if journal:
+        blocks += _LEAST_ENTRIES * _ENTRY_BYTES
+        left -= parts // _JOURNAL_SHARE
     least = -(-blocks * parts // left)
     unit = MIB if least >= MIB else 1024
     return -(-least // unit) * unit

@@ -134,12 +134,12 @@ def _check_apart(path: str, directory: str) -> None:
             )
 
 
-def check_outside(cache: str, place: str, what: str) -> None:
-    """Raise UsageError if the directory of the disk cache lies in ``place``; both are absolute and resolved."""
-    if os.path.commonpath((cache, place)) == place:
+def check_outside(directory: str, place: str, option: str, what: str) -> None:
+    """Raise UsageError if an option's directory lies in ``place``; both are absolute and resolved."""
+    if os.path.commonpath((directory, place)) == place:
         raise UsageError(
-            f"--disk-cache: {cache} lies {what}",
-            hint="Name another one with --disk-cache-directory: what is kept on its own volume waits for itself.",
+            f"{option}: {directory} lies {what}",
+            hint=f"Name another one with {option}-directory: what is kept on its own volume waits for itself.",
         )
 
 

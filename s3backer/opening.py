@@ -9,6 +9,7 @@ its absence. Only a volume without any block takes every password.
 from __future__ import annotations
 
 import logging
+import os
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import (
     ClassicLayout,
     Metadata,
@@ -42,6 +45,7 @@ class VolumeOptions:
     ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
     writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
     ``disk_cache``: bytes that copies of blocks may take in ``disk_cache_directory``, None: there are none.
+    ``journal``: bytes of the journal, 0: there is none; ``journal_directory``: in which those of all volumes are.
     """
 
     memory: int = 256 * MIB
@@ -65,6 +69,8 @@ class VolumeOptions:
     monthly_budget: float | None = None
     disk_cache: int | None = None
     disk_cache_directory: str | None = None
+    journal: int = 0
+    journal_directory: str | None = None
 
     def budget(self, block_size: int) -> int:
         """Return the memory budget in bytes for blocks of that size."""
@@ -74,22 +80,33 @@ class VolumeOptions:
 
     def plan(self, block_size: int, copies: int) -> MemoryPlan:
         """Return how the memory is divided; UsageError if it is too little."""
-        memory, disk_cache = self.budget(block_size), self.disk_cache is not None
-        return plan_memory(memory, block_size, self.threads, copies=copies, disk_cache=disk_cache)
+        if self.journal:
+            # Before the bucket is written to: whether there can be one.
+            file_bytes_for(block_size, self.journal)
+        return plan_memory(
+            self.budget(block_size),
+            block_size,
+            self.threads,
+            copies=copies,
+            disk_cache=self.disk_cache is not None,
+            journal=self.journal > 0,
+        )
 
 
-def prepare(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, MountToken | None]:
+def prepare(
+    store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory | None = None
+) -> tuple[ClassicLayout, MountToken | None]:
     """Return the layout of the volume in ``store`` under ``prefix`` and our token on it (None: read-only).
 
-    Raises VolumeNotFound, VolumeInUse, UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket
-    as it was.
+    ``directory``, of the journal, is told of the token before it is put. Raises VolumeNotFound, VolumeInUse,
+    UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket as it was.
     """
     layout, metadata = find_layout(store, prefix, options)
     # Seen before the bucket is written to.
     options.plan(layout.block_size, layout.codec.copies)
-    token = _take_token(store, prefix, options)
+    token = _take_token(store, prefix, options, directory)
     if token is not None:
-        layout.confirm = partial(_confirm, store, prefix, token)
+        layout.confirm = partial(confirm_token, store, prefix, token)
     try:
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
@@ -250,14 +267,16 @@ def _geometry(
     return size, block_size
 
 
-def _confirm(store: ObjectStore, prefix: str, mine: MountToken) -> None:
+def confirm_token(store: ObjectStore, prefix: str, mine: MountToken) -> None:
     """Raise VolumeInUse unless the mount token is still ours."""
     found = read_token(store, prefix)
     if found is None or found.value != mine.value:
         raise in_use(volume_name(store, prefix), found)
 
 
-def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> MountToken | None:
+def _take_token(
+    store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory | None
+) -> MountToken | None:
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
     _refuse_unfinished(store, prefix, found)
@@ -268,5 +287,16 @@ def _take_token(store: ObjectStore, prefix: str, options: VolumeOptions) -> Moun
     if found is not None and not options.force:
         raise in_use(url, found)
     if found is not None:
-        log.warning("%s was mounted %s; taking it over by force", url, found.describe())
-    return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())
+        given_up = f"; what it flushed may be in its journal, {found.journal} there, only" if found.journal else ""
+        log.warning("%s was mounted %s; taking it over by force%s", url, found.describe(), given_up)
+    if directory is None:
+        return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())
+    return write_token(
+        store,
+        prefix,
+        url,
+        replace=found,
+        random_source=random.SystemRandom(),
+        journal=os.path.dirname(directory.path),
+        on_value=directory.note_token,
+    )

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable
 
 from s3backer._fast import Slab
+from s3backer._journal import Journal
 from s3backer._readahead import ReadAhead
-from s3backer.cache import Request
+from s3backer.cache_calls import Request
 from s3backer.driver import Driver
 from s3backer.errors import Interrupted, ReadOnlyVolume, S3backerError, StoreError
 from s3backer.gate import Gate
+from s3backer.journal.keeper import Keeper
 from s3backer.stores.base import Buffer
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Port:
         name: str,
         driver: Driver,
         slab: Slab,
+        keeper: Keeper | None,
         gates: tuple[Gate, Gate],
         end: Callable[[], int],
         *,
@@ -57,7 +60,10 @@ class Port:
         self.name = name
         self.slab = slab
         self.end = end
+        #: What writes go to besides the slab.
+        self.journal: Journal | None = None if keeper is None else keeper.journal.core
         self._driver = driver
+        self._keeper = keeper
         self._calls, self._writes = gates
         self._read_only = read_only
         self._write_through = write_through
@@ -150,7 +156,7 @@ class Port:
         return True
 
     def flush(self, call: Call, done: Callable[[Error], None]) -> bool:
-        """Answer when everything written before is in the bucket."""
+        """Answer when everything written before survives: in the journal, without one in the bucket."""
         stay = self._enter(self._calls)
         if stay is None:
             return False
@@ -160,7 +166,10 @@ class Port:
                 done(error)
 
         with stay:
-            self._wait_for(call, self._driver.begin_flush(finish))
+            if self._keeper is None:
+                self._wait_for(call, self._driver.begin_flush(finish))
+            else:
+                self._keeper.begin(finish, lambda done: self._wait_for(call, self._driver.begin_flush(done)))
         return True
 
     def cancel(self, call: Call) -> None:

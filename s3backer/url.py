@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import urlsplit
 
 from s3backer.errors import UsageError
 
@@ -21,6 +22,7 @@ _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(.*)", re.DOTALL)
 #: What the original cannot use either, or servers and proxies treat differently.
 _UNSAFE = re.compile(r"[\x00-\x20\x7f%?#\\]")
+_AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _FORM = "A volume is s3://BUCKET/PREFIX or file:///DIRECTORY."
 #: A block's name and its hash have to fit behind it in a key of 1024 bytes.
 _LONGEST_PREFIX = 1024 - 32
@@ -109,10 +111,27 @@ def checked_prefix(prefix: str) -> str:
     return prefix
 
 
-def volume_id(url: VolumeURL, endpoint: str) -> str:
-    """Return 32 hex digits that stand for the volume on this host, however its URL was written."""
-    where = ("file", os.path.realpath(url.path), "") if url.scheme == "file" else (endpoint, url.bucket, url.prefix)
-    return hashlib.sha256("\0".join(where).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def volume_id(place: str, prefix: str) -> bytes:
+    """Return the 32 bytes that stand for a volume, however its URL was written. ``place``: see ObjectStore."""
+    return hashlib.sha256(f"{place}\0{prefix}".encode("utf-8", "surrogateescape")).digest()
+
+
+def normal_endpoint(endpoint: str) -> str:
+    """Return one form for all spellings of an endpoint: lower case, no default port, no slash at the end.
+
+    All of AWS's are one, as a bucket's name is there only once in each of its partitions: which region, or which way
+    into it, may be said differently the next time.
+    """
+    parts = urlsplit(endpoint)
+    host = (parts.hostname or "").removesuffix(".")
+    if host.endswith(_AWS):
+        return "aws-cn" if host.endswith(".cn") else "aws-us-gov" if ".us-gov-" in host else "aws"
+    if ":" in host:
+        host = f"[{host}]"
+    port = parts.port
+    if port is not None and port != {"http": 80, "https": 443}.get(parts.scheme):
+        host = f"{host}:{port}"
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 def _guess(text: str) -> str:

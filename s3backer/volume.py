@@ -1,11 +1,12 @@
 """A volume: the parts put together, as one disk of bytes.
 
     Volume ──► Driver (threads) ──► BlockCache + Slab ──► ClassicLayout ──► ObjectStore
-                                                              └──► DiskCache, if there is one
+                                          └──► WriteJournal      └──► DiskCache          both if they are wanted
 
 Guarantees
   * One writer: opening for writing puts the mount token, closing removes it.
-  * ``flush`` returns when every write that returned before is in the bucket, or raises.
+  * ``flush`` returns when every write that returned before is in the bucket, or in the journal and on the disk, or
+    raises. With a journal, what was written also survives the end of the process: opening the volume again recovers it.
   * ``close`` returns when everything is in the bucket, and nothing may change it any more that was sent from here.
   * The bytes of the cache, of the blocks under way and of the presence map stay within ``memory``.
   * Reading and writing at the end answers what a block device would.
@@ -17,34 +18,44 @@ import contextlib
 import errno
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Self
 
 from s3backer import _fast
 from s3backer.disk_cache import DiskCache, open_disk_cache
-from s3backer.driver import Driver
+from s3backer.driver import Driver, Waiter
 from s3backer.errors import (
     AccessDenied,
     BucketNotFound,
+    JournalError,
     ReadOnlyVolume,
     S3backerError,
     StoreError,
     UsageError,
+    VolumeInUse,
 )
+from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import check_geometry
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.keeper import Keeper
+from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import MountToken, remove_token, settle
-from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
+from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, read_token, remove_token, settle
+from s3backer.opening import VolumeOptions, confirm_token, first_object, prepare, volume_name
 from s3backer.port import Port
+from s3backer.recovery import take_journal
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill
 from s3backer.telemetry.prices import GB
 from s3backer.telemetry.stats import Statistics
 from s3backer.units import exact_size
+from s3backer.url import volume_id
 
 _P = ParamSpec("_P")
 
@@ -67,6 +78,7 @@ class Volume:
         layout: ClassicLayout,
         options: VolumeOptions,
         token: MountToken | None,
+        directory: JournalDirectory | None = None,
     ) -> None:
         memory = options.budget(layout.block_size)
         plan = options.plan(layout.block_size, layout.codec.copies)
@@ -89,10 +101,15 @@ class Volume:
                 hint="Use a smaller --memory, or raise the limit (ulimit -v).",
             ) from None
         self._began = time.monotonic()
+        self._directory = directory
+        #: The value of the token in place of the one that the journal knows.
+        self._new_token: int | None = None
+        journal = None if directory is None else self._make_journal(directory, plan.journal_entries)
+        reach("journal-made")
         self._disk_cache: DiskCache | None = None
         if options.disk_cache is not None:
             self._disk_cache = layout.copies = open_disk_cache(
-                (str(getattr(store, "endpoint", "")), store.name, layout.prefix),
+                volume_id(store.place, layout.prefix),
                 layout.block_size,
                 size=options.disk_cache,
                 directory=options.disk_cache_directory,
@@ -102,11 +119,28 @@ class Volume:
         self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
         try:
             self._driver = Driver(
-                self._slab, layout, threads=plan.threads, write_delay=options.write_delay, stretch=self._look_at_budget
+                self._slab,
+                layout,
+                threads=plan.threads,
+                write_delay=options.write_delay,
+                stretch=self._look_at_budget,
+                journal=journal,
             )
         except BaseException:
             self._close_disk_cache()
+            if journal is not None:
+                journal.close()
+                with contextlib.suppress(S3backerError):
+                    journal.end()
             raise
+        self._keeper: Keeper | None = None
+        if journal is not None:
+            self._keeper = Keeper(
+                journal,
+                in_bucket=self._driver.begin_flush,
+                on_room=self._driver.wake,
+                disown=self._disown_journal,
+            )
         self._statistics = Statistics(
             store.counters,
             self._slab,
@@ -124,6 +158,7 @@ class Volume:
             self.name,
             self._driver,
             self._slab,
+            self._keeper,
             (self._calls, self._writes),
             lambda: self._end,
             read_only=options.read_only,
@@ -140,18 +175,36 @@ class Volume:
             self._survey.start()
 
     @classmethod
-    def open(cls, store: ObjectStore, prefix: str, options: VolumeOptions | None = None) -> Self:
+    def open(
+        cls,
+        store: ObjectStore,
+        prefix: str,
+        options: VolumeOptions | None = None,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Self:
         """Open the volume in ``store`` under ``prefix``; the volume then owns the store and closes it.
+
+        ``progress`` is called while a journal is replayed, with (bytes done, of so many); what it raises ends that.
 
         Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
         """
         options = options or VolumeOptions()
-        layout, token = prepare(store, prefix, options)
+        directory = take_journal(store, prefix, options, progress)
         try:
-            return cls(store, layout, options, token)
+            layout, token = prepare(store, prefix, options, directory)
+            reach("token-put")
+            try:
+                return cls(store, layout, options, token, directory)
+            except BaseException:
+                if token is not None:
+                    remove_token(store, prefix, token)
+                    if directory is not None:
+                        directory.forget_token()
+                raise
         except BaseException:
-            if token is not None:
-                remove_token(store, prefix, token)
+            if directory is not None:
+                directory.close()
             raise
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────────
@@ -202,9 +255,14 @@ class Volume:
             self._write_through()
 
     def flush(self) -> None:
-        """Return when everything written before is in the bucket; raise if storing it failed."""
+        """Return when everything written before survives: in the journal, without one in the bucket; else raise."""
         with self._calls:
-            self._driver.flush()
+            if self._keeper is None:
+                self._driver.flush()
+                return
+            waiter = Waiter()
+            self._keeper.begin(waiter.done, self._driver.begin_flush)
+            waiter.wait()
 
     def resize(self, size: int, *, discard: bool = False) -> None:
         """Change the size in bytes; when it returns, the bucket says so.
@@ -262,13 +320,62 @@ class Volume:
         try:
             if self._token is not None:
                 settle(self._store, self.name, waits)
+                if self._keeper is not None:
+                    self._keeper.end()
+                reach("before-token-removal")
                 self._give_back_token(self._token)
+                reach("token-removed")
+                if self._directory is not None:
+                    # A note of a token that is gone does no harm.
+                    with contextlib.suppress(JournalError):
+                        self._directory.forget_token()
                 # Who mounts next on this host waits for the end of this process: its token must be safe from ours.
                 settle(self._store, self.name, waits)
         finally:
             self._store.close()
+            if self._directory is not None:
+                self._directory.close()
             # Last: a local disk that hangs keeps no volume locked.
             self._close_disk_cache()
+
+    def _make_journal(self, directory: JournalDirectory, entries: int) -> WriteJournal:
+        assert self._token is not None
+        identity = volume_id(self._store.place, self._layout.prefix)
+        cipher = self._layout.codec.cipher
+        return WriteJournal(
+            directory,
+            self._slab,
+            Mount(identity, os.urandom(16), self._token.value, self.name),
+            budget=self._options.journal,
+            capacity=entries,
+            key=None if cipher is None else cipher.secret,
+        )
+
+    def _disown_journal(self) -> None:
+        """Let the mount token be one that the journal does not know."""
+        assert self._token is not None and self._directory is not None
+        source = random.SystemRandom()
+        if self._new_token is None:
+            self._new_token = source.randrange(1, SHARED_TOKEN)
+        try:
+            self._token = claim_token(
+                self._store,
+                self._layout.prefix,
+                self.name,
+                value=self._new_token,
+                replace=self._token,
+                random_source=source,
+                journal=self._token.journal,
+            )
+        except VolumeInUse:
+            # Perhaps by us: it was put, and its answer lost.
+            found = read_token(self._store, self._layout.prefix)
+            if found is None or found.value != self._new_token:
+                raise
+            self._token = found
+        with contextlib.suppress(JournalError):
+            self._directory.note_token(self._new_token)
+        self._layout.confirm = partial(confirm_token, self._store, self._layout.prefix, self._token)
 
     def _close_disk_cache(self) -> None:
         if self._disk_cache is not None:
@@ -302,6 +409,7 @@ class Volume:
             "cache_slots": self._slab.slots,
             "cache_used": self._slab.used,
             "disk_cache": None if self._disk_cache is None else self._disk_cache.facts(),
+            "journal": None if self._keeper is None else self._keeper.facts(),
         }
 
     def bill(self) -> dict[str, object]:

@@ -11,6 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from s3backer.errors import UsageError
+from s3backer.stores.directory import DirectoryStore
+from s3backer.stores.options import StoreOptions
+from s3backer.stores.s3 import S3Store
 from s3backer.url import VolumeURL, volume_id
 
 _ALNUM = string.ascii_lowercase + string.digits
@@ -139,17 +142,58 @@ def test_a_directory_has_no_nul() -> None:
 @given(buckets, prefixes, buckets, prefixes)
 def test_ids_tell_volumes_apart(bucket: str, prefix: str, other_bucket: str, other_prefix: str) -> None:
     assume((bucket, prefix) != (other_bucket, other_prefix))
-    one = VolumeURL.parse(f"s3://{bucket}/{prefix}")
-    other = VolumeURL.parse(f"s3://{other_bucket}/{other_prefix}")
-    assert volume_id(one, "https://host") != volume_id(other, "https://host")
-    assert volume_id(one, "https://host") != volume_id(one, "https://elsewhere")
-    assert volume_id(one, "https://host") == volume_id(VolumeURL.parse(str(one)), "https://host")
+    ids = [
+        volume_id(f"{host} {url.bucket}", url.prefix)
+        for url in (
+            VolumeURL.parse(f"s3://{bucket}/{prefix}"),
+            VolumeURL.parse(f"s3://{other_bucket}/{other_prefix}"),
+        )
+        for host in ("https://host", "https://elsewhere")
+    ]
+    assert len(set(ids)) == 4
+    assert all(len(found) == 32 for found in ids)
 
 
-def test_ids_see_through_symbolic_links(tmp_path: Path) -> None:
+SPELLINGS = [
+    ("https://Example.COM", "https://example.com"),
+    ("https://example.com/", "https://example.com"),
+    ("https://example.com:443", "https://example.com"),
+    ("http://example.com:80/", "http://example.com"),
+    ("HTTP://example.com:9000//", "http://example.com:9000"),
+    ("https://example.com.", "https://example.com"),
+    ("http://[::1]:80", "http://[::1]"),
+    ("https://s3.amazonaws.com", "https://s3.eu-west-1.amazonaws.com"),
+    ("https://s3.eu-west-1.amazonaws.com", "https://s3.dualstack.us-west-2.amazonaws.com:443/"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+def test_a_bucket_is_the_same_however_its_endpoint_is_written(one: str, other: str) -> None:
+    first, second = (S3Store("bucket", StoreOptions(endpoint_url=end, region="r")) for end in (one, other))
+    try:
+        assert first.place == second.place
+    finally:
+        first.close()
+        second.close()
+
+
+def test_buckets_are_told_apart_by_their_service() -> None:
+    ends = [
+        "https://a",
+        "http://a",
+        "https://a:8443",
+        "https://a/path",
+        "https://b",
+        "https://s3.amazonaws.com",
+        "https://s3.cn-north-1.amazonaws.com.cn",
+    ]
+    stores = [S3Store(name, StoreOptions(endpoint_url=end, region="r")) for end in ends for name in ("one", "two")]
+    assert len({store.place for store in stores}) == 14
+    for store in stores:
+        store.close()
+
+
+def test_a_directory_is_the_same_through_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     os.symlink(tmp_path / "real", tmp_path / "link")
-    real, link = (VolumeURL.parse(f"file://{tmp_path}/{name}") for name in ("real", "link"))
-    assert volume_id(real, "file") == volume_id(link, "file")
-    assert len(volume_id(real, "file")) == 32
-    int(volume_id(real, "file"), 16)
+    assert DirectoryStore(tmp_path / "real").place == DirectoryStore(tmp_path / "link").place

@@ -198,7 +198,7 @@ class MeanSlab:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._slab, name)
 
-    def begin_store(self, block: int) -> tuple[int, bytes | None]:
+    def begin_store(self, block: int) -> tuple[int, int, bytes | None]:
         if self.failures:
             self.failures -= 1
             raise MemoryError
@@ -242,7 +242,7 @@ def test_no_memory_for_a_read_fails_it_and_nobody_waits(
     if what == "in the bucket and in memory":
         volume.read(BLOCK, BLOCK)
     with monkeypatch.context() as patch:
-        patch.setattr("s3backer.cache.bytearray", no_memory, raising=False)
+        patch.setattr("s3backer.cache_calls.bytearray", no_memory, raising=False)
         assert volume.port.read(Call(0), BLOCK, 2 * BLOCK, done)
         assert answered.wait(20)
     assert volume.read(BLOCK, 2) == (b"\0\0" if what == "absent" else b"xx")

@@ -57,7 +57,8 @@ class Part:
 LINT = Part("lint", 1)
 PARTS = (
     Part("unit", 1, ("tests",)),
-    Part("worlds", 2, ("tests/test_cache_simulation.py",)),
+    Part("worlds", 3, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py")),
+    Part("crashes", 3, ("tests/crashes/test_kills.py", "tests/crashes/test_volume_journal.py", "tests/journal")),
     Part("stores", 3, ("tests/stores", "tests/s3")),
     Part("mount", 4, ("tests/mount", "tests/cli", "tests/system")),
     Part("filesystems", 5, ("tests/filesystems", "tests/interop")),

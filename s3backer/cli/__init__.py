@@ -29,6 +29,7 @@ COMMANDS = (
     "check",
     "erase",
     "unlock",
+    "recover",
     "import-cache",
     "advise",
     "install-system",
@@ -50,6 +51,7 @@ Commands:
   check URL                read and verify every object; --repair
   erase URL                destroy it
   unlock URL               remove the mark of a mount that has died
+  recover URL              bring home what a mount that has died left in its journal
   import-cache FILE URL    bring home what a crashed mount of the original left in its cache file
   advise                   what a workload would cost, for each block size
   install-system           put mount helper, systemd unit, man pages and completions in place

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from s3backer.config import DEBUG, STORE, Option, store_options
-from s3backer.control import call
+from s3backer.control import call, socket_name
 from s3backer.errors import UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
-from s3backer.url import VolumeURL, volume_id
+from s3backer.url import VolumeURL
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Longest sum of pauses in seconds for a command that somebody waits for, so that an error comes soon.
@@ -115,7 +115,7 @@ class Target:
         redacting.register(chosen.secret_key)
         redacting.register(values.get("password"))
         self.store: ObjectStore = open_store(self.url, chosen)
-        self.id = volume_id(self.url, str(getattr(self.store, "endpoint", "")))
+        self.id = socket_name(self.store, self.url.prefix)
 
     def ask(
         self,

@@ -103,6 +103,11 @@ class BlockCipher:
         self._key = hashlib.pbkdf2_hmac("sha1", secret, salt.encode(), _ROUNDS, length)
         self._iv_key = hashlib.pbkdf2_hmac("sha1", self._key, self._key, _ROUNDS, length)
 
+    @property
+    def secret(self) -> bytes:
+        """What other keys of the volume are derived from."""
+        return self._key
+
     def encrypt(self, block: int, data: bytes) -> tuple[bytes, str]:
         """Return the body and the text of its signature for the object's metadata."""
         padding = self.kind.iv_length - len(data) % self.kind.iv_length

@@ -101,6 +101,7 @@ class FastLane:
             handle=handle,
             end=port.end(),
             pressure=port.pressure,
+            journal=port.journal,
             slow_writes=port.slow_writes,
             direct_io=direct_io,
             lazy_fsync=lazy_fsync,

@@ -3,6 +3,7 @@
     a new file       zeros and header ─ fdatasync ─ rename to NUMBER.journal ─ fsync of the directory
     one used again   rename to NAME.spare ─ fsync of the directory ─ header ─ fdatasync ─ rename ─ fsync
     the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed
+    ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is removed
 
 Guarantees
   * A file has the name NUMBER.journal only while its header is on the disk.
@@ -13,6 +14,8 @@ Guarantees
   * Everything is opened relative to the directory's descriptor and never through a symbolic link. Directories have
     mode 0700, files 0600.
   * An end that was interrupted is finished by who opens the directory next; no part of the journal is read again.
+  * A file whose making failed goes before anything else changes: empty, between others or before them, it would look
+    like one that was lost.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Self
 
 from s3backer.errors import JournalError, VolumeInUse
+from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
 
@@ -37,6 +41,8 @@ _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
 _LOCK = "lock"
+_TOKEN, _NEW_TOKEN = "token", "token.new"
+_LOOK = "Look at that directory."
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -62,6 +68,11 @@ class System:
         """Return when a file's content, or a directory's, is on the disk."""
         os.fsync(fd)
 
+    def settle(self, fd: int) -> None:
+        """Let what is read of a file be what the disk has, and raise if the disk has not what was written."""
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def rename(self, old: str, new: str, directory: int) -> None:
         """Give a file another name in its directory."""
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
@@ -71,9 +82,19 @@ class System:
         os.unlink(name, dir_fd=directory)
 
 
-def journal_path(volume: bytes) -> Path:
-    """Return where the journal of the volume with this id is, on this host."""
-    return state_directory() / "journals" / volume.hex()
+def journals_directory() -> Path:
+    """Return where the journals of all volumes are on this host, unless they are elsewhere."""
+    return state_directory() / "journals"
+
+
+def has_files(path: str | os.PathLike[str]) -> bool:
+    """Return whether a mount has left something in a journal's directory, without locking it."""
+    try:
+        return any(_NAME.fullmatch(name) or name in (_ENDED, _TOKEN) for name in os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise JournalError(f"the journal's directory {path} cannot be read: {error.strerror}", hint=_LOOK) from None
 
 
 def file_name(number: int) -> str:
@@ -90,10 +111,10 @@ class JournalDirectory:
     def __init__(self, path: str | os.PathLike[str], *, system: System | None = None) -> None:
         self.path = os.fspath(path)
         self._system = system or System()
+        #: Names under which a file may stand whose making failed.
+        self._unfinished: set[str] = set()
         try:
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.path, 0o700)
+            self._make_directories()
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
         except OSError as error:
             raise self._error("cannot be used", error) from None
@@ -107,6 +128,22 @@ class JournalDirectory:
         except BaseException:
             self.close()
             raise
+
+    def _make_directories(self) -> None:
+        """Make the directory and those above it, each with its entry on the disk."""
+        missing: list[str] = []
+        path = self.path
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path) or "."
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            parent = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._system.sync(parent)
+            finally:
+                os.close(parent)
 
     def _take_lock(self) -> None:
         self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _SAFE, 0o600, dir_fd=self._descriptor)
@@ -132,6 +169,11 @@ class JournalDirectory:
         found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
         return sorted(int(match[1]) for match in found if match)
 
+    def changed_at(self) -> float:
+        """Return when a file was written last, in seconds since 1970; 0 if there is none."""
+        times = (os.stat(file_name(n), dir_fd=self._descriptor, follow_symlinks=False).st_mtime for n in self.numbers())
+        return max(times, default=0.0)
+
     def open(self, number: int, *, writable: bool = False) -> int:
         """Return a descriptor of a file. Raises JournalError."""
         mode = os.O_RDWR if writable else os.O_RDONLY
@@ -147,10 +189,19 @@ class JournalDirectory:
             )
         return fd
 
+    def settle(self, fd: int) -> None:
+        """Let what is read of a file be what the disk has. Raises OSError if that is not what was written.
+
+        After a write-back that failed the page cache shows what the disk never got, as if it were well.
+        """
+        self._system.settle(fd)
+
     def make(self, header: Header) -> int:
         """Make a new file and return its descriptor. Raises JournalError, and then leaves nothing behind."""
         spare = f"{header.number:08d}.spare"
         try:
+            self._remove_unfinished()
+            self._unfinished = {spare, file_name(header.number)}
             fd = self._system.create(spare, self._descriptor)
             try:
                 with contextlib.suppress(OSError):
@@ -162,7 +213,7 @@ class JournalDirectory:
             except BaseException:
                 os.close(fd)
                 with contextlib.suppress(OSError):
-                    self._system.remove(spare, self._descriptor)
+                    self._remove_unfinished()
                 raise
         except OSError as error:
             raise self._error("has no room for another file", error) from None
@@ -172,6 +223,8 @@ class JournalDirectory:
         """Make a file ready for its next use, under another number. Raises JournalError; its descriptor stays open."""
         spare = f"{number:08d}.spare"
         try:
+            self._remove_unfinished()
+            self._unfinished = {spare, file_name(header.number)}
             self._system.rename(file_name(number), spare, self._descriptor)
             self._system.sync(self._descriptor)
             self._finish(fd, spare, header)
@@ -179,26 +232,40 @@ class JournalDirectory:
             raise self._error("cannot prepare a file", error) from None
 
     def _finish(self, fd: int, spare: str, header: Header) -> None:
+        reach("file-without-header")
         self._system.write(fd, header.pack(), 0)
         self._system.sync(fd)
+        reach("file-without-name")
         self._system.rename(spare, file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
+        reach("file-ready")
+        self._unfinished.clear()
+
+    def _remove_unfinished(self) -> None:
+        for name in tuple(self._unfinished):
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(name, self._descriptor)
+            self._unfinished.remove(name)
 
     def remove(self, number: int) -> None:
         """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
         try:
-            for name in (file_name(number), f"{number:08d}.spare"):
-                with contextlib.suppress(FileNotFoundError):
-                    self._system.remove(name, self._descriptor)
+            self._unfinished.add(file_name(number))
+            self._remove_unfinished()
             self._system.sync(self._descriptor)
         except OSError as error:
             raise self._error("cannot be changed", error) from None
 
     def remove_all(self) -> None:
-        """Remove every file, after an end with which everything is in the bucket. Raises JournalError."""
+        """Remove every file, after an end with which everything is in the bucket. Raises JournalError.
+
+        It may be called again after it failed.
+        """
         try:
-            os.close(self._system.create(_ENDED, self._descriptor))
+            with contextlib.suppress(FileExistsError):
+                os.close(self._system.create(_ENDED, self._descriptor))
             self._system.sync(self._descriptor)
+            reach("end-marked")
             self._remove_all(os.listdir(self._descriptor))
         except OSError as error:
             raise self._error("cannot be emptied", error) from None
@@ -206,9 +273,50 @@ class JournalDirectory:
     def _remove_all(self, names: list[str]) -> None:
         for name in names:
             if _NAME.fullmatch(name):
-                self._system.remove(name, self._descriptor)
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.remove(name, self._descriptor)
+                reach("end-half-done")
         self._system.sync(self._descriptor)
         self._system.remove(_ENDED, self._descriptor)
+
+    @property
+    def token(self) -> int | None:
+        """The value of the token that the last mount noted, None if it removed it."""
+        try:
+            fd = os.open(_TOKEN, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error("cannot be read", error) from None
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(9)
+        return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
+
+    def note_token(self, value: int) -> None:
+        """Note the value of the token that is about to be put. Raises JournalError."""
+        try:
+            if self.token == value:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(_NEW_TOKEN, self._descriptor)
+            fd = self._system.create(_NEW_TOKEN, self._descriptor)
+            try:
+                self._system.write(fd, b"%08x" % value, 0)
+                self._system.sync(fd)
+            finally:
+                os.close(fd)
+            self._system.rename(_NEW_TOKEN, _TOKEN, self._descriptor)
+            self._system.sync(self._descriptor)
+        except OSError as error:
+            raise self._error("has no room for a note", error) from None
+
+    def forget_token(self) -> None:
+        """Note that the token was removed, or is none of ours. Raises JournalError."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._system.remove(_TOKEN, self._descriptor)
+        except OSError as error:
+            raise self._error("cannot be changed", error) from None
 
     def close(self) -> None:
         """Unlock and close the directory."""
@@ -225,5 +333,5 @@ class JournalDirectory:
 
     def _error(self, what: str, error: OSError) -> JournalError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "Free some space there, or put it elsewhere with XDG_STATE_HOME." if full else "Look at that directory."
+        hint = "Free some space there, or put it elsewhere with --journal-directory." if full else _LOOK
         return JournalError(f"the journal's directory {self.path} {what}: {error.strerror}", hint=hint)

@@ -25,12 +25,14 @@
     4092 u32  CRC-32C of all before it
 
     kind        offset    length     payload
-    1 START     0         0          –            the first record of each file in use; sequence: the last write's
+    1 START     oldest    0          –            the first record of each file in use; sequence: the last write's
     2 DATA      bytes     bytes      the bytes    within one block; encrypted: and 16 bytes of tag
     3 ZEROS     bytes     bytes      –            any number of blocks
     4 INTENT    block's   payload    two texts    a PUT or DELETE begins: its condition, its checksum
     5 DONE      block's   payload    a text       the bucket holds the block up to ``sequence``: the ETag, empty: absent
-    6 MARK      0         0          –            says what is durable; sequence: the last write's
+    6 MARK      oldest    0          –            says what is durable; sequence: the last write's
+
+    oldest      number of the oldest file that is needed, 0: not said
 
     text        u16 length, bytes (UTF-8)
 
@@ -46,22 +48,21 @@ Why it can be read back
     differently end differently. And its records have higher numbers than all before them.
   * After a cut the next session begins a new file with the number at which the former was cut. Where a file does not go
     on and another begins with the expected number, that one follows.
+  * A file is given up only when a record on the disk names a younger one as the oldest that is needed. So one that the
+    last such record names, or the first record of the oldest one, must be there. Nothing tells that the youngest
+    files, from some file on, are missing: their records may never have been written.
   * A sector is taken to be written as a whole or not at all: a page that holds the end of the journal is written again
     with the same beginning.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from s3backer._checksum import crc32c
 from s3backer.stores.base import Buffer
-from s3backer.url import VolumeURL
 
 MAGIC = b"s3b-jrnl"
 VERSION = 1
@@ -196,24 +197,3 @@ def unpack_texts(payload: Buffer, count: int) -> list[bytes]:
     if at != len(raw):
         raise ValueError("a note has not the length it says")
     return texts
-
-
-def journal_id(url: VolumeURL, endpoint: str = "") -> bytes:
-    """Return the 32 bytes that stand for a volume, however its URL and its endpoint (s3 only) were written."""
-    if url.scheme == "file":
-        where = ("file", os.path.realpath(url.path), "")
-    else:
-        where = (normal_endpoint(endpoint), url.bucket, url.prefix)
-    return hashlib.sha256("\0".join(where).encode("utf-8", "surrogateescape")).digest()
-
-
-def normal_endpoint(endpoint: str) -> str:
-    """Return one form for all spellings of an endpoint: lower case, no default port, no slash at the end."""
-    parts = urlsplit(endpoint)
-    host = (parts.hostname or "").removesuffix(".")
-    if ":" in host:
-        host = f"[{host}]"
-    port = parts.port
-    if port is not None and port != {"http": 80, "https": 443}.get(parts.scheme):
-        host = f"{host}:{port}"
-    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"

@@ -49,8 +49,8 @@ def decide(token: int | None, journal: Recovered) -> Ours | NeedsETags | Refuse:
         f"the journal in {journal.directory.path} belongs to the mount with token {journal.header.token:08x}, and the "
         f"bucket of {journal.header.url} has {there}: somebody else may have written to it since, and of {missing} of "
         f"{len(known)} blocks the journal does not know what was there",
-        "Write the journal's blocks to a file with 'recover --to FILE' and compare, or replay it with --force, or "
-        "give it up with --discard. It is kept until then.",
+        "Write the journal's blocks to a file with 's3backer recover --to FILE' and compare, or replay it with "
+        "--force, or give it up with --discard. It is kept until then.",
     )
 
 

@@ -6,6 +6,7 @@ Guarantees
   * A record that the journal says was durable, and that is not right any more, is JournalDamaged; nothing is returned,
     and no file is changed. The same goes for a header. (Of the records after the last sync the journal cannot say so
     until a later record, or a MARK, is on the disk.)
+  * What is read is what the disk has, not what the page cache kept of a write-back that failed.
   * No number is believed before its CRC was right, and none is used before it was held against the file's length.
   * Memory: one window a file, a few numbers for each block that is not in the bucket, and for each block with a note.
 """
@@ -99,6 +100,8 @@ class Recovered:
     data_bytes: int = 0
     last_number: int = 0
     last_sequence: int = 0
+    #: Number of the oldest file that was needed when it ended, 0 if that was not said.
+    oldest: int = 0
 
     @property
     def header(self) -> Header:
@@ -114,6 +117,32 @@ class Recovered:
                 yield [record for record in found if record[0] < file.end]
         finally:
             os.close(fd)
+
+    def entries(self) -> int:
+        """Return how many entries a map needs that takes all of it, which it forgets again as _journal_map.pxi says.
+
+        They may be more than the map had in which the journal was written: where there was no room for the note that a
+        block was stored, that was forgotten.
+        """
+        #: By block: its entries, those of them before the newest that holds the whole block, the newest sequence.
+        held: dict[int, tuple[int, int, int]] = {}
+        count = most = 0
+        for file in self.files:
+            size = file.header.block_size
+            for facts in self.facts(file):
+                for _, kind, _, sequence, _, offset, length in facts:
+                    block, end = offset // size, offset + length
+                    if kind in (DATA, ZEROS):
+                        blocks = range(block, (end - 1) // size + 1)
+                        most = max(most, count + len(blocks))
+                        for block in blocks:
+                            entries, useless, _ = held.get(block, (0, 0, 0))
+                            whole = offset <= block * size and end >= (block + 1) * size
+                            held[block] = entries - useless + 1, entries - useless if whole else 0, sequence
+                            count += 1 - useless
+                    elif kind == DONE and block in held and held[block][2] <= sequence:
+                        count -= held.pop(block)[0]
+        return most
 
     def writes(self, key: bytes | None = None) -> Iterator[tuple[Record, bytes | None]]:
         """Yield every write in order: its record, and its data or None for zeros.
@@ -145,6 +174,7 @@ def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
         for number in directory.numbers():
             fd = directory.open(number)
             files.append((number, fd, _Placeholder))
+            directory.settle(fd)
             files[-1] = (number, fd, _read_header(directory, fd, number, volume))
         _scan_files(recovered, files)
     except OSError as error:
@@ -206,6 +236,12 @@ def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> N
         _session_of(recovered, header)
     if files:
         _check_end(recovered, files, end, expected)
+    if recovered.files and recovered.files[0].number > recovered.oldest > 0:
+        raise JournalDamaged(
+            f"the journal in {recovered.directory.path} begins with {file_name(recovered.files[0].number)}, but "
+            f"{file_name(recovered.oldest)} is still needed and is missing",
+            hint=_KEEP,
+        )
 
 
 def _first_number(fd: int, header: Header) -> int | None:
@@ -249,6 +285,7 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
     _, kind, _, sequence, _, offset, length = facts
     first = offset // header.block_size
     if kind in (START, MARK):
+        recovered.oldest = offset
         recovered.last_sequence = max(recovered.last_sequence, sequence)
     elif kind == ZEROS:
         recovered.data_bytes += length

@@ -1,6 +1,6 @@
 """A volume's journal, open: the hot part, its files, and what makes the next ones ready.
 
-    with JournalDirectory(journal_path(journal_id(url, endpoint))) as directory:
+    with JournalDirectory(journals_directory() / volume_id(store.place, prefix).hex()) as directory:
         found = scan(directory, volume)                  what an unclean end has left; decide() whether to replay it
         journal = WriteJournal(directory, slab, mount, budget=…, capacity=…, recovered=found)
         journal.core.write(…)                            in place of slab.write, from any thread, also the fast lane's
@@ -20,24 +20,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from s3backer._fast import Slab
-from s3backer._journal import Journal
-from s3backer.errors import JournalDamaged, JournalError
+from s3backer._journal import Journal, least_file_bytes
+from s3backer.errors import JournalDamaged, JournalError, UsageError
 from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
-from s3backer.journal.format import ENCRYPTED, Header, pack_texts
+from s3backer.journal.format import ENCRYPTED, PAGE, Header, pack_texts
 from s3backer.journal.replay import Recovered
+from s3backer.units import exact_size
 
 #: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
 _SPARES = 2
+#: Seconds until the disk is asked again, once it had no room.
+_RETRY = 5.0
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
+#: Files that there are at least, where their size is not given.
+_LEAST_FILES = 4
+#: Files that the hot part can number, with some to spare, and the largest that it can write, a page less than 4 GiB.
+_MOST_FILES, _LARGEST_FILE = 32_000, (1 << 32) - PAGE
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Whose journal it is. ``volume``: see ``journal_id``; ``session``: 16 random bytes; ``token``: the mount token."""
+    """Whose journal it is. ``volume``: see ``url.volume_id``; ``session``: 16 random bytes; ``token``: the bucket's."""
 
     volume: bytes
     session: bytes
@@ -45,17 +52,30 @@ class Mount:
     url: str
 
 
-def file_bytes_for(block_size: int) -> int:
-    """Return the size of the files for blocks of this size, in bytes."""
-    return max(FILE_BYTES, _LEAST_BLOCKS * block_size)
+def file_bytes_for(block_size: int, budget: int) -> int:
+    """Return the size of the files for blocks of this size, in bytes. UsageError where the budget is too small."""
+    least = max(_LEAST_BLOCKS * block_size, least_file_bytes(block_size))
+    if budget < _LEAST_FILES * least:
+        raise UsageError(
+            f"a journal of {exact_size(budget)} is too small for blocks of {exact_size(block_size)}",
+            hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more.",
+        )
+    found = max(least, min(FILE_BYTES, budget // _LEAST_FILES), budget // _MOST_FILES) // PAGE * PAGE
+    if found > _LARGEST_FILE:
+        raise UsageError(
+            f"no journal goes with blocks of {exact_size(block_size)} and a size of {exact_size(budget)}",
+            hint=f"Blocks may have {exact_size(_LARGEST_FILE // _LEAST_BLOCKS)}, a journal a hundred TiB.",
+        )
+    return found
 
 
 class WriteJournal:
     """The journal of one mount.
 
     ``budget``: bytes on the disk, two files at least; ``capacity``: entries of the map, see ``map_bytes``. With
-    ``recovered`` it goes on from there: the blocks in it are pending, and its files stay until they are stored. With a
-    ``key`` (any bytes; what the volume is encrypted with) data is encrypted. It is the same as in what was recovered.
+    ``recovered`` it goes on from there: the blocks in it are pending, its files stay until they are stored, and the map
+    has room for all of it. With a ``key`` (any bytes; what the volume is encrypted with) data is encrypted. It is the
+    same as in what was recovered.
     When it is made, a file is ready and all that was recovered is on the disk. Raises JournalError.
     """
 
@@ -71,35 +91,48 @@ class WriteJournal:
         key: bytes | None = None,
         recovered: Recovered | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._directory, self._mount = directory, mount
         self._block_size = slab.block_size
-        self._file_bytes = file_bytes or file_bytes_for(slab.block_size)
-        self._clock, self._random_bytes = clock, random_bytes
+        #: Size of each file in bytes.
+        self.file_bytes = file_bytes or file_bytes_for(slab.block_size, budget)
+        self._clock, self._monotonic, self._random_bytes = clock, monotonic, random_bytes
         self._key = key
         self._open: dict[int, int] = {}
         #: The file that is being given up, and whether its next use has failed.
         self._freed: int | None = None
         self._failed = False
+        #: When the disk may have room again, and whether it was said that it has none.
+        self._retry_at: float | None = None
+        self._complained = False
         self._next = 1
-        kept = len(recovered.files) if recovered else 0
+        kept, needed = (len(recovered.files), recovered.entries()) if recovered else (0, 0)
         #: The hot part: see ``s3backer._journal``.
-        self.core = Journal(slab, self._file_bytes, max(2 + kept, budget // self._file_bytes), capacity)
+        self.core = Journal(slab, self.file_bytes, max(2 + kept, budget // self.file_bytes), max(capacity, needed))
         try:
             if key is not None:
                 self.core.encrypt_with(crypto())
             if recovered is not None:
                 self._adopt(recovered)
             try:
-                self.prepare()
+                # That a file is not needed is written in another one.
+                self._make_spares()
+                self._give_up_files()
             except JournalError as error:
-                if not self.core.spares:
+                if self.core.spares < _SPARES:
+                    # The file that is written is never given up, so that one alone would be full for ever.
                     raise
                 log.warning("%s", error)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self._directory.path
 
     def _adopt(self, recovered: Recovered) -> None:
         for file in recovered.files:
@@ -118,17 +151,13 @@ class WriteJournal:
             key_of(file.header, self._key)
         for number in reversed(recovered.unused):
             self._directory.remove(number)
+        right = True
         for file in recovered.files:
             key = key_of(file.header, self._key)
             fd = self._open[file.number] = self._directory.open(file.number, writable=True)
             self.core.adopt_file(fd, file.number, file.header.seed, file.first, key)
-            for facts in recovered.facts(file):
-                if not self.core.adopt_records(facts):
-                    raise JournalError(
-                        f"the journal in {self._directory.path} has more writes than there is memory for",
-                        hint="Mount it with a larger --memory.",
-                    )
-        if self.core.number != recovered.last_number:
+            right = right and all(self.core.adopt_records(facts) for facts in recovered.facts(file))
+        if not right or self.core.number != recovered.last_number:
             raise JournalDamaged(
                 f"the journal in {self._directory.path} does not hold what it held a moment ago",
                 hint="Look at that disk (dmesg, SMART). Keep the directory.",
@@ -140,20 +169,48 @@ class WriteJournal:
             self.core.sync()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until there is something to prepare; False if there was nothing in that time, or never will be."""
+        """Wait until there is something to prepare; False if there was nothing in that time, or never will be.
+
+        Also True when the disk, after it had no room, is to be tried again.
+        """
+        if self._retry_at is None and self.core.no_room:
+            self._retry_at = self._monotonic() + _RETRY
+            self._complain(
+                f"the disk under the journal in {self.path} has no room: writers wait. Free some space there."
+            )
+        if self._retry_at is not None and self._monotonic() >= self._retry_at:
+            self._retry_at = None
+            self.core.lift_limits()
+            return self.core.failure is None
         return self.core.wait_for_work(seconds, _SPARES) and self.core.failure is None
 
     def prepare(self) -> None:
         """Make files ready for use, of those that were freed or new ones, and give up what is not needed.
 
-        Takes up to a second or so for each. Raises JournalError where there is no room; the journal then goes on in
-        what it has.
+        Takes up to a second or so for each. Where there is no room for a new one the journal goes on in what it has.
+        Raises JournalError where a file cannot be given up, and once the journal has failed.
         """
+        self._give_up_files()
+        try:
+            self._make_spares()
+        except JournalError as error:
+            self._complain(f"{error.message}; it goes on in what it has. {error.hint}")
+
+    def _complain(self, text: str) -> None:
+        if not self._complained:
+            log.warning("%s", text)
+        self._complained = True
+
+    def _give_up_files(self) -> None:
+        failure = self.core.failure
+        if failure is not None:
+            # What is in the files is all that there is until everything is in the bucket.
+            raise failure
         while self._freed is not None or self._take_freed():
             assert self._freed is not None
             # None may stay behind while a newer one goes: what is left has to be the end of the journal.
-            fits = os.fstat(self._open[self._freed]).st_size == self._file_bytes
-            if fits and self._wants_spare() and not self._failed:
+            fits = os.fstat(self._open[self._freed]).st_size == self.file_bytes
+            if fits and self.core.wants_spare(_SPARES) and not self._failed:
                 self._failed = True
                 header = self._header()
                 self._directory.use_again(self._freed, self._open[self._freed], header)
@@ -162,9 +219,19 @@ class WriteJournal:
                 self._directory.remove(self._freed)
                 os.close(self._open.pop(self._freed))
             self._freed, self._failed = None, False
-        while self._wants_spare():
+
+    def _make_spares(self) -> None:
+        while self.core.wants_spare(_SPARES):
             header = self._header()
-            self._take(header, self._directory.make(header))
+            try:
+                fd = self._directory.make(header)
+            except JournalError:
+                # Else writers would wait for a file, instead of for blocks to be stored and a file to be freed.
+                self.core.limit_files()
+                self._retry_at = self._monotonic() + _RETRY
+                raise
+            self._take(header, fd)
+            self._complained = False
 
     def _take_freed(self) -> bool:
         freed = self.core.take_freed()
@@ -172,16 +239,13 @@ class WriteJournal:
             self._freed = freed[0]
         return freed is not None
 
-    def _wants_spare(self) -> bool:
-        return self.core.spares < _SPARES and self.core.files + self.core.spares < self.core.most_files
-
     def _header(self) -> Header:
         mount, salt = self._mount, self._random_bytes(16)
         check = FileKey.derive(self._key, salt).check if self._key is not None else bytes(16)
         header = Header(
             block_size=self._block_size,
             number=self._next,
-            size=self._file_bytes,
+            size=self.file_bytes,
             salt=salt,
             session=mount.session,
             volume=mount.volume,
@@ -209,10 +273,15 @@ class WriteJournal:
     def done(self, block: int, sequence: int, etag: str) -> bool:
         """Note what a block's object is now ("" where there is none), and forget what it holds; False without room.
 
-        ``sequence`` is what ``slab.sequence`` was just before the body was copied (``begin_store``): every write up to
-        there is in the body. It is not the sequence that begin_store returns.
+        ``sequence`` is that as of which the body was copied, the second one that ``begin_store`` returns.
         """
-        return self.core.done(block, sequence, pack_texts(etag.encode()))
+        try:
+            note = pack_texts(etag.encode("utf-8", "surrogateescape"))
+        except ValueError:
+            # No store has ETags of so many bytes.
+            self.core.stored(block, sequence)
+            return False
+        return self.core.done(block, sequence, note)
 
     def end(self) -> None:
         """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError."""

@@ -28,8 +28,11 @@ class Layout(Protocol):
         Raises StoreError, or CorruptObject where the object cannot be what was written.
         """
 
-    def write(self, block: int, body: bytes | None) -> None:
-        """Make the block's stored content ``body``. When it returns, it is in the bucket."""
+    def write(self, block: int, body: bytes | None) -> str:
+        """Make the block's stored content ``body``. When it returns, it is in the bucket.
+
+        Returns the ETag of the object, "" where there is none any more.
+        """
 
     def known_absent(self, block: int) -> bool:
         """True only if it is certain that no object holds this block, so that it reads as zeros."""

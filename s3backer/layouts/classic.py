@@ -255,8 +255,8 @@ class ClassicLayout:
         except BadBlock as error:
             raise CorruptObject(f"object {info.key!r} in {self._store.name}: {error}", hint=error.hint) from None
 
-    def write(self, block: int, body: bytes | None) -> None:
-        """Store one block, or remove its object where the body is None (block 0 is stored as zeros)."""
+    def write(self, block: int, body: bytes | None) -> str:
+        """Store one block and return its ETag, or remove its object where the body is None (block 0: zeros)."""
         key = self.key(block)
         present = body is not None or block == 0
         with self._lock:
@@ -277,6 +277,7 @@ class ClassicLayout:
             else:
                 self._store.delete(key)
             outcome = present
+            return stored.etag if stored else ""
         finally:
             with self._lock:
                 self._presence.set(block, outcome)

@@ -4,6 +4,7 @@ r"""The mount token: the object by which a writer says that the volume is in use
     body       HOSTNAME "\n" YYYYMMDDTHHMMSSZ "\n" TOKEN "\n" [NOTE "\n"]      (UTC)
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
+               s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
 
 Whoever finds no token may write, and knows nothing of requests whose answers were lost. So before it is removed these
 have to have expired: ``settle``.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import quote, unquote
 
 from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
 from s3backer.layouts.copy_note import CopyNote
@@ -32,6 +34,7 @@ from s3backer.stores.base import ObjectStore
 
 TOKEN_NAME = "s3backer-mounted"
 TOKEN_METADATA = "s3backer-mount-token"
+JOURNAL_METADATA = "s3backer-journal"
 SHARED_TOKEN = 0x7FFFFFFF
 #: Bytes of which no token has so many.
 _LARGEST = 1 << 20
@@ -43,13 +46,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MountToken:
-    """What the token object says. ``etag`` is that of the object read. ``copy``: it locks an unfinished copy."""
+    """What the token object says. ``etag`` is that of the object read. ``copy``: it locks an unfinished copy.
+
+    ``journal``: the directory of the mount's journal on its host, "" if it has none.
+    """
 
     value: int
     host: str
     time: str
     etag: str
     copy: CopyNote | None = None
+    journal: str = ""
 
     def describe(self) -> str:
         """Return who mounted and when, for messages."""
@@ -69,7 +76,8 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
         value = 0
     host, time, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
     note = CopyNote.parse(b"".join(found.body.split(b"\n", 4)[3:4]))
-    return MountToken(value or 1, _printable(host), _printable(time), found.info.etag, note)
+    journal = _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, "")))
+    return MountToken(value or 1, _printable(host), _printable(time), found.info.etag, note, journal)
 
 
 def write_token(
@@ -80,12 +88,16 @@ def write_token(
     replace: MountToken | None,
     random_source: random.Random,
     copy: CopyNote | None = None,
+    journal: str = "",
+    on_value: Callable[[int], None] = lambda value: None,
 ) -> MountToken:
     """Put a new token in place of ``replace`` (or of none) and return it; with ``copy`` it locks an unfinished copy.
 
-    Raises VolumeInUse if somebody else put one in between.
+    ``journal``: where the mount keeps its own. ``on_value`` is told its value before it is put. Raises VolumeInUse if
+    somebody else put one in between.
     """
     value = random_source.randrange(1, SHARED_TOKEN)
+    on_value(value)
     host = socket.gethostname()
     time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     try:
@@ -93,7 +105,7 @@ def write_token(
             prefix + TOKEN_NAME,
             (f"{host}\n{time}\n{value:08x}\n" + (f"{copy.text()}\n" if copy else "")).encode(),
             content_type="text/plain",
-            metadata={TOKEN_METADATA: f"{value:08x}"},
+            metadata=_metadata(value, journal),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
@@ -107,11 +119,23 @@ def write_token(
             with contextlib.suppress(StoreError):
                 remove_token(store, prefix, MountToken(value, host, time, ""))
         raise
-    return MountToken(value, host, time, etag, copy)
+    return MountToken(value, host, time, etag, copy, journal)
+
+
+def _metadata(value: int, journal: str) -> dict[str, str]:
+    where = {JOURNAL_METADATA: quote(journal, safe="/")} if journal else {}
+    return {TOKEN_METADATA: f"{value:08x}", **where}
 
 
 def claim_token(
-    store: ObjectStore, prefix: str, url: str, *, value: int, replace: MountToken | None, random_source: random.Random
+    store: ObjectStore,
+    prefix: str,
+    url: str,
+    *,
+    value: int,
+    replace: MountToken | None,
+    random_source: random.Random,
+    journal: str = "",
 ) -> MountToken:
     """Put a token of a given value in place of ``replace`` (or of none): carry on with the mount that had it.
 
@@ -127,13 +151,13 @@ def claim_token(
             prefix + TOKEN_NAME,
             body.encode(),
             content_type="text/plain",
-            metadata={TOKEN_METADATA: f"{value:08x}"},
+            metadata=_metadata(value, journal),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
     except PreconditionFailed:
         raise in_use(url, read_token(store, prefix)) from None
-    return MountToken(value, host, time, etag)
+    return MountToken(value, host, time, etag, None, journal)
 
 
 def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:
@@ -178,6 +202,12 @@ def in_use(url: str, token: MountToken | None) -> VolumeInUse:
         return VolumeInUse(
             f"{url} is mounted in the original's shared disk mode ({token.describe()})",
             hint="Unmount it everywhere, then run 's3backer unlock' on it.",
+        )
+    if token.journal:
+        return VolumeInUse(
+            f"{url} is mounted {token.describe()}, with a journal in {token.journal} there",
+            hint="Unmount it there first. If that mount has died, mount it there again, or run 's3backer recover' "
+            "there: what it flushed may be in that journal only.",
         )
     return VolumeInUse(
         f"{url} is mounted {token.describe()}",

@@ -133,9 +133,7 @@ class Limiter:
         turn.granted.acquire()
         return None if self._closed else turn
 
-    def end(
-        self, turn: Turn, *, seconds: float | None, slow_down: bool = False, timed_out: bool = False
-    ) -> None:
+    def end(self, turn: Turn, *, seconds: float | None, slow_down: bool = False, timed_out: bool = False) -> None:
         """Give a place back. ``seconds``: how long the answer took, None if none came or it says nothing."""
         kind = self._writes if turn.write else self._reads
         with self._lock:

@@ -30,7 +30,7 @@ class Unsettled:
 
     def __init__(self, clock: Callable[[], float], lasting: float) -> None:
         self._clock = clock
-        self._lasting = lasting
+        self.lasting = lasting
         self._lock = threading.Lock()
         self._until: dict[str, dict[str, float]] = {}
         self._look_at = _LOOK_AT
@@ -43,7 +43,7 @@ class Unsettled:
                 # Not again for each one more: that would take as long as all of them, each time.
                 self._look_at = max(_LOOK_AT, 2 * len(self._until))
             attempts = self._until.setdefault(key, {})
-            attempts[accepts] = max(attempts.get(accepts, 0.0), sent_at + self._lasting)
+            attempts[accepts] = max(attempts.get(accepts, 0.0), sent_at + self.lasting)
 
     def wait_before(self, key: str, becomes: Callable[[], str | None]) -> float:
         """Return how many seconds to wait before the object may become what ``becomes`` returns.

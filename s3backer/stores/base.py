@@ -87,6 +87,13 @@ class ObjectStore(Protocol):
     #: Counts of requests and bytes by kind.
     counters: RequestCounters
 
+    #: Seconds after the end of a process for which its writes may still take effect.
+    lasting: float
+
+    @property
+    def place(self) -> str:
+        """What tells this bucket from all others: service and bucket, or the directory, whatever it was called."""
+
     def get(self, key: str, *, at_most: int | None = None) -> StoredObject:
         """Return the object; ``ObjectNotFound`` if absent, ``CorruptObject`` if it has more than ``at_most`` bytes.
 

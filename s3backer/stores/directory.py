@@ -129,10 +129,11 @@ class DirectoryStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.name = f"file://{self.path}"
+        self.place = f"file {os.path.realpath(self.path)}"
         # Not part of any key: a directory may be moved.
         self.bucket = ""
         self.delayed = False
-        self.endpoint = "file"
+        self.lasting = 0.0
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None

@@ -24,10 +24,10 @@ class MemoryStore:
     """A bucket that lives as long as this object."""
 
     def __init__(self, name: str = "memory:") -> None:
-        self.name = name
+        self.name = self.place = name
         self.bucket = name
         self.delayed = False
-        self.endpoint = "memory"
+        self.lasting = 0.0
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._objects: dict[str, StoredObject] = {}

@@ -47,6 +47,7 @@ from s3backer.stores.bodies import Pieces, pieces, same, size_of
 from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata
 from s3backer.stores.options import StoreOptions
 from s3backer.telemetry.requests import RequestCounters
+from s3backer.url import normal_endpoint
 
 #: Statuses of a HEAD that are looked into further: its answer has no body that tells a reason.
 _SILENT = (400, 401, 403, 404)
@@ -88,6 +89,7 @@ class S3Store:
         self._engine = Engine(
             bucket, options, self.counters, clock=clock, sleep=sleep, random_source=random_source, expiry=expiry
         )
+        self.lasting = self._engine.unsettled.lasting
         asked = {
             "x-amz-acl": options.acl,
             "x-amz-storage-class": options.storage_class,
@@ -107,6 +109,11 @@ class S3Store:
         self._lock = threading.Lock()
         #: Whether the server has shown that the bucket exists.
         self._bucket_seen = False
+
+    @property
+    def place(self) -> str:
+        """What tells the bucket from all others."""
+        return f"{normal_endpoint(self.endpoint)} {self.bucket}"
 
     @property
     def endpoint(self) -> str:

@@ -20,6 +20,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -43,6 +44,7 @@ class Service:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._said_at = -interval
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -52,6 +54,13 @@ class Service:
     def ready(self, status: str) -> None:
         """Say that the mount answers."""
         self._send("READY=1", f"STATUS={status}")
+
+    def starting(self, status: str) -> None:
+        """Say that it takes longer to begin; at most once a second."""
+        now = time.monotonic()
+        if now >= self._said_at + self._interval:
+            self._said_at = now
+            self._send(_extension(), f"STATUS={status}")
 
     def stopping(self, left: Callable[[], int], waits: Callable[[], float] = lambda: 0.0) -> None:
         """Say that it ends, and from now on how many blocks are ``left``; only the first call counts.

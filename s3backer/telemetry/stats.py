@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from s3backer._fast import Slab
-from s3backer.cache import CacheCounts
+from s3backer.cache_calls import CacheCounts
 from s3backer.disk_cache import CopyCounts
 from s3backer.telemetry.bill import bill
 from s3backer.telemetry.prices import CURRENT, Prices

@@ -48,7 +48,8 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
         "--no-sign-request --ca-bundle /ca --no-verify-tls --virtual-host --timeout 7 "
         f"--compress ZSTD --compress-level -5 --encrypt aes256 --password-file {tmp_path}/password --key-length 40 "
         "--default-content-encoding deflate --upload-limit 1MiB --download-limit 2MiB --retry-time 99 --prices 2010 "
-        "--budget 5/month --fsync lazy --direct-io --no-fast-lane --disk-cache 20GiB --disk-cache-directory /ssd"
+        "--budget 5/month --fsync lazy --direct-io --no-fast-lane --disk-cache 20GiB --disk-cache-directory /ssd "
+        "--journal 1GiB --journal-directory /journals"
     )
     answer = run(*words.split())
     assert (answer.code, answer.err) == (0, "")
@@ -83,6 +84,8 @@ def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) ->
                 monthly_budget=5,
                 disk_cache=20 << 30,
                 disk_cache_directory="/ssd",
+                journal=1 << 30,
+                journal_directory="/journals",
                 encoding=EncodingOptions(
                     compress="zstd",
                     compress_level=-5,

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from s3backer.control import ControlServer, Progress
+from s3backer.control import ControlServer, Progress, socket_name
 from s3backer.errors import MountError, UsageError
 from s3backer.layouts.token import TOKEN_NAME, write_token
 from s3backer.stores.directory import DirectoryStore
-from s3backer.url import VolumeURL, volume_id
+from s3backer.url import VolumeURL
 from tests.support.commands import Run, tree
 
 
@@ -38,7 +38,7 @@ class Daemon:
         self.ended_at = 0.0
         self.settles_in = 0.0
         names: dict[str, Any] = {"info": self.info, "resize": self.resize, "unmount": self.unmount}
-        self.server = ControlServer(sockets / f"{volume_id(self.url, 'file')}.sock", names)
+        self.server = ControlServer(sockets / f"{socket_name(DirectoryStore(volume), '')}.sock", names)
 
     def info(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
         count = {"requests": 3, "failures": 1, "bytes_sent": 10, "bytes_received": 20}

@@ -28,7 +28,7 @@ BLOCK = 4096
 GIB = 1 << 30
 #: Bytes beside what is counted: the header, and what the filesystem may need to find the pieces of the file.
 OVERHEAD = START + 8192
-PLACE = ("endpoint", "s3://bucket", "prefix/")
+PLACE = bytes(range(32))
 
 
 class Disk(CopyFile):

@@ -144,7 +144,7 @@ class Storm:
             if not whole:
                 self.slab.fill(block, body(block, version))
             try:
-                _, stored = self.slab.begin_store(block)
+                _, _, stored = self.slab.begin_store(block)
             except ValueError:
                 continue  # Another thread stores it.
             if stored is not None:

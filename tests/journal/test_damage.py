@@ -147,6 +147,37 @@ def test_a_missing_file_in_the_middle(tmp_path: Path, sound: Path) -> None:
         scan_path(path)
 
 
+def test_a_missing_file_at_the_beginning(tmp_path: Path, sound: Path) -> None:
+    path = tmp_path / "journal"
+    shutil.copytree(sound, path)
+    for number in sorted(files_of(path))[:-2]:
+        (path / f"{number:08d}.journal").unlink()
+        with pytest.raises(Damaged):
+            plain_scan(files_of(path))
+        with pytest.raises(JournalDamaged, match=r"00000001\.journal is still needed and is missing"):
+            scan_path(path)
+
+
+def test_a_missing_file_of_which_nothing_is_needed(tmp_path: Path) -> None:
+    """That it was being given up is on the disk before it goes."""
+    path = tmp_path / "journal"
+    with SmallJournal(path, files=8) as small:
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+            small.journal.prepare()
+        small.write(0, b"y" * BLOCK)
+        small.core.stored(0, small.slab.sequence - 1)
+        freed = small.core.take_freed()
+        assert freed is not None and freed[0] == 1
+    for number in (1, 2):
+        assert [data for _, data in scan_path(path)[1]][-1] == b"y" * BLOCK
+        (path / f"{number:08d}.journal").unlink()
+    assert [data for _, data in scan_path(path)[1]][-1] == b"y" * BLOCK
+    (path / "00000003.journal").unlink()
+    with pytest.raises(JournalDamaged):
+        scan_path(path)
+
+
 def test_the_beginning_of_a_journal_whose_first_files_are_gone(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with SmallJournal(path) as small:

@@ -1,4 +1,4 @@
-"""A full disk, a disk that fails, calls that do only a part, and a process that is killed."""
+"""A disk that fails, calls that do only a part, who waits meanwhile, and a process that is killed."""
 
 from __future__ import annotations
 
@@ -9,52 +9,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from s3backer import _fast
-from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
+from s3backer._journal import JOURNAL_FAILED
 from s3backer.errors import JournalError
 from s3backer.journal.files import System
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, scan_path
-from tests.support.power_loss import Calls
-
-
-class Disk:
-    """Does what it is told to: everything, a part, or nothing with an error."""
-
-    def __init__(self, small: SmallJournal) -> None:
-        self.write_error = self.sync_error = 0
-        self.most = 1 << 30
-        self.interrupted = 0
-        self.writes = self.syncs = 0
-        self.syncing, self.go_on = threading.Event(), threading.Event()
-        self.go_on.set()
-        self.calls = Calls(self.write, self.sync)
-        self.calls.interpose(small.core)
-
-    def write(self, fd: int, data: bytes, position: int) -> int:
-        self.writes += 1
-        if self.interrupted:
-            self.interrupted -= 1
-            raise OSError(errno.EINTR, "")
-        if self.write_error:
-            raise OSError(self.write_error, "")
-        return os.pwrite(fd, data[: self.most], position)
-
-    def sync(self, fd: int) -> None:
-        self.syncs += 1
-        self.syncing.set()
-        self.go_on.wait(60)
-        if self.sync_error:
-            raise OSError(self.sync_error, "")
+from tests.support.power_loss import Calls, FaultyDisk
 
 
 def test_short_and_interrupted_writes(tmp_path: Path) -> None:
     source = random.Random(1)
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         expected = []
         for most in (1, 63, 64, 65, 500, 4096, 5000):
             disk.most, disk.interrupted = most, 2
@@ -65,15 +36,24 @@ def test_short_and_interrupted_writes(tmp_path: Path) -> None:
     assert [data for _, data in writes] == expected
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int) -> None:
-    with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+@pytest.mark.parametrize(
+    ("error", "after", "length", "key"),
+    [
+        (errno.EIO, 0, 512, None),
+        (errno.EIO, 100, 512, None),
+        # If the disk has no room, then only after a part of many or encrypted records was written.
+        (errno.ENOSPC, 100, 2048, None),
+        (errno.ENOSPC, 100, 512, b"a key"),
+    ],
+)
+def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int, after: int, length: int, key: bytes | None) -> None:
+    with SmallJournal(tmp_path / "j", key=key) as small:
+        disk = FaultyDisk(small.core)
         small.write(0, b"a" * 512)
         small.core.sync()
         small.write(512, b"b" * 512)
-        disk.write_error, disk.most = error, 100
-        assert small.core.write(1024, b"c" * 512, 0.0) == (0, JOURNAL_FAILED)
+        disk.write_error, disk.room = error, after
+        assert small.core.write(1024, b"c" * length, 0.0) == (0, JOURNAL_FAILED)
         disk.write_error = 0
         written, synced = disk.writes, disk.syncs
         # For good.
@@ -88,13 +68,34 @@ def test_a_write_that_fails_is_the_end(tmp_path: Path, error: int) -> None:
         assert caught.value.hint and caught.value.exit_code == 9
         assert (disk.writes, disk.syncs) == (written, synced)
         assert not small.journal.wait(60)
-    _, writes = scan_path(tmp_path / "j")
+    _, writes = scan_path(tmp_path / "j", key=key)
     assert [data for _, data in writes] == [b"a" * 512, b"b" * 512]
+
+
+def test_nothing_is_given_up_once_the_journal_has_failed(tmp_path: Path) -> None:
+    """What is in the bucket may be older than all that is in the files, until everything is there."""
+    with SmallJournal(tmp_path / "j") as small:
+        disk = FaultyDisk(small.core)
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+        small.core.sync()
+        names = small.directory.numbers()
+        disk.sync_error = errno.EIO
+        small.write(0, b"y" * BLOCK)
+        with pytest.raises(JournalError):
+            small.core.sync()
+        disk.sync_error = 0
+        small.core.stored(0, small.slab.sequence)
+        assert small.core.entries == 0
+        with pytest.raises(JournalError, match="cannot be synced"):
+            small.journal.prepare()
+        assert small.core.take_freed() is None
+        assert small.directory.numbers() == names
 
 
 def test_a_sync_that_fails_is_the_end(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         small.write(0, b"a" * 512)
         durable = small.core.sync()
         small.write(512, b"b" * 512)
@@ -112,7 +113,7 @@ def test_a_sync_that_fails_is_the_end(tmp_path: Path) -> None:
 
 def test_those_who_wait_for_a_sync_that_fails(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         small.write(0, b"a" * 512)
         disk.go_on.clear()
         disk.sync_error = errno.EIO
@@ -138,7 +139,7 @@ def test_those_who_wait_for_a_sync_that_fails(tmp_path: Path) -> None:
 
 def test_one_sync_serves_all_who_asked_before_it_began(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j") as small:
-        disk = Disk(small)
+        disk = FaultyDisk(small.core)
         disk.go_on.clear()
         small.write(0, b"a" * 512)
         first = threading.Thread(target=small.core.sync)
@@ -179,77 +180,56 @@ def test_files_that_were_left_are_synced_too(tmp_path: Path) -> None:
         assert len(synced) == 1
 
 
-def test_a_full_journal(tmp_path: Path) -> None:
+def test_the_keeper_is_woken(tmp_path: Path) -> None:
+    """By a write that makes all that is left in a file needless."""
+    woken: list[float] = []
+
+    def wait() -> None:
+        began = time.monotonic()
+        assert small.core.wait_for_work(20.0, 0)
+        woken.append(time.monotonic() - began)
+
     with SmallJournal(tmp_path / "j", files=3) as small:
-        reasons = set()
-        for turn in range(200):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-            elif reason == JOURNAL_FULL:
-                break
-            else:
-                reasons.add(reason)
-        else:
-            raise AssertionError("it is never full")
-        assert reasons == {_fast.DONE}
-        assert (small.core.files, small.core.spares) == (3, 0)
-        assert small.core.fill > 0.9
-        unchanged = small.slab.sequence
-        # Nothing has changed, and there is room for notes.
-        assert small.core.write(0, b"y" * BLOCK, 0.0) == (0, JOURNAL_FULL)
-        assert small.slab.sequence == unchanged
+        while small.core.files < 2:
+            small.write(0, b"x" * 512)
+        small.write(0, b"y" * BLOCK)
         small.core.sync()
-        for block in range(BLOCKS):
-            assert small.journal.done(block, small.slab.sequence, '"e"')
-        assert small.core.entries == 0
-        small.journal.prepare()
-        assert (small.core.files, small.core.spares) == (1, 2)
-        assert small.core.write(0, b"y" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
-    recovered, writes = scan_path(tmp_path / "j")
-    assert list(recovered.pending) == [0] and writes[-1][1] == b"y" * BLOCK
+        assert not small.core.wait_for_work(0.0, 0)
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        time.sleep(0.2)
+        small.write(0, b"z" * 512)
+        waiter.join()
+        assert woken[0] < 10
 
 
-def test_a_full_map(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j", files=20, capacity=64) as small:
-        for turn in range(64):
-            small.write(turn % BLOCKS * BLOCK, b"x" * 512)
-        assert small.core.fill == 1
-        assert small.core.write(0, b"y", 0.0) == (0, JOURNAL_FULL)
-        small.core.stored(0, small.slab.sequence)
-        assert small.core.write(0, b"y", 0.0) == (1, _fast.DONE)
+def test_the_keeper_is_woken_by_the_last_reader_of_a_file(tmp_path: Path) -> None:
+    for attempt in range(100):
+        with SmallJournal(tmp_path / str(attempt), files=20, capacity=2000) as small:
+            core = small.core
+            for _ in range(1500):
+                small.write(0, b"x" * 64)
+            core.sync()
+            reader = threading.Thread(target=core.load, args=(0, bytearray(BLOCK)))
+            reader.start()
+            while not core.loading and reader.is_alive():
+                pass
+            core.stored(0, small.slab.sequence)
+            began = time.monotonic()
+            reading = not core.wait_for_work(0.0, 0) and core.loading
+            woken = core.wait_for_work(20.0, 0)
+            reader.join()
+            if reading:
+                assert woken and time.monotonic() - began < 10
+                return
+    raise AssertionError("no reader was slow enough")
 
 
-def test_a_block_that_is_rewritten_for_ever_needs_no_more_than_its_last_state(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j", files=3, capacity=64) as small:
-        for turn in range(300):
-            count, reason = small.core.write(BLOCK, bytes([1 + turn % 250]) * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-                continue
-            assert (count, reason) == (BLOCK, _fast.DONE)
-            small.core.sync()
-        assert small.core.entries <= 3
-
-
-def test_what_is_durable_is_kept_until_a_newer_state_of_the_whole_block_is(tmp_path: Path) -> None:
-    with SmallJournal(tmp_path / "j") as small:
-        small.write(0, b"a" * 512)
-        small.core.sync()
-        small.write(0, b"b" * BLOCK)
-        small.write(0, b"c" * 512)
-        assert small.core.entries == 3
-        small.core.sync()
-        small.write(0, b"d" * 512)
-        # The first one has gone.
-        assert small.core.entries == 3
-        assert small.core.load(0, bytearray(BLOCK))[0] == [(0, BLOCK), (0, 512), (0, 512)]
-
-
-@pytest.mark.parametrize("failing", range(3))
-def test_a_file_that_cannot_be_given_up_now(tmp_path: Path, failing: int) -> None:
-    """It is tried again, and no newer one goes before it: what is left can be read."""
-    system = FailingOnce()
+@pytest.mark.parametrize("times", [1, 2, 4])
+@pytest.mark.parametrize("failing", range(9))
+def test_a_file_that_cannot_be_given_up_or_made_now(tmp_path: Path, failing: int, times: int) -> None:
+    """It is tried again, nothing newer is made or given up before that, and what is left can always be read."""
+    system = Failing()
     with SmallJournal(tmp_path / "j", files=4, system=system) as small:
         while small.core.files < 3:
             small.write(0, b"x" * BLOCK)
@@ -257,25 +237,34 @@ def test_a_file_that_cannot_be_given_up_now(tmp_path: Path, failing: int) -> Non
         small.store_all()
         small.write(0, b"y" * BLOCK)
         small.core.sync()
-        system.left = failing
-        with pytest.raises(JournalError, match="cannot"):
-            small.journal.prepare()
+        system.first, system.last = failing, failing + times - 1
+        for _ in range(times + 1):
+            with suppress(JournalError):
+                small.journal.prepare()
+        system.last = -1
         small.journal.prepare()
         assert small.core.files == 1
-        assert small.core.write(0, b"z" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+        assert [path.suffix for path in (tmp_path / "j").iterdir()].count(".journal") == 1 + small.core.spares
+        # Until the files beside which it would have been left are gone.
+        for turn in range(60):
+            small.write(turn % 20 * BLOCK, b"z" * BLOCK)
+        small.core.sync()
     recovered, writes = scan_path(tmp_path / "j")
-    assert writes[-1][1] == b"z" * BLOCK and list(recovered.pending) == [0]
+    assert writes[-1][1] == b"z" * BLOCK and recovered.pending
     assert not [file for file in (tmp_path / "j").iterdir() if file.suffix == ".spare"]
 
 
-class FailingOnce(System):
-    """Fails once, after so many renames, removals and syncs."""
+class Failing(System):
+    """Of all renames, removals and syncs those from ``first`` to ``last`` fail; a sync after it took effect."""
 
-    left = -1
+    first, last = 0, -1
+    count = 0
 
     def _count(self) -> None:
-        self.left -= 1
-        if self.left == -1:
+        if self.last < 0:
+            return
+        self.count += 1
+        if self.first < self.count <= self.last + 1:
             raise OSError(errno.EIO, "Input/output error")
 
     def rename(self, old: str, new: str, directory: int) -> None:
@@ -287,34 +276,8 @@ class FailingOnce(System):
         super().remove(name, directory)
 
     def sync(self, fd: int) -> None:
-        self._count()
         super().sync(fd)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "s3backer-test", str(path)]
-    if os.geteuid() or subprocess.run(command, check=False).returncode:
-        pytest.skip("needs root, to mount a tmpfs")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
-def test_a_disk_without_room_for_another_file(small_disk: Path) -> None:
-    """The journal goes on in what it has, then writers wait; what could not be made is gone."""
-    with SmallJournal(small_disk / "j", files=20) as small:
-        with pytest.raises(JournalError, match="no room for another file: No space left"):
-            for turn in range(200):
-                _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-                if reason == JOURNAL_BUSY:
-                    small.journal.prepare()
-        assert small.core.failure is None
-        assert sorted(os.listdir(small_disk / "j"))[-1] == "lock"
-        small.store_all()
-        small.journal.prepare()
-        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+        self._count()
 
 
 _KILLED = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,17 @@ from hypothesis import strategies as st
 
 from s3backer._checksum import crc32c
 from s3backer.errors import JournalDamaged, JournalError, VolumeInUse
-from s3backer.journal.files import JournalDirectory, System, journal_path
+from s3backer.journal.files import JournalDirectory, System, journals_directory
 from s3backer.journal.format import (
     PAGE,
     Header,
     HeaderError,
     Record,
-    journal_id,
     pack_texts,
     unpack_header,
     unpack_texts,
 )
 from s3backer.journal.replay import Intent, Known, scan
-from s3backer.url import VolumeURL
 from tests.golden.make_journal import GOLDEN, WRITES
 from tests.support.journal_twin import PlainRecord, plain_scan
 from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, scan_path
@@ -163,43 +162,9 @@ def test_the_twin_and_the_tuple_agree() -> None:
     assert record.end == 4160 + 64 + 104
 
 
-SPELLINGS = [
-    ("https://Example.COM", "https://example.com"),
-    ("https://example.com/", "https://example.com"),
-    ("https://example.com:443", "https://example.com"),
-    ("http://example.com:80/", "http://example.com"),
-    ("HTTP://example.com:9000//", "http://example.com:9000"),
-    ("https://example.com.", "https://example.com"),
-    ("http://[::1]:80", "http://[::1]"),
-]
-
-
-@pytest.mark.parametrize(("one", "other"), SPELLINGS)
-def test_two_spellings_of_an_endpoint(one: str, other: str) -> None:
-    url = VolumeURL.parse("s3://bucket/prefix")
-    assert journal_id(url, one) == journal_id(url, other)
-
-
-def test_different_volumes_have_different_ids(tmp_path: Path) -> None:
-    urls = ["s3://bucket", "s3://bucket/prefix", "s3://bucket/prefix/2", "s3://bucket2", "file:///bucket"]
-    ends = ["https://a", "http://a", "https://a:8443", "https://a/path", "https://b"]
-    ids = {journal_id(VolumeURL.parse(url), end) for url in urls[:4] for end in ends}
-    ids.add(journal_id(VolumeURL.parse(urls[4])))
-    assert len(ids) == 21
-    assert all(len(found) == 32 for found in ids)
-    assert journal_id(VolumeURL.parse("s3://bucket/prefix/"), "https://a") == journal_id(
-        VolumeURL.parse("s3://bucket/prefix"), "https://a"
-    )
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    assert journal_id(VolumeURL.parse(f"file://{tmp_path}/real")) == journal_id(
-        VolumeURL.parse(f"file://{tmp_path}/link/")
-    )
-
-
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/x/state")
-    assert journal_path(bytes(32)) == Path("/x/state/s3backer/journals") / ("0" * 64)
+    assert journals_directory() == Path("/x/state/s3backer/journals")
 
 
 def test_modes_and_the_lock(tmp_path: Path) -> None:
@@ -282,6 +247,62 @@ def test_an_end_that_was_interrupted_is_finished(tmp_path: Path) -> None:
         recovered, _ = scan_path(path)
         assert not recovered.files and not recovered.unused
         assert [file.name for file in path.iterdir()] == ["lock"]
+
+
+def test_an_end_that_failed_is_tried_again(tmp_path: Path) -> None:
+    for at in range(5):
+        with SmallJournal(tmp_path / str(at)) as small:
+            while small.core.files < 3:
+                small.write(0, b"x" * 2048)
+        with JournalDirectory(tmp_path / str(at), system=Failing(at)) as directory:
+            with suppress(JournalError):
+                directory.remove_all()
+            directory._system = System()
+            for _ in range(2):
+                directory.remove_all()
+                assert [file.name for file in (tmp_path / str(at)).iterdir()] == ["lock"]
+
+
+def test_the_entry_of_every_new_directory_is_on_the_disk(tmp_path: Path) -> None:
+    class Watching(System):
+        def sync(self, fd: int) -> None:
+            synced.append((os.fstat(fd).st_ino, (tmp_path / "a/b/id").exists()))
+
+    synced: list[tuple[int, bool]] = []
+    (tmp_path / "a").mkdir()
+    for _ in range(2):
+        JournalDirectory(tmp_path / "a" / "b" / "id", system=Watching()).close()
+        # The second time nothing was made.
+        assert synced == [((tmp_path / "a").stat().st_ino, False), ((tmp_path / "a/b").stat().st_ino, True)]
+
+
+def test_what_is_read_is_what_the_disk_has(tmp_path: Path) -> None:
+    """Each file is settled before its first byte is read; one that cannot be is not believed."""
+
+    class Watching(System):
+        def settle(self, fd: int) -> None:
+            super().settle(fd)
+            settled.append(os.fstat(fd).st_ino)
+            if len(settled) == fail_at:
+                raise OSError(5, os.strerror(5))
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        assert os.fstat(fd).st_ino in settled, "it is read before"
+        return real_pread(fd, length, offset)
+
+    settled: list[int] = []
+    fail_at, real_pread = 0, os.pread
+    with SmallJournal(tmp_path / "j") as small:
+        while small.core.files < 3:
+            small.write(0, b"x" * 2048)
+    with JournalDirectory(tmp_path / "j", system=Watching()) as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        assert len(scan(directory, VOLUME).files) == 3
+        assert len(settled) == len(directory.numbers())
+        settled.clear()
+        fail_at = 2
+        with pytest.raises(JournalError, match="cannot be read: Input/output error"):
+            scan(directory, VOLUME)
 
 
 def test_files_that_were_being_prepared_are_removed(tmp_path: Path) -> None:

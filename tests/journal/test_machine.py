@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
-from s3backer.journal.format import DONE, INTENT, ZEROS
+from s3backer.journal.format import DATA, DONE, INTENT, ZEROS
 from tests.support.journal_twin import PlainMap, plain_scan
 from tests.support.journals import BATCH, BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 
@@ -136,7 +136,7 @@ class JournalMachine(RuleBasedStateMachine):
         recovered, writes = scan_path(self.path / "journal", key=self.key)
         records = plain_scan(files_of(self.path / "journal"), 16 if self.key else 0)
         found = [(r.sequence, r.offset, r.length) for r, _ in writes]
-        assert found == [(r.sequence, r.offset, r.length) for r in records if r.kind in (2, ZEROS)]
+        assert found == [(r.sequence, r.offset, r.length) for r in records if r.kind in (DATA, ZEROS)]
         assert recovered.cut is None
         assert sorted(recovered.pending) == sorted(self.plain.blocks)
         if found:
@@ -147,7 +147,7 @@ class JournalMachine(RuleBasedStateMachine):
         }
         open_intents = {r.offset // BLOCK for r in records if r.kind == INTENT} - set(last)
         assert {b for b, k in recovered.known.items() if k.etag is None} == open_intents
-        self.small = SmallJournal(self.path / "journal", capacity=2000, key=self.key)
+        self.small = SmallJournal(self.path / "journal", capacity=64, key=self.key)
         if found:
             assert self.small.slab.sequence == sequence
             assert self.small.core.durable == sequence
@@ -173,6 +173,41 @@ def test_the_sequence_goes_on_when_the_files_of_all_writes_are_gone(tmp_path: Pa
         with SmallJournal(tmp_path / "j") as small:
             assert small.slab.sequence == small.core.durable == 1
     assert sorted(files_of(tmp_path / "j"))[0] > 1
+
+
+def test_what_fitted_fits_the_next_session(tmp_path: Path) -> None:
+    """Also what was stored, but without room for a note of that, so that it is taken to be needed once more."""
+    capacity = 200
+    with SmallJournal(tmp_path / "j", files=2, capacity=capacity) as small:
+        core = small.core
+        while core.fill < 0.68:
+            small.write(0, b"y" * BLOCK)
+            core.sync()
+        count = 0
+        while core.write(count % 20 * BLOCK + 64 * (count // 20), b"z" * 8, 0.0)[1] == _fast.DONE:
+            count += 1
+        while small.journal.intend(0, small.slab.sequence, "e" * 64, "c"):
+            pass
+        for block in core.pending(BLOCKS):
+            small.journal.done(block, small.slab.sequence, '"e"')
+        assert core.entries == 0
+        small.journal.prepare()
+        for again in range(190):
+            small.write(again % 20 * BLOCK + 64 * (again // 20), b"w" * 8)
+        plain = PlainMap(BLOCK)
+        for record in plain_scan(files_of(tmp_path / "j")):
+            if record.kind == DATA:
+                plain.write(record.offset, record.data, record.sequence)
+            elif record.kind == DONE:
+                plain.stored(record.offset // BLOCK, record.sequence)
+    assert sum(map(len, plain.blocks.values())) > capacity
+    with SmallJournal(tmp_path / "j", files=2, capacity=capacity) as small:
+        assert sorted(small.core.pending(BLOCKS)) == sorted(plain.blocks)
+        assert small.core.entries > capacity
+        for block in plain.blocks:
+            out = bytearray(BLOCK)
+            small.core.load(block, out)
+            assert out == plain.over(block, bytes(BLOCK))
 
 
 class EncryptedMachine(JournalMachine):

@@ -6,6 +6,7 @@ synced is kept, lost, torn at sectors or reordered (tests/support/power_loss.py)
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from s3backer.journal.format import DATA, DONE, ZEROS
+from s3backer.journal.format import DATA, DONE, PAGE, ZEROS
 from tests.support.journal_twin import plain_scan
-from tests.support.journals import BATCH, BLOCK, BLOCKS, SmallJournal, files_of, scan_path
-from tests.support.power_loss import Disk, Recorder
+from tests.support.journals import BATCH, BLOCK, BLOCKS, FILE, SmallJournal, files_of, scan_path
+from tests.support.power_loss import Calls, Disk, Recorder
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Writer:
     def run(self, steps: int) -> None:
         for _ in range(steps):
             self.source.choices(
-                (self.write, self.zero, self.sync, self.store, self.small.journal.prepare), (12, 2, 4, 4, 2)
+                (self.write, self.zero, self.write_nothing, self.sync, self.store, self.small.journal.prepare),
+                (12, 2, 3, 4, 4, 2),
             )[0]()
             self.know()
 
@@ -80,6 +82,14 @@ class Writer:
     def zero(self) -> None:
         offset = self.source.randrange(BLOCKS - 4) * BLOCK
         self.append(offset, bytes(3 * BLOCK), zeros=True)
+
+    def write_nothing(self) -> None:
+        """Write what the slab does not take: zeros where there is nothing, or a part of a block that it has not.
+
+        At the end of a file it begins the next one all the same, which has nothing in it then.
+        """
+        data = self.source.choice((bytes(BATCH * BLOCK), self.source.randbytes(BLOCK - 1)))
+        assert self.small.core.write(BLOCKS * BLOCK + -len(data) % BLOCK, data, 0.0)[0] == 0
 
     def append(self, offset: int, data: bytes, *, zeros: bool) -> None:
         while data:
@@ -103,6 +113,8 @@ class Writer:
 
     def write_meanwhile(self) -> None:
         """Write a little while another thread, as it were, syncs."""
+        if self.source.random() < 0.1:
+            self.write_nothing()
         if self.source.random() < 0.3:
             before, data = self.small.slab.sequence, self.source.randbytes(512)
             offset = self.source.randrange(BLOCKS * BLOCK // 512) * 512
@@ -222,6 +234,47 @@ def test_power_loss_at_every_step(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_power_loss_after_power_loss(tmp_path: Path, seed: int) -> None:
     fail_and_go_on(tmp_path, 1000 + seed, steps=30, times=3)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_file_that_begins_with_a_write_of_nothing(tmp_path: Path, stored: bool) -> None:
+    """Its first record waits for another one, and a sync meanwhile is none of it.
+
+    Neither may a later record say that it is on the disk, nor may the file before go.
+    """
+    path, left = tmp_path / "live", tmp_path / "left"
+    on_disk: dict[int, bytes] = {}
+
+    def sync(fd: int) -> None:
+        on_disk[os.fstat(fd).st_ino] = os.pread(fd, FILE, 0)
+
+    with SmallJournal(path) as small:
+        for file in path.glob("*.journal"):
+            on_disk[file.stat().st_ino] = file.read_bytes()
+        calls = Calls(lambda fd, data, at: os.pwrite(fd, data, at), sync)
+        calls.interpose(small.core)
+        small.write(0, b"x" * BLOCK)
+        count = 1
+        while small.core.files == 1:
+            assert small.core.write(BLOCKS * BLOCK, bytes(BLOCK), 0.0)[0] == 0
+            if small.core.files == 1:
+                small.write(count % BLOCKS * BLOCK, bytes([count]) * 512)
+                count += 1
+        small.core.sync()
+        if stored:
+            for block in range(BLOCKS):
+                small.core.stored(block, small.slab.sequence)
+            small.journal.prepare()
+        for block in range(4):
+            small.write(block * BLOCK, b"x" * BLOCK)
+        left.mkdir()
+        for file in path.glob("*.journal"):
+            synced, written = on_disk.get(file.stat().st_ino, b""), file.read_bytes()
+            # A file that was made ready again got its header by another way.
+            lost = written[:PAGE] + synced[PAGE : 2 * PAGE].ljust(PAGE, b"\0")
+            (left / file.name).write_bytes(lost + written[2 * PAGE :])
+    _, writes = scan_path(left)
+    assert stored or len(writes) == count
 
 
 @pytest.mark.soak

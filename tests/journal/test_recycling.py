@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.support.journal_twin import decode, plain_scan, salt_of
+from tests.support.journal_twin import MARK, decode, plain_scan, salt_of
 from tests.support.journals import BLOCK, FILE, SmallJournal, files_of, scan_path
+from tests.support.power_loss import Calls
 
 
 def use_again(path: Path, **more) -> list[bytes]:
@@ -73,17 +75,25 @@ def test_files_of_another_size_are_not_used_again(tmp_path: Path) -> None:
     assert [data for _, data in scan_path(tmp_path / "j")[1]] == [b"new"]
 
 
-def test_a_file_is_given_up_only_when_the_next_one_is_on_the_disk(tmp_path: Path) -> None:
+def test_a_file_is_given_up_only_when_the_disk_knows_it(tmp_path: Path) -> None:
     """Otherwise the journal could be without its beginning after a loss of power."""
+    on_disk: list[bytes] = []
     with SmallJournal(tmp_path / "j") as small:
+        calls = Calls(lambda fd, data, at: os.pwrite(fd, data, at), lambda fd: on_disk.append(os.pread(fd, FILE, 0)))
+        calls.interpose(small.core)
         while small.core.files < 2:
             small.write(0, b"x" * BLOCK)
+        small.core.sync()
         small.core.stored(0, small.slab.sequence)
         assert small.core.entries == 0
-        assert small.core.take_freed() is None
-        small.core.sync()
+        on_disk.clear()
         freed = small.core.take_freed()
         assert freed is not None and freed[0] == 1
+        last = plain_scan({2: on_disk[-1]})[-1]
+        assert (last.kind, last.offset) == (MARK, 2)
+        # That is enough for all of them.
+        syncs = small.core.syncs
+        assert small.core.take_freed() is None and small.core.syncs == syncs
 
 
 def test_what_was_cut_off_is_gone_for_good(tmp_path: Path) -> None:

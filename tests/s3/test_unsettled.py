@@ -203,7 +203,7 @@ def test_an_upload_that_lasts_longer_than_its_signature_is_fenced_from_its_end(m
 
     monkeypatch.setattr(engine, "_attempt", slow)
     held.store.delete("key", if_match=first)
-    assert began + 2 + engine.unsettled._lasting - 1 - boot_time() <= held.store.settles_in() + 0.2
+    assert began + 2 + engine.unsettled.lasting - 1 - boot_time() <= held.store.settles_in() + 0.2
 
 
 def test_a_write_that_waited_for_its_place_is_fenced_from_when_it_was_signed(make_held):
@@ -217,7 +217,7 @@ def test_a_write_that_waited_for_its_place_is_fenced_from_when_it_was_signed(mak
     deleting = threading.Thread(target=store.delete, args=("key",), kwargs={"if_match": first})
     deleting.start()
     # Longer than what was sent at the beginning could be on its way.
-    deleting.join(store._engine.unsettled._lasting + 0.5)
+    deleting.join(store._engine.unsettled.lasting + 0.5)
     assert deleting.is_alive()
     for turn in taken:
         limiter.end(turn, seconds=None)

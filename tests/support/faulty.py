@@ -31,6 +31,8 @@ class FaultyStore:
         self.inner = store
         self.name = store.name
         self.bucket = store.bucket
+        self.place = store.place
+        self.lasting = store.lasting
         self.delayed = store.delayed
         self.endpoint = getattr(store, "endpoint", "")
         self.counters = store.counters

@@ -94,6 +94,9 @@ def plain_scan(files: dict[int, bytes], tag: int = 0) -> list[PlainRecord]:
                 raise Damaged(at, position)
     if numbers and expected is None:
         raise Damaged(numbers[0], PAGE)
+    oldest = ([0] + [record.offset for record in records if record.kind in (START, MARK)])[-1]
+    if records and oldest and oldest not in files:
+        raise Damaged(oldest, 0)
     return records
 
 

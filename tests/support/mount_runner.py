@@ -47,7 +47,7 @@ class _FakeVolume:
     fail = ""
 
     @classmethod
-    def open(cls, store: Any, prefix: str, options: VolumeOptions) -> FakeDisk:
+    def open(cls, store: Any, prefix: str, options: VolumeOptions, **_: object) -> FakeDisk:
         if cls.fail == "silently":
             os._exit(9)
         if cls.fail == "raise":

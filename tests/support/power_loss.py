@@ -7,8 +7,10 @@ Names     of what happened to a directory since it was last synced, the first so
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +67,39 @@ class Calls:
     def interpose(self, journal: Journal) -> None:
         addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in self._functions]
         journal.interpose(addresses[0], addresses[1])
+
+
+class FaultyDisk:
+    """Does what it is told to: everything, a part, or nothing with an error."""
+
+    def __init__(self, journal: Journal) -> None:
+        # ``room``: bytes that are written before the error.
+        self.write_error = self.sync_error = self.room = 0
+        self.most = 1 << 30
+        self.interrupted = 0
+        self.writes = self.syncs = 0
+        self.syncing, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.calls = Calls(self.write, self.sync)
+        self.calls.interpose(journal)
+
+    def write(self, fd: int, data: bytes, position: int) -> int:
+        self.writes += 1
+        if self.interrupted:
+            self.interrupted -= 1
+            raise OSError(errno.EINTR, "")
+        if self.write_error:
+            if not self.room:
+                raise OSError(self.write_error, "")
+            data, self.room = data[: self.room], 0
+        return os.pwrite(fd, data[: self.most], position)
+
+    def sync(self, fd: int) -> None:
+        self.syncs += 1
+        self.syncing.set()
+        self.go_on.wait(60)
+        if self.sync_error:
+            raise OSError(self.sync_error, "")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from s3backer import _fast
-from s3backer.cache import (
-    BlockCache,
+from s3backer._journal import Journal
+from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
     Hurry,
@@ -30,7 +31,6 @@ from s3backer.cache import (
     Request,
     Store,
     TouchRequest,
-    WritePolicy,
     WriteRequest,
 )
 from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, StoreError
@@ -68,6 +68,8 @@ class WorldStore:
         self.unsettled = Unsettled(lambda: world.now, LASTING)
         self.name = self.inner.name
         self.bucket = self.inner.bucket
+        self.place = self.inner.place
+        self.lasting = LASTING
         self.counters = self.inner.counters
 
     def _around(self, effect: Callable[[], _T]) -> _T:
@@ -187,6 +189,8 @@ class Client:
     def __init__(self, world: World, name: int, start: int, stop: int) -> None:
         self.world, self.name, self.start, self.stop = world, name, start, stop
         self.operations = 0
+        #: What is being written and not acknowledged: (offset, data), also of attempts that were called off.
+        self.writing: list[tuple[int, bytes]] = []
 
     def issue(self) -> None:
         random_source = self.world.random
@@ -226,10 +230,11 @@ class Client:
 
     def _write(self, offset: int, length: int, data: bytes | None) -> None:
         world = self.world
+        self.writing.append((offset, data or bytes(length)))
         write = WriteRequest(offset=offset, data=data, length=length)
         write.context = partial(self._write_done, write)
         if data is not None:
-            write.position, reason = world.slab.write(offset, data, world.now)
+            write.position, reason = world.writer.write(offset, data, world.now)
             if reason == _fast.DONE:
                 self._write_done(write, None)
                 return
@@ -248,10 +253,12 @@ class Client:
             # called off something else: nothing of it may come later.
             if isinstance(error, Interrupted) and request.data is not None:
                 request.data = bytes(byte ^ 0xFF for byte in bytes(request.data))
+                self.writing.append((request.offset, request.data))
             self.world.ready.append(partial(self._write, request.offset, request.length, request.data))  # type: ignore[arg-type]
             return
         end = request.offset + request.length
         self.world.model[request.offset : end] = request.data or bytes(request.length)
+        self.writing.clear()
         self.world.finished(self)
 
     def _read_done(self, request: ReadRequest, error: S3backerError | None) -> None:
@@ -310,10 +317,14 @@ class World:
             store_limit=self.random.randint(1, 6),
             high_water=max(1, slots // 2),
         )
-        self.cache = BlockCache(self.slab, self.layout, policy)
+        self.writer: _fast.Slab | Journal = self.slab
+        self.cache = self.make_cache(policy)
         borders = sorted(self.random.sample(range(1, len(self.model)), clients - 1))
         edges = [0, *borders, len(self.model)]
         self.clients = [Client(self, n, edges[n], edges[n + 1]) for n in range(clients)]
+
+    def make_cache(self, policy: WritePolicy) -> BlockCache:
+        return BlockCache(self.slab, self.layout, policy)
 
     def __str__(self) -> str:
         return f"seed {self.seed}"
@@ -415,7 +426,7 @@ class World:
             if isinstance(action, Fetch):
                 body = self.layout.read(action.block)
             else:
-                self.layout.write(action.block, action.body)
+                self.store_block(action)
         except S3backerError as failure:
             error = failure
         if isinstance(action, Fetch):
@@ -423,6 +434,9 @@ class World:
         else:
             done = partial(self.cache.stored, action.block, error)
         self.ready.append(lambda: self.call(lambda: done(self.now)))
+
+    def store_block(self, action: Store) -> None:
+        self.layout.write(action.block, action.body)
 
     def finished(self, client: Client) -> None:
         if client.operations < self._operations:

@@ -322,13 +322,13 @@ class PlainSlab:
     def oldest_dirty_sequence(self) -> int:
         return min((slot.first_sequence for slot in self.found.values() if slot.dirty), default=0)
 
-    def begin_store(self, block: int) -> tuple[int, bytes | None]:
+    def begin_store(self, block: int) -> tuple[int, int, bytes | None]:
         slot = self.found.get(block)
         if slot is None or not slot.dirty or slot.storing or not self.fully_valid(block):
             raise ValueError(block)
         slot.storing, slot.dirty = slot.dirty, set()
         slot.storing_sequence, slot.storing_since = slot.first_sequence, slot.dirty_since
-        return slot.storing_sequence, None if is_zero(slot.data) else bytes(slot.data)
+        return slot.storing_sequence, self.sequence, None if is_zero(slot.data) else bytes(slot.data)
 
     def end_store(self, block: int, stored: bool) -> None:
         slot = self.found.get(block)

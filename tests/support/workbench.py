@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from s3backer.admin import create_volume
-from s3backer.control import control_path
+from s3backer.control import control_path, socket_name
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import TOKEN_NAME
 from s3backer.mountpoint import unmount
 from s3backer.stores.directory import DirectoryStore
-from s3backer.url import VolumeURL, volume_id
 from tests.support.mounts import Mounted, daemon_pid, end_process, mounted, mounts_below, run_mount, runners, wait_until
 
 BLOCK = 4096
@@ -57,7 +56,7 @@ class Workbench:
     @property
     def ident(self) -> str:
         """The name of the volume's control socket."""
-        return volume_id(VolumeURL.parse(f"file://{self.bucket}"), "file")
+        return socket_name(self.open_store(), "")
 
     @property
     def socket(self) -> Path:

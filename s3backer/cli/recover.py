@@ -1,0 +1,53 @@
+"""``s3backer recover``: bring home what a mount that has died left in its journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from s3backer.cli.common import Target, options, progress, with_password
+from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
+from s3backer.errors import UsageError
+from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.recovery import Recoverer, place_of_journal
+
+_DISCARD = Option("--discard", "discard", "Give the journal up: what is not in the bucket is lost.")
+_TO = Option("--to", "to", "Write it to a new file instead, each byte at its place.", str, "FILE")
+_FORCE = Option("--force", "force", "Replay it although the volume may have been changed by somebody else since.")
+
+
+@click.command("recover")
+@click.argument("url")
+@options(_DISCARD, _TO, _FORCE, JOURNAL_DIRECTORY, SIZE, BLOCK_SIZE, HASH, *ENCODING)
+def command(url: str, **values: Any) -> None:
+    """Write what the journal of URL on this host holds to the volume, and unlock it.
+
+    The next mount does the same by itself. Interrupted, it can be run again. --to changes nothing but the new file.
+
+    Example: s3backer recover s3://my-bucket/disk
+    """
+    if sum(values[name] not in (None, False) for name in ("discard", "to", "force")) > 1:
+        raise UsageError("--discard, --to and --force exclude each other", hint="Give one of them.")
+    discard, to, force = bool(values.pop("discard")), values.pop("to"), bool(values.pop("force"))
+    with Target(url, values) as target:
+        target.refuse_if_served(f"That mount is alive. End it with: s3backer unmount {target.url}")
+        opening = volume_options(with_password(values))
+        place = place_of_journal(target.store, target.url.prefix, opening)
+        if not has_files(place):
+            print(f"{target.url} has no journal on this host: {place} is empty")
+            return
+        with JournalDirectory(place) as directory:
+            recoverer = Recoverer(target.store, target.url.prefix, opening, directory)
+            if discard:
+                blocks = recoverer.discard()
+                lost = "it was damaged" if blocks is None else f"{blocks} blocks in it were not in the bucket"
+                print(f"{place} was given up, {lost}")
+                return
+            with progress("replaying the journal") as show:
+                if to is not None:
+                    recoverer.save(to, show)
+                    print(f"{len(recoverer.found.pending)} blocks of {place} were written to {to}; nothing was changed")
+                    return
+                recovery = recoverer.replay(show, force=force)
+    print(f"{target.url}: {recovery}")

@@ -1,0 +1,232 @@
+"""A mounted volume's journal at work: who makes its files ready, who syncs it, and what happens once it has failed.
+
+    fsync ──► begin ──► s3backer-sync ──► fdatasync ──► done            one fdatasync for all who asked before it began
+                              │ failed
+                              ▼
+                        flush into the bucket ──► the journal is retired ──► done
+
+    s3backer-journal          prepares files; syncs now and then, so that files can be given up
+
+A journal that has failed takes no more writes. From then on what it holds may be older than what is in the bucket, so
+no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or,
+where that fails too, the mount token gets another value, which the journal does not know. Nobody has to flush for that:
+s3backer-journal does, until it has succeeded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from s3backer.errors import JournalError, S3backerError, StoreError
+from s3backer.failpoints import reach
+from s3backer.journal.service import WriteJournal
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks for something to prepare, and after which all that was written is synced.
+_LOOK, _SYNC = 0.2, 1.0
+#: Seconds after an attempt to prepare a file that failed.
+_RETRY = 5.0
+
+#: Told how a flush ended; None: well. Must neither wait nor raise.
+Done = Callable[[S3backerError | None], None]
+
+
+class Keeper:
+    """Runs the journal of one mount, which it closes.
+
+    ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``disown`` sees to
+    it that the journal is nobody's any more.
+    """
+
+    def __init__(
+        self,
+        journal: WriteJournal,
+        *,
+        in_bucket: Callable[[Done], object],
+        on_room: Callable[[], None],
+        disown: Callable[[], None],
+    ) -> None:
+        self.journal = journal
+        self._in_bucket = in_bucket
+        self._on_room = on_room
+        self._disown = disown
+        #: Whether the token is another one because the files could not be removed.
+        self._disowned = False
+        #: Held while files are made ready or removed.
+        self._files = threading.Lock()
+        #: Why the journal is not used any more; None while it works.
+        self.failure: JournalError | None = None
+        self._retired = False
+        self._waiting: deque[tuple[Done, Callable[[Done], object]]] = deque()
+        self._stored: deque[Done] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._ending = False
+        self._threads = [
+            threading.Thread(target=self._serve, name="s3backer-sync", daemon=True),
+            threading.Thread(target=self._prepare, name="s3backer-journal", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def begin(self, done: Done, in_bucket: Callable[[Done], object]) -> None:
+        """Flush: ``done`` is called when everything acknowledged so far survives.
+
+        ``in_bucket(done)`` is called where the journal has failed, and has to begin a flush into the bucket.
+        """
+        if self.failure is None:
+            with self._changed:
+                self._waiting.append((done, in_bucket))
+                self._changed.notify_all()
+        else:
+            self._go_to_bucket(done, in_bucket)
+
+    def end(self) -> None:
+        """End the threads and remove the journal: everything is in the bucket, and nobody calls any more."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        try:
+            if not self._retired or self._disowned:
+                reach("before-journal-end")
+                self.journal.end()
+                reach("journal-ended")
+        except JournalError as error:
+            log.error(
+                "%s. Everything is in the bucket: give the journal in %s up with 's3backer recover --discard'",
+                error.message,
+                self.journal.path,
+            )
+        self.journal.close()
+
+    def facts(self) -> dict[str, object]:
+        """Return what ``info`` shows, ready for JSON."""
+        core = self.journal.core
+        return {
+            "directory": self.journal.path,
+            "bytes": core.most_files * self.journal.file_bytes,
+            "fill": round(core.fill, 4),
+            "blocks": core.blocks,
+            "syncs": core.syncs,
+            "failure": None if self.failure is None else str(self.failure),
+        }
+
+    # ── threads ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._stored or self._ending):
+                    self._changed.wait()
+                waiting, self._waiting = self._waiting, deque()
+                stored, self._stored = self._stored, deque()
+                if not (waiting or stored):
+                    return
+            try:
+                if waiting:
+                    self._sync(waiting)
+                if stored:
+                    self._finish(stored)
+            except Exception:
+                log.exception("the journal's thread met a defect and goes on")
+
+    def _sync(self, waiting: deque[tuple[Done, Callable[[Done], object]]]) -> None:
+        try:
+            reach("before-sync")
+            self.journal.core.sync()
+            reach("synced")
+        except JournalError as error:
+            self._note_failure(error)
+            for done, in_bucket in waiting:
+                self._go_to_bucket(done, in_bucket)
+        else:
+            for done, _ in waiting:
+                done(None)
+
+    def _go_to_bucket(self, done: Done, in_bucket: Callable[[Done], object]) -> None:
+        def stored(error: S3backerError | None) -> None:
+            if error is not None or self._retired:
+                done(error)
+                return
+            with self._changed:
+                self._stored.append(done)
+                self._changed.notify_all()
+
+        try:
+            in_bucket(stored)
+        except Exception as defect:
+            log.exception("a flush met a defect")
+            done(StoreError(f"flushing failed: {defect!r}", hint="This is a defect; please report it."))
+
+    def _finish(self, stored: deque[Done]) -> None:
+        error: S3backerError | None = None
+        try:
+            if not self._retired:
+                self._retire()
+        except S3backerError as failure:
+            error = failure
+        for done in stored:
+            done(error)
+
+    def _retire(self) -> None:
+        """See to it that nobody replays the journal: all that it holds is in the bucket."""
+        try:
+            with self._files:
+                self.journal.end()
+        except JournalError as error:
+            if not self._disowned:
+                log.error("%s; the mount token is changed instead. %s", error.message, error.hint)
+            self._disown()
+            self._disowned = True
+        self._retired = True
+
+    def _note_failure(self, error: JournalError) -> None:
+        if self.failure is None:
+            self.failure = error
+            log.error(
+                "%s: writes go on without a journal, and fsync waits until they are in the bucket. %s",
+                error.message,
+                error.hint,
+            )
+
+    def _prepare(self) -> None:
+        journal, complained, synced_at = self.journal, False, time.monotonic()
+        while not self._ending and self.failure is None:
+            try:
+                if time.monotonic() - synced_at >= _SYNC:
+                    journal.core.sync()
+                    synced_at = time.monotonic()
+                if journal.wait(_LOOK):
+                    with self._files:
+                        journal.prepare()
+                    reach("prepared")
+                    self._on_room()
+                    complained = False
+                if (failure := journal.core.failure) is not None:
+                    self._note_failure(failure)
+            except JournalError as error:
+                if journal.core.failure is not None:
+                    self._note_failure(error)
+                elif not complained:
+                    log.warning("%s. %s", error.message, error.hint)
+                    complained = True
+                self._pause()
+            except Exception:
+                log.exception("the journal's thread met a defect and goes on")
+                self._pause()
+        while not self._ending and not self._retired:
+            ended = threading.Event()
+            self._go_to_bucket(lambda error, ended=ended: ended.set(), self._in_bucket)  # type: ignore[misc]
+            ended.wait()
+            if not self._retired:
+                self._pause()
+
+    def _pause(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ending, _RETRY)

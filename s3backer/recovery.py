@@ -1,0 +1,363 @@
+"""What a mount that died has left in its journal, brought into the bucket before anybody uses the volume.
+
+    journal ─► locked ─► read ─► may it be replayed? ─► token ours ─► its writes ─► stored ─► journal away ─► token away
+                                        │
+                                        └── no: an error that says why; the journal is kept
+
+A crash anywhere in between leaves the journal and a token that is its own: the next attempt begins anew, and what was
+written twice is the same.
+
+Only where the token in the bucket is still that of the journal's mount has nobody else had the volume since. Otherwise
+a mount refuses, and so does ``recover`` unless it is forced: what the journal knows of its own blocks says nothing of
+the others, and a filesystem would be mixed from two times.
+
+Requests of the process that died may still arrive. So a replay waits until they have expired, counted from the last
+write to the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+from s3backer import _fast
+from s3backer.driver import Done, Driver, Waiter
+from s3backer.errors import (
+    AccessDenied,
+    BucketNotFound,
+    JournalError,
+    ObjectNotFound,
+    S3backerError,
+    UsageError,
+    VolumeInUse,
+)
+from s3backer.failpoints import reach
+from s3backer.journal.files import JournalDirectory, has_files, journals_directory
+from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
+from s3backer.journal.replay import Known, Recovered, scan
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.token import MountToken, claim_token, in_use, read_token, remove_token, settle
+from s3backer.opening import VolumeOptions, confirm_token, find_layout, volume_name
+from s3backer.stores.base import Buffer, ObjectStore
+from s3backer.units import exact_size, format_size
+from s3backer.url import volume_id
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: Told (bytes of data written, of so many).
+Progress = Callable[[int, int], None]
+#: Pieces of zeros in a file.
+_ZEROS = bytes(1 << 20)
+#: Seconds for which stores may fail before a replay is given up, and between two looks.
+_PATIENCE, _LOOK = 60.0, 0.25
+#: What asking again would not change.
+_FINAL = (AccessDenied, BucketNotFound, VolumeInUse)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was recovered. ``blocks`` were not in the bucket; ``began``: when that mount did, seconds since 1970.
+
+    ``beyond``: bytes that lay beyond the volume's end, which are gone.
+    """
+
+    blocks: int
+    began: float
+    beyond: int
+
+    def __str__(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.began))
+        gone = f"; {format_size(self.beyond)} lay beyond its end" if self.beyond else ""
+        return f"{self.blocks} blocks of the mount that began at {when} were recovered{gone}"
+
+
+def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> str:
+    """Return the directory of a volume's journal on this host."""
+    return os.path.join(
+        os.path.realpath(options.journal_directory or journals_directory()), volume_id(store.place, prefix).hex()
+    )
+
+
+def take_journal(
+    store: ObjectStore, prefix: str, options: VolumeOptions, progress: Progress
+) -> JournalDirectory | None:
+    """Recover what a mount that died has left, and return the locked directory for the next one.
+
+    ``progress`` is called at least every second or so, and may raise, which ends it. None where ``options`` want no
+    journal. Raises JournalError, VolumeInUse and what opening a volume raises; the journal is kept then.
+    """
+    path = place_of_journal(store, prefix, options)
+    url = volume_name(store, prefix)
+    if options.read_only:
+        if has_files(path):
+            log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
+        return None
+    wanted = options.journal > 0 and not options.write_through
+    if not wanted and not has_files(path):
+        return None
+    directory = JournalDirectory(path)
+    try:
+        recoverer = Recoverer(store, prefix, options, directory)
+        if recoverer.found.pending:
+            log.warning("%s was not unmounted; its journal is being replayed", url)
+        recovery = recoverer.replay(progress)
+        if recovery.blocks:
+            log.warning("%s: %s", url, recovery)
+        if wanted:
+            return directory
+    except BaseException:
+        directory.close()
+        raise
+    directory.close()
+    return None
+
+
+class Recoverer:
+    """One journal and the volume that it belongs to. The directory stays its owner's."""
+
+    def __init__(self, store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory) -> None:
+        self._store, self._prefix, self._directory = store, prefix, directory
+        # Nothing of what is replayed is journalled, cached or listed.
+        self._options = replace(
+            options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
+        )
+        self._url = volume_name(store, prefix)
+        self._shown = (0, 0)
+        self._failing_since: float | None = None
+
+    @cached_property
+    def found(self) -> Recovered:
+        """What is in the journal. Raises JournalError where it is not what was written, or not this volume's."""
+        return scan(self._directory, volume_id(self._store.place, self._prefix))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no file of a journal."""
+        return not (self.found.files or self.found.unused) and self._directory.token is None
+
+    def replay(self, progress: Progress = lambda done, total: None, *, force: bool = False) -> Recovery:
+        """Bring what is not in the bucket there, then remove the journal and the token.
+
+        ``force``: also where somebody else may have written to the volume since.
+        """
+        found = self.found
+        if self.empty:
+            return Recovery(0, 0.0, 0)
+        token = read_token(self._store, self._prefix)
+        if not found.pending:
+            self._end(token)
+            return Recovery(0, 0.0, 0)
+        verdict = decide(None if token is None else token.value, found)
+        if token is not None and token.copy is not None:
+            raise in_use(self._url, token)
+        if not isinstance(verdict, Ours) and not force:
+            raise self._refusal(verdict, token)
+        layout, _ = find_layout(self._store, self._prefix, self._options)
+        self._check_geometry(layout)
+        key = self._key(layout)
+        if not isinstance(verdict, Ours) or token is None:
+            token = claim_token(
+                self._store,
+                self._prefix,
+                self._url,
+                value=found.header.token,
+                replace=token,
+                random_source=random.SystemRandom(),
+                journal=os.path.dirname(self._directory.path),
+            )
+        reach("replay-begins")
+        layout.confirm = partial(confirm_token, self._store, self._prefix, token)
+        self._let_expire(progress)
+        beyond = self._write(layout, key, progress)
+        settle(self._store, self._url)
+        reach("replayed")
+        self._end(token)
+        return Recovery(len(found.pending), found.files[0].header.created, beyond)
+
+    def discard(self) -> int | None:
+        """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket.
+
+        None where that cannot be seen, because it is damaged.
+        """
+        blocks = None
+        with contextlib.suppress(JournalError):
+            blocks = len(self.found.pending)
+        self._end(read_token(self._store, self._prefix))
+        return blocks
+
+    def save(self, path: str, progress: Progress = lambda done, total: None) -> None:
+        """Write what is not in the bucket to a new file, each byte at its place on the volume; nothing else changes."""
+        key = None
+        if self.found.files and self.found.header.encrypted:
+            key = self._key(find_layout(self._store, self._prefix, self._options)[0])
+        try:
+            with Path(path).open("xb") as file:
+                for offset, data, length in self._pieces(key, progress):
+                    file.seek(offset)
+                    if data is not None:
+                        file.write(data)
+                        continue
+                    for start in range(0, length, len(_ZEROS)):
+                        file.write(_ZEROS[: length - start])
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _end(self, token: MountToken | None) -> None:
+        """Remove the journal, and then the token if it is this host's."""
+        mine = {self._directory.token}
+        with contextlib.suppress(JournalError):
+            mine |= {session.token for session in self.found.sessions}
+        if token is not None and token.value in mine:
+            self._directory.note_token(token.value)
+        self._directory.remove_all()
+        reach("replay-removed")
+        if token is not None and token.value in mine:
+            other = remove_token(self._store, self._prefix, token)
+            if other is not None:
+                log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
+        reach("replay-unlocked")
+        self._directory.forget_token()
+
+    def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:
+        """Return why it is not replayed where somebody else may have had the volume."""
+        path = self._directory.path
+        if isinstance(verdict, Refuse):
+            return JournalError(verdict.reason, hint=verdict.hint)
+        if token is not None:
+            return VolumeInUse(
+                f"{self._url} is mounted {token.describe()}, and the journal in {path} has {len(self.found.pending)} "
+                f"blocks of an earlier mount (token {self.found.header.token:08x})",
+                hint="Unmount it there first. Then see 's3backer recover --help'; the journal is kept until then.",
+            )
+        layout, _ = find_layout(self._store, self._prefix, self._options)
+        changed = [block for block, known in verdict.blocks.items() if not self._is_as_known(layout, block, known)]
+        what = (
+            f"{len(changed)} of the {len(verdict.blocks)} blocks in it were changed since, first block {changed[0]}"
+            if changed
+            else f"its {len(verdict.blocks)} blocks are as it knew them, but others may have been changed"
+        )
+        return JournalError(
+            f"the journal in {path} belongs to the mount with token {self.found.header.token:08x}, which the bucket of "
+            f"{self._url} does not have any more: {what}",
+            hint="Write its blocks to a file with 's3backer recover --to FILE' and compare, or replay it with "
+            "'s3backer recover --force' if nobody has mounted the volume since, or give it up with --discard. It is "
+            "kept until then.",
+        )
+
+    def _is_as_known(self, layout: ClassicLayout, block: int, known: Known) -> bool:
+        try:
+            etag = self._store.head(layout.key(block)).etag
+        except ObjectNotFound:
+            etag = ""
+        return etag == known.etag
+
+    def _check_geometry(self, layout: ClassicLayout) -> None:
+        block_size = self.found.header.block_size
+        if block_size != layout.block_size:
+            raise JournalError(
+                f"the journal in {self._directory.path} was written with blocks of {exact_size(block_size)}, the "
+                f"volume has blocks of {exact_size(layout.block_size)}",
+                hint=f"Give --block-size {exact_size(block_size)}, if the volume's own metadata is lost.",
+            )
+
+    def _key(self, layout: ClassicLayout) -> bytes | None:
+        return None if layout.codec.cipher is None else layout.codec.cipher.secret
+
+    def _write(self, layout: ClassicLayout, key: bytes | None, progress: Progress) -> int:
+        """Write all of it, and return how many bytes lay beyond the end."""
+        plan = self._options.plan(layout.block_size, layout.codec.copies)
+        slab = _fast.Slab(layout.block_size, plan.slots, plan.slots - max(1, plan.slots // 8))
+        driver = Driver(slab, layout, threads=plan.threads, write_delay=0.0)
+        beyond = 0
+        self._shown, self._failing_since = (0, self.found.data_bytes), None
+        try:
+            for offset, data, length in self._pieces(key, progress):
+                reach("replay-write")
+                fitting = max(0, min(length, layout.size - offset))
+                beyond += length - fitting
+                if fitting and data is not None:
+                    piece = memoryview(data)[:fitting]
+                    self._wait(driver, progress, lambda done: driver.begin_write(offset, piece, done))  # noqa: B023
+                for start in range(offset, offset + fitting, driver.zero_step) if data is None else ():
+                    part = min(driver.zero_step, offset + fitting - start)
+                    self._wait(driver, progress, lambda done: driver.begin_zero(start, part, done))  # noqa: B023
+            self._wait(driver, progress, driver.begin_flush)
+        finally:
+            driver.abandon()
+        return beyond
+
+    def _wait(self, driver: Driver, progress: Progress, begin: Callable[[Done], object]) -> None:
+        """Do one thing; raise when what it needs fails for good, or for too long."""
+        while True:
+            waiter = Waiter()
+            begin(waiter.done)
+            while not waiter.ended(_LOOK):
+                progress(*self._shown)
+                self._look_at(driver.failure)
+            try:
+                waiter.wait()
+            except S3backerError as error:
+                self._look_at(error)
+            else:
+                return
+
+    def _look_at(self, failure: S3backerError | None) -> None:
+        if failure is None:
+            self._failing_since = None
+            return
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+        if isinstance(failure, _FINAL) or time.monotonic() - self._failing_since > _PATIENCE:
+            raise failure
+
+    def _let_expire(self, progress: Progress) -> None:
+        """Wait until no request of the process that wrote the journal can take effect any more."""
+        lasting, begun = self._store.lasting, time.monotonic()
+        age = time.time() - self._directory.changed_at()
+        # A clock that was set says nothing.
+        left = min(lasting, lasting - age if age >= 0 else lasting)
+        if left > 0:
+            log.warning(
+                "%s waits %.0f s for requests of the mount that died before its journal is replayed", self._url, left
+            )
+        while (now := time.monotonic()) < begun + left:
+            progress(0, self.found.data_bytes)
+            time.sleep(min(_LOOK, begun + left - now))
+
+    def _read(self, records: Iterator[_T]) -> Iterator[_T]:
+        try:
+            yield from records
+        except OSError as error:
+            raise JournalError(
+                f"the journal in {self._directory.path} cannot be read: {error.strerror}",
+                hint="Copy what can be read to another disk (ddrescue) before anything else.",
+            ) from None
+
+    def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
+        """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""
+        found, done = self.found, 0
+        size = found.header.block_size if found.files else 0
+        for record, data in self._read(found.writes(key)):
+            self._shown = (done, found.data_bytes)
+            progress(*self._shown)
+            done += record.length
+            end = record.offset + record.length
+            for block in range(record.offset // size, (end - 1) // size + 1):
+                if block in found.pending:
+                    start, stop = max(record.offset, block * size), min(end, (block + 1) * size)
+                    yield start, data, stop - start
+        progress(found.data_bytes, found.data_bytes)

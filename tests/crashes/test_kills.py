@@ -1,0 +1,93 @@
+"""A writer that is killed at random moments and at every failpoint: nothing acknowledged is missing or torn.
+
+No mount and no network: the volume is driven directly, over a directory.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import s3backer
+from s3backer.admin import create_volume
+from s3backer.stores.directory import DirectoryStore
+from tests.support.crashing import BLOCK, SIZE, Life, Zygote, killed_again_and_again
+
+SEED = 7
+#: Lives of writers killed at a random moment, in CI and in the long run.
+KILLS, MANY = 120, 2000
+#: Points of a journal's life that are reached once, and at which time a point is tried.
+TIMES = (1, 4)
+
+
+def create(bucket: Path) -> None:
+    store = DirectoryStore(bucket)
+    create_volume(store, "", size=SIZE, block_size=BLOCK)
+    store.close()
+
+
+def points() -> list[str]:
+    """Return all failpoints in the sources."""
+    found: set[str] = set()
+    for path in Path(s3backer.__file__).parent.rglob("*.py"):
+        found.update(re.findall(r'\breach\("([a-z-]+)"\)', path.read_text()))
+    return sorted(found)
+
+
+#: Those that a recovery reaches: the writer that is killed there is the one that comes after another.
+REPLAY = [point for point in points() if point.startswith("replay")]
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as made:
+        yield made
+
+
+def random_lives(seed: int, count: int) -> list[Life]:
+    source = random.Random(seed)
+    return [Life(source.getrandbits(32), seconds=source.uniform(0.002, 0.25), steps=100_000) for _ in range(count)]
+
+
+def run(zygote: Zygote, directory: Path, lives: list[Life]) -> dict[str, int]:
+    """Run lives one after the other on one volume, and return how they ended."""
+    ends: dict[str, int] = {}
+    with killed_again_and_again(zygote, directory, lives, create) as living:
+        for life, status, history in living:
+            killed = status == signal.SIGKILL
+            assert killed or status == 0, f"{life}: status {status}"
+            ends["killed" if killed else "ended"] = ends.get("killed" if killed else "ended", 0) + 1
+            ends["writes"], ends["flushes"] = history.writes, history.flushes
+    return ends
+
+
+def test_killed_at_random_moments(zygote: Zygote, tmp_path: Path) -> None:
+    ends = run(zygote, tmp_path, random_lives(SEED, KILLS))
+    print(ends)
+    assert ends["killed"] > KILLS * 0.9
+    assert ends["writes"] > 1000
+    assert ends["flushes"] > 100
+
+
+@pytest.mark.soak
+def test_killed_two_thousand_times(zygote: Zygote, tmp_path: Path) -> None:
+    ends = run(zygote, tmp_path, random_lives(SEED + 1, MANY))
+    assert ends["killed"] > MANY * 0.9
+
+
+@pytest.mark.parametrize("point", points())
+def test_killed_at_a_failpoint(zygote: Zygote, tmp_path: Path, point: str) -> None:
+    source = random.Random(f"{SEED} {point}")
+    lives: list[Life] = []
+    for count in TIMES:
+        if point in REPLAY:
+            # First one that leaves something to replay.
+            lives.append(Life(source.getrandbits(32), "noted", 30, steps=600, left=True))
+        lives.append(Life(source.getrandbits(32), point, count, steps=600))
+    ends = run(zygote, tmp_path, lives)
+    assert ends["killed"] > (len(TIMES) if point in REPLAY else 0), f"{point} was never reached"

@@ -1,0 +1,43 @@
+"""Volume, cache and journal over a faulty store, in seeded worlds that end anywhere; see tests/support/crash_world.py.
+
+``S3BACKER_SEED=N`` runs that one world, ``S3BACKER_WORLDS=N`` runs more of them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.support.crash_world import CrashWorld
+
+WORLDS = int(os.environ.get("S3BACKER_WORLDS", "10000"))
+#: One in so many is recovered by the code that does it for users, which has threads of its own.
+_REPLAYED = 50
+
+
+def run_worlds(count: int) -> None:
+    fixed = os.environ.get("S3BACKER_SEED")
+    seeds = [int(fixed)] if fixed else random.sample(range(2**32), count)
+    crashed = 0
+    for seed in seeds:
+        world = CrashWorld(seed, replayed=seed % _REPLAYED == 0)
+        try:
+            world.run()
+        except BaseException as error:
+            pytest.fail(f"world failed: run again with S3BACKER_SEED={seed}: {error!r}")
+        crashed += world._left < 0
+    print(f"{crashed} of {len(seeds)} worlds crashed")
+    assert fixed or crashed > count // 2
+
+
+@pytest.mark.timeout(600)
+def test_worlds_that_crash() -> None:
+    run_worlds(WORLDS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_many_more_worlds_that_crash() -> None:
+    run_worlds(10 * WORLDS)

@@ -1,0 +1,246 @@
+"""A journal, a map and a disk that are full: who waits for what, and how it goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from s3backer import _fast
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
+from s3backer.journal.files import System
+from tests.support.journal_twin import DATA, plain_scan
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
+from tests.support.power_loss import FaultyDisk
+
+
+@pytest.mark.parametrize("key", [None, b"a key"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_had_no_room_for_a_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int, key: bytes | None
+) -> None:
+    """As where files are not written in place: it waits, whatever was to be written, and goes on as if it never was."""
+    now = 0.0
+    with SmallJournal(tmp_path / "j", key=key, monotonic=lambda: now) as small:
+        disk = FaultyDisk(small.core)
+        small.write(0, b"a" * BLOCK)
+        small.journal.prepare()
+        number, appended = small.core.number, files_of(tmp_path / "j")
+        disk.write_error = error
+        assert small.core.write(100, b"b" * 64, 0.0) == (0, JOURNAL_BUSY)
+        assert small.core.write_zeros(BLOCK, BLOCK, 0.0) == (0, JOURNAL_BUSY)
+        assert not small.journal.intend(0, 1, "", "") and not small.journal.done(1, 1, "")
+        small.core.sync()
+        assert (small.core.number, small.core.failure) == (number, None)
+        assert files_of(tmp_path / "j") == appended
+        # Nobody tries for ever without a pause.
+        for _ in range(3):
+            assert not small.journal.wait(0.0)
+            now += 1
+        now += 5
+        assert small.journal.wait(0.0) and not small.journal.wait(0.0)
+        assert caplog.text.count("has no room: writers wait") == 1
+        assert small.core.write(100, b"c" * 64, 0.0) == (0, JOURNAL_BUSY)
+        disk.write_error = 0
+        while small.core.files < 3:
+            small.write(100, b"d" * 64)
+        small.journal.prepare()
+        # A MARK that is to free a file is like the rest.
+        disk.write_error = error
+        small.core.stored(0, small.slab.sequence)
+        small.journal.prepare()
+        assert small.core.files == 3 and not small.journal.wait(0.0)
+        disk.write_error, now = 0, now + 10
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        assert small.core.files == 1
+        small.write(0, b"e" * BLOCK)
+    _, writes = scan_path(tmp_path / "j", key=key)
+    assert writes[-1][1] == b"e" * BLOCK
+    assert {data for _, data in writes[:-1]} == {b"d" * 64}
+
+
+@pytest.mark.parametrize("reached", range(1, 2300, 100))
+def test_a_disk_that_had_room_for_a_part_of_a_record(tmp_path: Path, reached: int) -> None:
+    """The next one gets its number and its place, whatever of it is there; so does a reader who comes before."""
+    with SmallJournal(tmp_path / "j") as small:
+        disk = FaultyDisk(small.core)
+        small.write(0, b"a" * 100)
+        disk.write_error, disk.room = errno.ENOSPC, reached
+        # Its end is what stands there already.
+        assert small.core.write(BLOCK, b"b" * 1000 + bytes(BLOCK - 1000), 0.0) == (0, JOURNAL_BUSY)
+        disk.write_error = 0
+        writes = scan_files(tmp_path / "j")
+        assert writes in ([b"a" * 100], [b"a" * 100, b"b" * 1000 + bytes(BLOCK - 1000)])
+        small.write(2 * BLOCK, b"c" * 100)
+        assert scan_files(tmp_path / "j") == [b"a" * 100, b"c" * 100]
+        small.write(0, b"d" * BLOCK)
+        small.core.sync()
+        small.write(0, b"e" * 8)
+    assert scan_files(tmp_path / "j") == [b"a" * 100, b"c" * 100, b"d" * BLOCK, b"e" * 8]
+
+
+def scan_files(path: Path) -> list[bytes]:
+    """The writes in a journal that may be in use."""
+    return [record.data for record in plain_scan(files_of(path)) if record.kind == DATA]
+
+
+def test_a_full_journal(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j", files=3) as small:
+        reasons = set()
+        for turn in range(200):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+            elif reason == JOURNAL_FULL:
+                break
+            else:
+                reasons.add(reason)
+        else:
+            raise AssertionError("it is never full")
+        assert reasons == {_fast.DONE}
+        assert (small.core.files, small.core.spares) == (3, 0)
+        assert small.core.fill > 0.9
+        unchanged = small.slab.sequence
+        # Nothing has changed, and there is room for notes.
+        assert small.core.write(0, b"y" * BLOCK, 0.0) == (0, JOURNAL_FULL)
+        assert small.slab.sequence == unchanged
+        small.core.sync()
+        for block in range(BLOCKS):
+            assert small.journal.done(block, small.slab.sequence, '"e"')
+        assert small.core.entries == 0
+        small.journal.prepare()
+        assert (small.core.files, small.core.spares) == (1, 2)
+        assert small.core.write(0, b"y" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+    recovered, writes = scan_path(tmp_path / "j")
+    assert list(recovered.pending) == [0] and writes[-1][1] == b"y" * BLOCK
+
+
+def test_a_full_journal_that_nobody_syncs(tmp_path: Path) -> None:
+    """Once everything is in the bucket it has room again, and its keeper is told so."""
+    with SmallJournal(tmp_path / "j", files=3) as small:
+        for turn in range(500):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_FULL:
+                assert not small.journal.wait(0.0)
+                for block in range(BLOCKS):
+                    small.core.stored(block, small.slab.sequence)
+            if reason in (JOURNAL_FULL, JOURNAL_BUSY):
+                assert small.journal.wait(0.0), f"it is stuck after {turn} writes"
+                small.journal.prepare()
+        assert small.core.syncs > 3
+
+
+def test_a_full_map(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j", files=20, capacity=64) as small:
+        for turn in range(64):
+            small.write(turn % BLOCKS * BLOCK, b"x" * 512)
+        assert small.core.fill == 1
+        assert small.core.write(0, b"y", 0.0) == (0, JOURNAL_FULL)
+        small.core.stored(0, small.slab.sequence)
+        assert small.core.write(0, b"y", 0.0) == (1, _fast.DONE)
+
+
+def test_a_block_that_is_rewritten_for_ever_needs_no_more_than_its_last_state(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j", files=3, capacity=64) as small:
+        for turn in range(300):
+            count, reason = small.core.write(BLOCK, bytes([1 + turn % 250]) * BLOCK, 0.0)
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+                continue
+            assert (count, reason) == (BLOCK, _fast.DONE)
+            small.core.sync()
+        assert small.core.entries <= 3
+
+
+def test_what_is_durable_is_kept_until_a_newer_state_of_the_whole_block_is(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"a" * 512)
+        small.core.sync()
+        small.write(0, b"b" * BLOCK)
+        small.write(0, b"c" * 512)
+        assert small.core.entries == 3
+        small.core.sync()
+        small.write(0, b"d" * 512)
+        # The first one has gone.
+        assert small.core.entries == 3
+        assert small.core.load(0, bytearray(BLOCK))[0] == [(0, BLOCK), (0, 512), (0, 512)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "s3backer-test", str(path)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs root, to mount a tmpfs")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_disk_without_room_for_another_file(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The journal goes on in what it has, then writers wait; what could not be made is gone."""
+    with SmallJournal(small_disk / "j", files=20) as small:
+        for turn in range(200):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+            elif reason == JOURNAL_FULL:
+                break
+        assert reason == JOURNAL_FULL
+        assert "no room for another file: No space left" in caplog.text
+        assert small.core.failure is None
+        assert sorted(os.listdir(small_disk / "j"))[-1] == "lock"
+        small.store_all()
+        small.journal.prepare()
+        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+
+
+def test_no_room_for_another_file_is_a_full_journal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Writers wait for blocks to be stored, nobody asks the disk all the time, and it goes on when there is room."""
+
+    class Full(System):
+        full, asked = False, 0
+
+        def create(self, name: str, directory: int) -> int:
+            self.asked += 1
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().create(name, directory)
+
+    now, system = 0.0, Full()
+    with SmallJournal(tmp_path / "j", files=20, system=system, monotonic=lambda: now) as small:
+        system.full = True
+        for turn in range(200):
+            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_FULL:
+                break
+            if reason == JOURNAL_BUSY:
+                assert small.journal.wait(0.0)
+                small.journal.prepare()
+        assert reason == JOURNAL_FULL and small.core.fill > 0.8
+        asked = system.asked
+        for _ in range(100):
+            assert not small.journal.wait(0.0)
+        small.store_all()
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        # What was freed is used again, and only that.
+        assert small.core.spares and system.asked == asked
+        assert small.core.write(0, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+        for again in range(3):
+            now += 10
+            assert small.journal.wait(0.0)
+            small.journal.prepare()
+            assert not small.journal.wait(0.0)
+            assert system.asked <= asked + again + 1
+            while small.core.spares:
+                small.core.write(0, b"x" * BLOCK, 0.0)
+        assert caplog.text.count("no room for another file") == 1
+        system.full, now = False, now + 10
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        assert small.core.spares == 2

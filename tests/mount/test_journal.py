@@ -1,0 +1,373 @@
+"""A mount with a journal: what fsync promises, and what is there again after the daemon was killed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3backer.layouts.token import read_token
+from tests.support.mounts import PATIENCE, Mounted, environment, filesystem, loop_device, needs_mounts, wait_until
+from tests.support.tools import run
+from tests.support.workbench import BLOCK, Workbench, write_unflushed
+
+pytestmark = needs_mounts
+
+SIZE = 64 << 20
+DATA = bytes(range(1, 251)) * 400
+
+
+class Bench(Workbench):
+    """A workbench whose mounts have a journal."""
+
+    journals: Path
+    size = 4 << 20
+    memory = 32 << 20
+
+    def what(self, **more: object) -> dict[str, object]:
+        given = more.pop("volume", {})
+        assert isinstance(given, dict)
+        volume = {"memory": self.memory, "journal": self.size, "journal_directory": str(self.journals), **given}
+        return super().what(volume=volume, **more)  # type: ignore[arg-type]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the journal, and what else a mount keeps there."""
+        return sorted(path for path in self.journals.rglob("*") if path.is_file() and path.name != "lock")
+
+    def command(self, *words: str, code: int = 0) -> str:
+        """Run a command and return what it said."""
+        done = subprocess.run(
+            [sys.executable, "-m", "s3backer", words[0], f"file://{self.bucket}", *words[1:]],
+            env=environment(self.directory),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def journaled(bench: Workbench) -> Bench:
+    bench.__class__ = Bench
+    assert isinstance(bench, Bench)
+    bench.journals = bench.directory / "journals"
+    bench.create(size=SIZE)
+    return bench
+
+
+@pytest.fixture
+def dead(journaled: Bench) -> Iterator[Bench]:
+    """A volume whose daemon was killed with DATA in its journal only."""
+    with journaled.mounted() as mount:
+        write(mount, DATA, sync=True)
+        kill(mount)
+    yield journaled
+
+
+def write(mount: Mounted, data: bytes, offset: int = 0, *, sync: bool) -> None:
+    descriptor = os.open(mount.file, os.O_RDWR)
+    try:
+        os.pwrite(descriptor, data, offset)
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def kill(mount: Mounted) -> None:
+    mount.signal(signal.SIGKILL)
+    mount.umount("-l")
+    mount.wait()
+
+
+def read(mount: Mounted, length: int, offset: int = 0) -> bytes:
+    with mount.file.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), length, offset)
+
+
+# ── flush ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fsync_and_close_do_not_wait_for_the_bucket(journaled: Bench) -> None:
+    with journaled.mounted() as mount, journaled.turned("outage"):
+        write(mount, DATA, sync=True)
+        assert journaled.stored(0, len(DATA)) == bytes(len(DATA))
+        assert "blocks" in journaled.command("info")
+    assert journaled.stored(0, len(DATA)) == DATA
+    assert not journaled.files
+
+
+def test_what_was_only_written_survives_a_kill_too(journaled: Bench) -> None:
+    with journaled.mounted() as mount:
+        # Neither fsync nor close comes after; the kernel is asked to hand over its pages without a barrier.
+        write_unflushed(mount.file, 0, DATA[: 4 * BLOCK])
+        with mount.file.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        range_written(mount, 0, 4 * BLOCK)
+        kill(mount)
+    with journaled.mounted() as mount:
+        assert read(mount, 4 * BLOCK) == DATA[: 4 * BLOCK]
+
+
+def range_written(mount: Mounted, offset: int, length: int) -> None:
+    """Let the kernel write its dirty pages to the daemon, without a flush: sync_file_range(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(mount.file, os.O_RDONLY)
+    try:
+        flags = 1 | 2 | 4
+        done = libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), flags)
+        assert done == 0, os.strerror(ctypes.get_errno())
+    finally:
+        # Its close would be a flush, and is one; what was written is in the journal by then either way.
+        os.close(descriptor)
+
+
+def test_the_memory_may_be_full_and_the_store_away(journaled: Bench) -> None:
+    """Writers wait when the journal is full, go on when the store is back, and everything is there after a kill."""
+    piece = os.urandom(1 << 20)
+    with journaled.mounted() as mount:
+        with journaled.turned("outage"):
+            descriptor = os.open(mount.file, os.O_RDWR | os.O_DIRECT)
+            page = mmap.mmap(-1, len(piece))
+            page.write(piece)
+            written: list[int] = []
+
+            def fill() -> None:
+                for number in range(12):
+                    os.pwritev(descriptor, [page], number << 20)
+                    written.append(number)
+
+            writer = threading.Thread(target=fill, daemon=True)
+            writer.start()
+            wait_until(lambda: len(written) >= 2, "something was taken")
+            before = -1
+            while before != len(written):
+                before = len(written)
+                time.sleep(1.0)
+            assert len(written) < 12
+        writer.join(PATIENCE)
+        assert len(written) == 12
+        os.fsync(descriptor)
+        os.close(descriptor)
+        kill(mount)
+    with journaled.mounted() as mount:
+        for number in range(12):
+            assert read(mount, 1 << 20, number << 20) == piece
+
+
+# ── recovery ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_next_mount_recovers_and_needs_no_force(dead: Bench) -> None:
+    assert dead.stored(0, len(DATA)) == bytes(len(DATA))
+    with dead.mounted() as mount:
+        assert read(mount, len(DATA)) == DATA
+        assert dead.stored(0, len(DATA)) == DATA
+
+
+def test_so_does_one_without_a_journal(dead: Bench) -> None:
+    with dead.mounted(volume={"journal": 0}) as mount:
+        assert read(mount, len(DATA)) == DATA
+        assert not dead.files
+
+
+def test_recover_without_mounting(dead: Bench) -> None:
+    directory = ("--journal-directory", str(dead.journals))
+    said = dead.command("recover", *directory)
+    assert "blocks of the mount that began at" in said
+    assert dead.stored(0, len(DATA)) == DATA
+    assert not dead.token.exists()
+    assert not dead.files
+    assert "has no journal on this host" in dead.command("recover", *directory)
+
+
+def test_to_a_file_and_giving_it_up(dead: Bench, tmp_path: Path) -> None:
+    directory = ("--journal-directory", str(dead.journals))
+    tree, files = dead.tree(), dead.files
+    dead.command("recover", *directory, "--to", str(tmp_path / "found"))
+    assert (tmp_path / "found").read_bytes()[: len(DATA)] == DATA
+    assert (dead.tree(), dead.files) == (tree, files)
+    assert "cannot be written: File exists" in dead.command(
+        "recover", *directory, "--to", str(tmp_path / "found"), code=2
+    )
+    assert f"{-(-len(DATA) // BLOCK)} blocks in it were not in the bucket" in dead.command(
+        "recover", *directory, "--discard"
+    )
+    assert not dead.files
+    assert not dead.token.exists()
+    with dead.mounted() as mount:
+        assert not any(read(mount, len(DATA)))
+
+
+def test_unlock_and_other_mounts_mind_it(dead: Bench) -> None:
+    said = dead.command("unlock", code=6)
+    assert f"had a journal, in {dead.journals} there" in said
+    assert f"s3backer recover file://{dead.bucket} --journal-directory {dead.journals}" in said
+    # As on another host: it does not know of the journal.
+    code, text = dead.run(volume={"journal_directory": str(dead.directory / "elsewhere")})
+    assert code == 6
+    assert f"with a journal in {dead.journals} there" in text
+
+
+def test_unlocked_by_force_it_is_replayed_only_by_force(dead: Bench) -> None:
+    directory = ("--journal-directory", str(dead.journals))
+    dead.command("unlock", "--force")
+    code, text = dead.run()
+    assert code == 9
+    assert "somebody else may have written to it since" in text
+    assert "has no token" in dead.command("recover", *directory, code=9)
+    dead.command("recover", *directory, "--force")
+    assert dead.stored(0, len(DATA)) == DATA
+    assert not dead.token.exists()
+
+
+def test_somebody_else_has_it_now(dead: Bench) -> None:
+    dead.command("unlock", "--force")
+    elsewhere = {"journal_directory": str(dead.directory / "elsewhere")}
+    with dead.mounted(volume=elsewhere) as mount:
+        write(mount, b"x" * BLOCK, sync=True)
+        said = dead.command("recover", "--journal-directory", str(dead.journals), code=6)
+        assert "is mounted" in said
+    # They have unmounted it, and block 0 is not what it was.
+    said = dead.command("recover", "--journal-directory", str(dead.journals), code=9)
+    assert "the journal does not know what was there" in said
+    assert dead.stored(0, BLOCK) == b"x" * BLOCK
+
+
+def test_a_live_mount_keeps_its_journal(journaled: Bench) -> None:
+    with journaled.mounted():
+        said = journaled.command("recover", "--journal-directory", str(journaled.journals), code=6)
+        assert "That mount is alive" in said
+
+
+def test_a_read_only_mount_leaves_it_alone(dead: Bench) -> None:
+    files = dead.files
+    with dead.mounted(volume={"read_only": True}) as mount:
+        assert not any(read(mount, BLOCK))
+    assert dead.files == files
+
+
+def test_a_filesystem_is_whole_after_a_kill(journaled: Bench, tmp_path: Path) -> None:
+    place = tmp_path / "fs"
+    contents = {f"file{number}": os.urandom(1000 * number + 1) for number in range(60)}
+    with journaled.mounted() as mount:
+        with loop_device(mount.file) as device:
+            run("mkfs.ext4", "-q", device)
+            place.mkdir()
+            run("mount", device, str(place))
+            try:
+                for name, content in contents.items():
+                    (place / name).write_bytes(content)
+                run("sync", "-f", str(place))
+                mount.signal(signal.SIGKILL)
+            finally:
+                run("umount", "-l", str(place))
+        mount.umount("-l")
+        mount.wait()
+    with journaled.mounted() as mount, loop_device(mount.file) as device:
+        with filesystem(device, place):
+            assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == contents
+        run("e2fsck", "-fn", device)
+
+
+def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
+    directory = ("--journal-directory", str(dead.journals))
+    first = min(dead.files)
+    content = bytearray(first.read_bytes())
+    content[5000] ^= 1
+    first.write_bytes(content)
+    code, text = dead.run()
+    assert code == 9
+    assert f"{first} is damaged at byte" in text
+    assert f"{first} is damaged at byte" in dead.command("recover", *directory, code=9)
+    assert first.read_bytes() == content
+    assert "was given up, it was damaged" in dead.command("recover", *directory, "--discard")
+    assert not dead.files
+    assert not dead.token.exists()
+
+
+# ── its place ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_place_on_its_own_volume_is_refused(journaled: Bench) -> None:
+    for place, what in ((journaled.mountpoint, "own mount point"), (journaled.bucket / "x", "own directory")):
+        code, text = journaled.run(volume={"journal_directory": str(place)})
+        assert code == 2
+        assert f"--journal: {place} lies" in text and what in text
+        assert "--journal-directory" in text
+
+
+def test_too_small_a_journal(journaled: Bench) -> None:
+    code, text = journaled.run(volume={"journal": 1000})
+    assert code == 2
+    assert "a journal of 1000 is too small for blocks of 4KiB" in text
+    assert not journaled.token.exists()
+    assert not journaled.files
+
+
+def test_a_disk_without_room_for_it(journaled: Bench, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small))
+    try:
+        code, text = journaled.run(volume={"journal_directory": str(small / "j")})
+        assert code == 9
+        assert "has no room for another file: No space left on device" in text
+        assert "--journal-directory" in text
+        assert not journaled.token.exists()
+    finally:
+        run("umount", str(small))
+
+
+def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None:
+    """Writes go on, fsync waits for the bucket, and what is then in the bucket is not overwritten by the journal."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 32 << 20)
+    run("mkfs.ext4", "-q", str(image))
+    run("mount", "-o", "loop", str(image), str(disk))
+    try:
+        with journaled.mounted(volume={"journal_directory": str(disk / "j")}) as mount:
+            write(mount, DATA, sync=True)
+            old = journaled.token.read_bytes()
+            run("xfs_io", "-x", "-c", "shutdown", str(disk))
+            fresh = bytes(reversed(DATA))
+            descriptor = os.open(mount.file, os.O_RDWR)
+            try:
+                os.pwrite(descriptor, fresh, 0)
+                os.fsync(descriptor)
+            except OSError as error:
+                assert error.errno == errno.EIO
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            # What fsync has promised is in the bucket now, and the journal can not be replayed over it.
+            assert journaled.stored(0, len(fresh)) == fresh
+            assert journaled.token.read_bytes() != old
+            kill(mount)
+    finally:
+        run("umount", str(disk))
+    store = journaled.open_store()
+    token = read_token(store, "")
+    assert token is not None
+    run("mount", "-o", "loop", str(image), str(disk))
+    try:
+        code, text = journaled.run(volume={"journal_directory": str(disk / "j")})
+        assert code in (6, 9), text
+        assert journaled.stored(0, len(DATA)) == bytes(reversed(DATA))
+    finally:
+        run("umount", str(disk))

@@ -1,0 +1,142 @@
+"""Worlds that have a journal, and end at some step as if the process had been killed there.
+
+What a recovery would find is the bucket as it is at that moment, perhaps with requests that were still on
+their way, and over it what the journal holds. That must be, byte by byte, what was acknowledged, or what was
+being written there at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache_calls import Store
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.replay import scan
+from s3backer.journal.service import Mount, WriteJournal
+from s3backer.layouts.token import write_token
+from s3backer.opening import VolumeOptions
+from s3backer.recovery import Recoverer
+from s3backer.url import volume_id
+from tests.support.simulation import BLOCK, World
+
+_FILE = 48 << 10
+_PREFIX = "p/"
+
+
+class Crash(BaseException):
+    """The end of a world. No code of ours catches it."""
+
+
+class CrashWorld(World):
+    """``replayed``: a true recovery writes to the bucket, which must then hold everything."""
+
+    def __init__(self, seed: int, *, replayed: bool = False) -> None:
+        # In memory: what survives a process is the page cache, and nothing here asks for more.
+        self.path = Path(tempfile.mkdtemp(prefix="s3backer-world-", dir="/dev/shm"))
+        self.replayed = replayed
+        self.syncs = 0
+        try:
+            super().__init__(seed, blocks=12, clients=3, operations=30)
+            self._left = self.random.randrange(5, 700)
+        except BaseException:
+            shutil.rmtree(self.path)
+            raise
+
+    def make_cache(self, policy: WritePolicy) -> BlockCache:
+        self.directory = JournalDirectory(self.path / "journal")
+        self.token = write_token(
+            self.store.inner, _PREFIX, "", replace=None, random_source=self.random, on_value=self.directory.note_token
+        )
+        self.journal = WriteJournal(
+            self.directory,
+            self.slab,
+            Mount(volume_id(self.store.place, _PREFIX), self.random.randbytes(16), self.token.value, "memory:"),
+            budget=self.random.randint(2, 5) * _FILE,
+            capacity=self.random.choice((70, 200)),
+            file_bytes=_FILE,
+        )
+        self.writer = self.journal.core
+        return BlockCache(self.slab, self.layout, policy, self.journal)
+
+    def store_block(self, action: Store) -> None:
+        etag = self.layout.write(action.block, action.body)
+        self.journal.done(action.block, action.as_of, etag)
+
+    def _step(self) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            raise Crash
+        if self.random.random() < 0.04 and self.journal.wait(0.0):
+            self._prepare()
+        if self.random.random() < 0.03:
+            self.syncs += 1
+            self.journal.core.sync()
+        if super()._step():
+            return True
+        # Writers may wait for a file, and a file for what is in it to be known to be on the disk.
+        self.journal.core.sync()
+        if self.journal.wait(0.0):
+            self._prepare()
+            return True
+        return False
+
+    def _prepare(self) -> None:
+        self.journal.prepare()
+        self.call(lambda: self.cache.tick(self.now))
+
+    def run(self) -> None:
+        """Run until it crashes or ends, and see what is there."""
+        try:
+            try:
+                super().run()
+            except Crash:
+                while self.late and self.random.random() < 0.5:
+                    self._arrive()
+            self._check()
+        finally:
+            self.journal.close()
+            self.directory.close()
+            shutil.rmtree(self.path)
+
+    def _check(self) -> None:
+        found = scan(self.directory, volume_id(self.store.place, _PREFIX))
+        content = self.bucket_content()
+        for record, data in found.writes():
+            for block in range(record.offset // BLOCK, (record.offset + record.length - 1) // BLOCK + 1):
+                if block in found.pending:
+                    start = max(record.offset, block * BLOCK)
+                    stop = min(record.offset + record.length, (block + 1) * BLOCK)
+                    content[start:stop] = bytes(stop - start) if data is None else data[: stop - start]
+        self._compare(content, "what the journal holds over the bucket")
+        if self.replayed:
+            self.journal.close()
+            recoverer = Recoverer(self.store.inner, _PREFIX, self._options(), self.directory)
+            recoverer.replay()
+            self._compare(self.bucket_content(), "the bucket after the replay")
+            assert not self.directory.numbers()
+
+    def _options(self) -> VolumeOptions:
+        return VolumeOptions(
+            memory=1 << 20,
+            threads=2,
+            size=self.layout.size,
+            block_size=BLOCK,
+            block_hash_prefix=self.layout.hash_prefix,
+        )
+
+    def _compare(self, content: bytearray, what: str) -> None:
+        allowed: dict[int, set[int]] = {}
+        for client in self.clients:
+            for offset, data in client.writing:
+                for position, byte in enumerate(data, offset):
+                    allowed.setdefault(position, set()).add(byte)
+        for start in range(0, len(content), BLOCK):
+            if content[start : start + BLOCK] == self.model[start : start + BLOCK]:
+                continue
+            for position in range(start, start + BLOCK):
+                assert content[position] == self.model[position] or content[position] in allowed.get(position, ()), (
+                    f"{self}: byte {position} of block {position // BLOCK} is not what was acknowledged, in {what}"
+                )

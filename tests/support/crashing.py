@@ -1,0 +1,269 @@
+"""Writers that are killed, and what has to be there afterwards.
+
+A writer is forked from one process that has loaded everything, so that a life takes no start-up. It stamps sectors of a
+volume, and says on a pipe what it begins, what was acknowledged and which flush succeeded; a pipe keeps what a killed
+process had written to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from s3backer import failpoints
+from s3backer.opening import VolumeOptions
+from s3backer.stores.directory import DirectoryStore
+from s3backer.volume import Volume
+
+SECTOR = 512
+BLOCK = 4096
+BLOCKS = 64
+SIZE = BLOCK * BLOCKS
+SECTORS = SIZE // SECTOR
+OPTIONS = VolumeOptions(
+    memory=8 << 20, threads=4, write_delay=0.01, list_blocks=False, journal=1 << 20, journal_directory=""
+)
+#: begins or has ended: kind, generation, first sector, number of sectors
+_LINE = struct.Struct("<cIII")
+
+
+def stamp(sector: int, generation: int) -> bytes:
+    """Return what a sector holds: zeros for generation 0, otherwise nothing that another one holds."""
+    return struct.pack("<II", sector, generation) * (SECTOR // 8) if generation else bytes(SECTOR)
+
+
+def generation_of(sector: int, content: bytes) -> int | None:
+    """Return the generation of a sector's content, None if it is torn or not this sector's."""
+    if not any(content):
+        return 0
+    found: int = struct.unpack_from("<II", content)[1]
+    return found if content == stamp(sector, found) else None
+
+
+@dataclass
+class History:
+    """What a volume's sectors may hold. A sector: what is acknowledged last, and what was begun after that.
+
+    Zeros count as generation 0; what they replaced is not to be seen again once they are acknowledged.
+    """
+
+    acknowledged: dict[int, int] = field(default_factory=dict)
+    flushed: dict[int, int] = field(default_factory=dict)
+    begun: dict[int, set[int]] = field(default_factory=dict)
+    #: All since the last flush, for who loses what was not synced.
+    since: dict[int, set[int]] = field(default_factory=dict)
+    flushes: int = 0
+    writes: int = 0
+
+    def take(self, said: bytes) -> None:
+        """Learn from what a writer has said."""
+        for at in range(0, len(said) - _LINE.size + 1, _LINE.size):
+            kind, generation, first, count = _LINE.unpack_from(said, at)
+            sectors = range(first, first + count)
+            value = 0 if kind in b"zZ" else generation
+            if kind in b"wz":
+                for sector in sectors:
+                    self.begun.setdefault(sector, set()).add(value)
+                    self.since.setdefault(sector, set()).add(value)
+            elif kind in b"WZ":
+                self.writes += 1
+                for sector in sectors:
+                    self.acknowledged[sector] = value
+                    self.begun[sector].discard(value)
+            elif kind == b"F":
+                self.flushes += 1
+                self.flushed = dict(self.acknowledged)
+                self.since = {sector: set(values) for sector, values in self.begun.items() if values}
+
+    def check(self, content: bytes) -> None:
+        """Fail unless everything acknowledged is there, whole, or what was begun later."""
+        for sector in range(SECTORS):
+            found = generation_of(sector, content[sector * SECTOR : (sector + 1) * SECTOR])
+            last = self.acknowledged.get(sector, 0)
+            allowed = {last, *self.begun.get(sector, ())}
+            assert found in allowed, f"sector {sector} holds {found}, not one of {sorted(allowed)}"
+            # It stays what it is now.
+            assert found is not None
+            self.acknowledged[sector] = found
+            self.begun.pop(sector, None)
+
+
+class Writer:
+    """Stamps sectors of a volume until it is killed, or has done ``steps`` things."""
+
+    def __init__(self, bucket: Path, journals: Path, seed: int, pipe: int, first: int) -> None:
+        self._source = random.Random(seed)
+        self._pipe = pipe
+        self._generation = first
+        self._bucket, self._journals = bucket, journals
+
+    def run(self, steps: int) -> None:
+        """Open the volume, write, and close it."""
+        source = self._source
+        with open_volume(self._bucket, self._journals) as volume:
+            os.write(self._pipe, _LINE.pack(b"o", 0, 0, 0))
+            for _ in range(steps):
+                self._generation += 1
+                first = source.randrange(SECTORS)
+                count = min(SECTORS - first, source.choice([1, 1, 2, 3, 8, 8, 16, 40]))
+                dice = source.random()
+                if dice < 0.75:
+                    self._say(b"w", first, count)
+                    data = b"".join(stamp(sector, self._generation) for sector in range(first, first + count))
+                    volume.write(first * SECTOR, data)
+                    self._say(b"W", first, count)
+                elif dice < 0.85:
+                    self._say(b"z", first, count)
+                    volume.discard(first * SECTOR, count * SECTOR)
+                    self._say(b"Z", first, count)
+                else:
+                    volume.flush()
+                    self._say(b"F", 0, 0)
+
+    def _say(self, kind: bytes, first: int, count: int) -> None:
+        os.write(self._pipe, _LINE.pack(kind, self._generation, first, count))
+
+
+def open_volume(bucket: Path, journals: Path) -> Volume:
+    """Open the volume, and recover what is in its journal."""
+    return Volume.open(DirectoryStore(bucket), "", replace(OPTIONS, journal_directory=str(journals)))
+
+
+@dataclass(frozen=True)
+class Life:
+    """How a writer ended. ``point``: a failpoint and at which time; ``seconds``: when it is killed without one.
+
+    ``left``: what it leaves is recovered by the next one.
+    """
+
+    seed: int
+    point: str = ""
+    count: int = 1
+    seconds: float | None = None
+    steps: int = 400
+    left: bool = False
+
+
+class Zygote:
+    """Forks writers. It is made before anything else runs threads, and lives as long as the ``with`` block."""
+
+    def __init__(self) -> None:
+        self._orders_in, self._orders = os.pipe()
+        self._answers, self._answers_out = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            with contextlib.suppress(BaseException):
+                os.close(self._orders)
+                os.close(self._answers)
+                self._serve()
+            os._exit(0)
+        os.close(self._orders_in)
+        os.close(self._answers_out)
+
+    def _serve(self) -> None:
+        with os.fdopen(self._orders_in) as orders:
+            for line in orders:
+                *where, seed, point, count, steps, first, path = line.rstrip("\n").split("\t")
+                pipe = os.open(path, os.O_WRONLY)
+                pid = os.fork()
+                if not pid:
+                    self._live(
+                        Path(where[0]), Path(where[1]), int(seed), point, int(count), int(steps), int(first), pipe
+                    )
+                os.close(pipe)
+                os.write(self._answers_out, struct.pack("<ii", 0, pid))
+                _, status = os.waitpid(pid, 0)
+                os.write(self._answers_out, struct.pack("<ii", 1, status))
+
+    @staticmethod
+    def _live(
+        bucket: Path, journals: Path, seed: int, point: str, count: int, steps: int, first: int, pipe: int
+    ) -> None:
+        code = 1
+        try:
+            failpoints.arm(point, count)
+            Writer(bucket, journals, seed, pipe, first).run(steps)
+            code = 0
+        except BaseException as error:
+            print(f"the writer met {error!r}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+
+    def live(self, bucket: Path, journals: Path, life: Life, first: int) -> tuple[int, bytes]:
+        """Let a writer live; return its status as of waitpid, and what it said."""
+        fifo = bucket.with_name("said")
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(fifo)
+        # Open for both, so that neither end waits for the other.
+        ears = os.open(fifo, os.O_RDWR)
+        words = (bucket, journals, life.seed, life.point, life.count, life.steps, first, fifo)
+        os.write(self._orders, ("\t".join(map(str, words)) + "\n").encode())
+        said = bytearray()
+        os.set_blocking(ears, False)
+        pid = self._answer()
+        ends = time.monotonic() + (life.seconds if life.seconds is not None else 60.0)
+        ended: int | None = None
+        os.set_blocking(self._answers, False)
+        while ended is None:
+            said += _read(ears)
+            with contextlib.suppress(BlockingIOError):
+                ended = struct.unpack("<ii", os.read(self._answers, 8))[1]
+            if ended is None and time.monotonic() > ends:
+                os.kill(pid, signal.SIGKILL)
+                ends += 3600.0
+            time.sleep(0.0005)
+        os.set_blocking(self._answers, True)
+        said += _read(ears)
+        os.close(ears)
+        return ended, bytes(said)
+
+    def _answer(self) -> int:
+        found: int = struct.unpack("<ii", os.read(self._answers, 8))[1]
+        return found
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._orders)
+        os.waitpid(self.pid, 0)
+        os.close(self._answers)
+
+
+def _read(descriptor: int) -> bytes:
+    found = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(descriptor, 65536):
+            found += data
+    return bytes(found)
+
+
+@contextlib.contextmanager
+def killed_again_and_again(
+    zygote: Zygote, directory: Path, lives: list[Life], create: Callable[[Path], None]
+) -> Iterator[Iterator[tuple[Life, int, History]]]:
+    """Yield an iterator over the lives of one volume: each with its status and the history, before it is checked."""
+    bucket, journals = directory / "bucket", directory / "journals"
+    bucket.mkdir()
+    create(bucket)
+    history = History()
+
+    def run() -> Iterator[tuple[Life, int, History]]:
+        for number, life in enumerate(lives):
+            status, said = zygote.live(bucket, journals, life, (number + 1) << 16)
+            history.take(said)
+            yield life, status, history
+            if life.left:
+                continue
+            with open_volume(bucket, journals) as volume:
+                history.check(volume.read(0, SIZE))
+
+    yield run()
