@@ -26,7 +26,7 @@ from s3backer.disk_cache_file import ENTRY_BYTES, START, CopyFile, slot_size
 from s3backer.disk_cache_index import INDEX_BYTES, CopyIndex
 from s3backer.errors import UsageError
 from s3backer.layouts.copies import Copy
-from s3backer.logs import RateLimited
+from s3backer.logs import RateLimited, home
 from s3backer.units import format_size
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ class CopyCounts:
 
 
 def cache_directory() -> Path:
-    """Return the directory of disk caches; it may not exist yet."""
+    """Return the directory of disk caches; it may not exist yet. UsageError for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):
         return Path(base, "s3backer")
     if os.geteuid() == 0:
         return Path("/var/cache/s3backer")
-    return Path.home() / ".cache" / "s3backer"
+    return home("XDG_CACHE_HOME") / ".cache" / "s3backer"
 
 
 def allowance(size: int, used: int, available: int, total: int) -> int:

@@ -24,6 +24,8 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from urllib.parse import quote
 
+from s3backer.errors import UsageError
+
 FORMAT = "%(asctime)s %(levelname)s: %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 #: Sockets of the system's log, in the order in which they are tried; journald listens on both.
@@ -138,13 +140,23 @@ class RateLimited:
 
 
 def state_directory() -> Path:
-    """Return the directory of local state; it may not exist yet."""
+    """Return the directory of local state; it may not exist yet. UsageError for a user without a home."""
     base = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(base):
         return Path(base, "s3backer")
     if os.geteuid() == 0:
         return Path("/var/lib/s3backer")
-    return Path.home() / ".local" / "state" / "s3backer"
+    return home("XDG_STATE_HOME") / ".local" / "state" / "s3backer"
+
+
+def home(instead: str) -> Path:
+    """Return the user's home; UsageError, naming the variable that can be set instead, where there is none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise UsageError(
+            f"user {os.geteuid()} has no home directory", hint=f"Set HOME, or {instead}, to a directory of that user."
+        ) from None
 
 
 def configure_logging(
@@ -190,7 +202,7 @@ def _background_handler(ident: str) -> logging.Handler:
         return syslog
     try:
         return _PrivateFileHandler(state_directory(), f"{ident}.log")
-    except OSError:
+    except (OSError, UsageError):
         # A log that cannot be opened is no reason to leave a disk unmounted.
         return logging.NullHandler()
 

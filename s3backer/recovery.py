@@ -96,7 +96,13 @@ def take_journal(
     ``progress`` is called at least every second or so, and may raise, which ends it. None where ``options`` want no
     journal. Raises JournalError, VolumeInUse and what opening a volume raises; the journal is kept then.
     """
-    path = place_of_journal(store, prefix, options)
+    try:
+        path = place_of_journal(store, prefix, options)
+    except UsageError:
+        if options.journal:
+            raise
+        # Who has no place for journals has none.
+        return None
     url = volume_name(store, prefix)
     if options.read_only:
         if has_files(path):

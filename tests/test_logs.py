@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3backer import logs
+from s3backer.admin import create_volume
+from s3backer.disk_cache import cache_directory
+from s3backer.errors import UsageError
 from s3backer.logs import RateLimited, Redacting, configure_logging, state_directory
+from s3backer.opening import VolumeOptions
+from s3backer.stores.memory import MemoryStore
+from s3backer.volume import Volume
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 
@@ -203,6 +209,27 @@ def test_a_log_that_is_a_symbolic_link_is_not_followed(monkeypatch: pytest.Monke
     configure_logging(False, False, False, ident="one")
     logging.getLogger("s3backer").error("not there")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 4711)
+
+    def nobody(cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(nobody))
+    for directory in (state_directory, cache_directory):
+        with pytest.raises(UsageError, match="user 4711 has no home directory") as caught:
+            directory()
+        assert "Set HOME, or XDG_" in caught.value.hint
+    # A volume can be used all the same; only a journal has no place.
+    store = MemoryStore()
+    create_volume(store, "", size=1 << 20, block_size=4096)
+    Volume.open(store, "", VolumeOptions(memory=1 << 20, threads=1)).close()
+    with pytest.raises(UsageError, match="has no home"):
+        Volume.open(store, "", VolumeOptions(memory=8 << 20, threads=1, journal=1 << 20))
 
 
 def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
