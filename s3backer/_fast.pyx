@@ -469,7 +469,8 @@ cdef class Slab:
     def begin_store(self, uint64_t block):
         """Copy a dirty, fully valid block that is not being stored; return (its oldest sequence, as of which, body).
 
-        Every write up to the second sequence, and none behind it, is in the body, which is None where all is zero. Until ``end_store`` the block stays, and may become dirty again.
+        Every write up to the second sequence, and none behind it, is in the body, which is None where all is zero.
+        Until ``end_store`` the block stays, and may become dirty again.
         """
         cdef bytes body = PyBytes_FromStringAndSize(NULL, self._block_size)
         cdef unsigned char *target = <unsigned char *>PyBytes_AS_STRING(body)

@@ -68,7 +68,8 @@ cdef class Lane:
 
     ``device`` is the kernel's descriptor and belongs to the lane, ``socket`` leads to llfuse. ``inode`` and ``handle``
     are those of the disk, ``end`` its size in bytes. ``pressure``: unsaved blocks above which the driver is woken.
-    ``journal``: what writes go to besides the slab, if there is one. ``slow_writes``: every write is parked. ``direct_io``: the kernel is to keep nothing of the disk.
+    ``journal``: what writes go to besides the slab, if there is one. ``slow_writes``: every write is parked.
+    ``direct_io``: the kernel is to keep nothing of the disk.
     ``lazy_fsync``: FLUSH and FSYNC are answered at once, whatever is unsaved.
     """
 
