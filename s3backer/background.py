@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from s3backer.errors import MountError, S3backerError, out_of_memory
+from s3backer.errors import DEFECT, MountError, S3backerError, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _serve(serve: Callable[[Callable[[], None]], None], connection: socket.socke
 
 
 def _defect(error: BaseException) -> S3backerError:
-    return S3backerError(f"the daemon failed with {error!r}", hint="This is a defect; please report it.")
+    return S3backerError(f"the daemon failed with {error!r}", hint=DEFECT)
 
 
 def _failure(error: S3backerError) -> dict[str, object]:

@@ -101,7 +101,7 @@ class BlockCache:
         self._slab = slab
         self._journal = journal
         #: Who takes writes.
-        self._writer: _fast.Slab | _journal.Journal = slab if journal is None else journal.core
+        self.writer: _fast.Slab | _journal.Journal = slab if journal is None else journal.core
         self._layout = layout
         self._policy = self._asked_policy = policy
         self._block_size = slab.block_size
@@ -358,11 +358,11 @@ class BlockCache:
             if request.data is None:
                 if self._skip_absent(request):
                     continue
-                count, reason = self._writer.write_zeros(
+                count, reason = self.writer.write_zeros(
                     at, min(request.length - request.position, size - at % size), now
                 )
             else:
-                count, reason = self._writer.write(at, memoryview(request.data)[request.position :], now)
+                count, reason = self.writer.write(at, memoryview(request.data)[request.position :], now)
             request.position += count
             block = (at + count) // size
             if reason == _fast.ZERO_BLOCK:
@@ -370,7 +370,7 @@ class BlockCache:
                     self.counts.zeros_skipped += 1
                     request.position += size
                     continue
-                count, reason = self._writer.write_zeros(block * size, size, now)
+                count, reason = self.writer.write_zeros(block * size, size, now)
                 request.position += count
             elif reason == _fast.NEEDS_FETCH:
                 if not self._layout.known_absent(block):
@@ -379,7 +379,7 @@ class BlockCache:
                     continue
                 reason = _fast.NO_SLOT
             if reason == _journal.JOURNAL_FAILED:
-                self._writer = self._slab
+                self.writer = self._slab
             elif reason in _NO_ROOM:
                 return self._NO_SLOT
         return None
@@ -402,7 +402,7 @@ class BlockCache:
     def _urgent(self) -> bool:
         if self._parked or self._slab.unsaved > self._policy.high_water:
             return True
-        return isinstance(self._writer, _journal.Journal) and self._writer.fill > _HIGH_FILL
+        return isinstance(self.writer, _journal.Journal) and self.writer.fill > _HIGH_FILL
 
     @property
     def _merging(self) -> int:

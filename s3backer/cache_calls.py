@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from s3backer.errors import S3backerError, StoreError
 from s3backer.stores.base import Buffer
 
+log = logging.getLogger(__name__)
+
+#: Told how a call ended; None: well. Called by any thread, without a lock; must neither wait nor raise.
+Done = Callable[[S3backerError | None], None]
 #: What to try when there is no memory.
 LESS_MEMORY = "Use a smaller --memory."
+
+
+def answer(done: Done, error: S3backerError | None) -> None:
+    """Tell somebody how it ended. A defect there keeps nobody else from being answered."""
+    try:
+        done(error)
+    except Exception:
+        log.exception("an answer met a defect")
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """One call that may have to wait. ``context`` belongs to the driver, which calls it with how it ended."""
 
-    context: Callable[[S3backerError | None], None] | None = None
+    context: Done | None = None
 
     def disarm(self) -> None:
         """See to it that the caller's memory is not touched any more, wherever the request waits."""

@@ -29,6 +29,7 @@ from s3backer._readahead import ReadAhead
 from s3backer.cache import BlockCache, WritePolicy
 from s3backer.cache_calls import (
     Action,
+    Done,
     Fetch,
     FlushRequest,
     Hurry,
@@ -38,8 +39,9 @@ from s3backer.cache_calls import (
     Store,
     TouchRequest,
     WriteRequest,
+    answer,
 )
-from s3backer.errors import S3backerError, StoreError, VolumeInUse
+from s3backer.errors import DEFECT, S3backerError, StoreError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -61,10 +63,6 @@ _NEW_SHARE = 0.1
 _LEAST_WINDOW = 8
 #: Blocks zeroed by one request.
 _ZERO_CHUNK = 4096
-
-
-#: Told how a request ended; None: well. Called by any thread, without a lock; must neither wait nor raise.
-Done = Callable[[S3backerError | None], None]
 
 
 class Waiter:
@@ -176,8 +174,7 @@ class Driver:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Take ``data`` into the cache, waiting while too much is unsaved."""
-        writer = self._slab if self._journal is None else self._journal.core
-        count, reason = writer.write(offset, data, self._clock())
+        count, reason = self.cache.writer.write(offset, data, self._clock())
         if reason == _fast.DONE:
             if self._slab.unsaved > self.high_water:
                 self.wake()
@@ -312,12 +309,8 @@ class Driver:
             step(self._clock())
             replies = self._carry_out(self.cache.take_actions())
         for reply in replies:
-            try:
-                assert reply.request.context is not None
-                reply.request.context(reply.error)
-            except Exception:
-                # Whoever else is answered here must be.
-                log.exception("an answer met a defect")
+            assert reply.request.context is not None
+            answer(reply.request.context, reply.error)
 
     def _carry_out(self, actions: list[Action]) -> list[Reply]:
         """Hand the jobs to the workers, and return what is to be answered when the lock is free."""
@@ -452,4 +445,4 @@ class Driver:
 
 def _unexpected(what: str, block: int, failure: Exception) -> StoreError:
     log.exception("%s block %d failed unexpectedly", what, block)
-    return StoreError(f"{what} block {block} failed: {failure!r}", hint="This is a defect; please report it.")
+    return StoreError(f"{what} block {block} failed: {failure!r}", hint=DEFECT)

@@ -31,6 +31,9 @@ from __future__ import annotations
 
 import errno
 
+#: What to try where nobody but the program is to blame.
+DEFECT = "This is a defect; please report it."
+
 
 class S3backerError(Exception):
     """Base of all errors that are explained to the user."""

@@ -69,6 +69,11 @@ class MemoryPlan:
     disk_queue: int = 0
     journal_entries: int = 0
 
+    @property
+    def dirty_limit(self) -> int:
+        """Slots that may be unsaved at once; the others are for readers."""
+        return self.slots - max(1, self.slots // 8)
+
 
 def plan_memory(
     memory: int, block_size: int, threads: int, *, copies: int = 2, disk_cache: bool = False, journal: bool = False

@@ -9,7 +9,6 @@ its absence. Only a volume without any block takes every password.
 from __future__ import annotations
 
 import logging
-import os
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -289,14 +288,12 @@ def _take_token(
     if found is not None:
         given_up = f"; what it flushed may be in its journal, {found.journal} there, only" if found.journal else ""
         log.warning("%s was mounted %s; taking it over by force%s", url, found.describe(), given_up)
-    if directory is None:
-        return write_token(store, prefix, url, replace=found, random_source=random.SystemRandom())
     return write_token(
         store,
         prefix,
         url,
         replace=found,
         random_source=random.SystemRandom(),
-        journal=os.path.dirname(directory.path),
-        on_value=directory.note_token,
+        journal=directory.place if directory else "",
+        on_value=directory.note_token if directory else None,
     )

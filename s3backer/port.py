@@ -17,7 +17,7 @@ from s3backer._journal import Journal
 from s3backer._readahead import ReadAhead
 from s3backer.cache_calls import Request
 from s3backer.driver import Driver
-from s3backer.errors import Interrupted, ReadOnlyVolume, S3backerError, StoreError
+from s3backer.errors import DEFECT, Interrupted, ReadOnlyVolume, S3backerError, StoreError
 from s3backer.gate import Gate
 from s3backer.journal.keeper import Keeper
 from s3backer.stores.base import Buffer
@@ -263,7 +263,7 @@ class _Zeroing:
             except Exception as defect:
                 # It may be that nobody else is here who could answer.
                 log.exception("zeroing met a defect")
-                self._done(StoreError(f"zeroing failed: {defect!r}", hint="This is a defect; please report it."))
+                self._done(StoreError(f"zeroing failed: {defect!r}", hint=DEFECT))
                 return
             self._call.requests = [request]
             if self._call.cancelled:

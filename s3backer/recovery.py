@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
 
 from s3backer import _fast
-from s3backer.driver import Done, Driver, Waiter
+from s3backer.cache_calls import Done
+from s3backer.driver import Driver, Waiter
 from s3backer.errors import (
     AccessDenied,
     BucketNotFound,
@@ -51,8 +51,6 @@ from s3backer.units import exact_size, format_size
 from s3backer.url import volume_id
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 #: Told (bytes of data written, of so many).
 Progress = Callable[[int, int], None]
@@ -170,7 +168,6 @@ class Recoverer:
             raise self._refusal(verdict, token)
         layout, _ = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
-        key = self._key(layout)
         if not isinstance(verdict, Ours) or token is None:
             token = claim_token(
                 self._store,
@@ -179,12 +176,12 @@ class Recoverer:
                 value=found.header.token,
                 replace=token,
                 random_source=random.SystemRandom(),
-                journal=os.path.dirname(self._directory.path),
+                journal=self._directory.place,
             )
         reach("replay-begins")
         layout.confirm = partial(confirm_token, self._store, self._prefix, token)
         self._let_expire(progress)
-        beyond = self._write(layout, key, progress)
+        beyond = self._write(layout, progress)
         settle(self._store, self._url)
         reach("replayed")
         self._end(token)
@@ -205,7 +202,7 @@ class Recoverer:
         """Write what is not in the bucket to a new file, each byte at its place on the volume; nothing else changes."""
         key = None
         if self.found.files and self.found.header.encrypted:
-            key = self._key(find_layout(self._store, self._prefix, self._options)[0])
+            key = find_layout(self._store, self._prefix, self._options)[0].codec.secret
         try:
             with Path(path).open("xb") as file:
                 for offset, data, length in self._pieces(key, progress):
@@ -280,18 +277,15 @@ class Recoverer:
                 hint=f"Give --block-size {exact_size(block_size)}, if the volume's own metadata is lost.",
             )
 
-    def _key(self, layout: ClassicLayout) -> bytes | None:
-        return None if layout.codec.cipher is None else layout.codec.cipher.secret
-
-    def _write(self, layout: ClassicLayout, key: bytes | None, progress: Progress) -> int:
+    def _write(self, layout: ClassicLayout, progress: Progress) -> int:
         """Write all of it, and return how many bytes lay beyond the end."""
         plan = self._options.plan(layout.block_size, layout.codec.copies)
-        slab = _fast.Slab(layout.block_size, plan.slots, plan.slots - max(1, plan.slots // 8))
+        slab = _fast.Slab(layout.block_size, plan.slots, plan.dirty_limit)
         driver = Driver(slab, layout, threads=plan.threads, write_delay=0.0)
         beyond = 0
         self._shown, self._failing_since = (0, self.found.data_bytes), None
         try:
-            for offset, data, length in self._pieces(key, progress):
+            for offset, data, length in self._pieces(layout.codec.secret, progress):
                 reach("replay-write")
                 fitting = max(0, min(length, layout.size - offset))
                 beyond += length - fitting
@@ -318,6 +312,7 @@ class Recoverer:
                 waiter.wait()
             except S3backerError as error:
                 self._look_at(error)
+                time.sleep(_LOOK)
             else:
                 return
 
@@ -344,20 +339,11 @@ class Recoverer:
             progress(0, self.found.data_bytes)
             time.sleep(min(_LOOK, begun + left - now))
 
-    def _read(self, records: Iterator[_T]) -> Iterator[_T]:
-        try:
-            yield from records
-        except OSError as error:
-            raise JournalError(
-                f"the journal in {self._directory.path} cannot be read: {error.strerror}",
-                hint="Copy what can be read to another disk (ddrescue) before anything else.",
-            ) from None
-
     def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
         """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""
         found, done = self.found, 0
         size = found.header.block_size if found.files else 0
-        for record, data in self._read(found.writes(key)):
+        for record, data in found.writes(key):
             self._shown = (done, found.data_bytes)
             progress(*self._shown)
             done += record.length

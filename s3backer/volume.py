@@ -89,9 +89,7 @@ class Volume:
         self._layout = layout
         self._options = options
         self._token = token
-        dirty_limit = plan.slots - max(1, plan.slots // 8)
-        if options.max_dirty:
-            dirty_limit = min(dirty_limit, options.max_dirty)
+        dirty_limit = min(plan.dirty_limit, options.max_dirty or plan.dirty_limit)
         self._memory = memory
         try:
             self._slab = _fast.Slab(layout.block_size, plan.slots, dirty_limit)
@@ -261,7 +259,7 @@ class Volume:
                 self._driver.flush()
                 return
             waiter = Waiter()
-            self._keeper.begin(waiter.done, self._driver.begin_flush)
+            self._keeper.begin(waiter.done)
             waiter.wait()
 
     def resize(self, size: int, *, discard: bool = False) -> None:
@@ -341,14 +339,13 @@ class Volume:
     def _make_journal(self, directory: JournalDirectory, entries: int) -> WriteJournal:
         assert self._token is not None
         identity = volume_id(self._store.place, self._layout.prefix)
-        cipher = self._layout.codec.cipher
         return WriteJournal(
             directory,
             self._slab,
             Mount(identity, os.urandom(16), self._token.value, self.name),
             budget=self._options.journal,
             capacity=entries,
-            key=None if cipher is None else cipher.secret,
+            key=self._layout.codec.secret,
         )
 
     def _disown_journal(self) -> None:

@@ -97,6 +97,11 @@ class BlockCodec:
         return ", ".join(names + ([f"{_ENCRYPT}{self.cipher.kind.name}"] if self.cipher else []))
 
     @property
+    def secret(self) -> bytes | None:
+        """What other keys of an encrypted volume are derived from."""
+        return self.cipher.secret if self.cipher else None
+
+    @property
     def copies(self) -> int:
         """How many copies of a block exist at most while it is under way."""
         return 2 + (self.compression is not None) + (self.cipher is not None)

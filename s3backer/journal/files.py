@@ -280,6 +280,11 @@ class JournalDirectory:
         self._system.remove(_ENDED, self._descriptor)
 
     @property
+    def place(self) -> str:
+        """The directory in which those of all volumes are."""
+        return os.path.dirname(self.path)
+
+    @property
     def token(self) -> int | None:
         """The value of the token that the last mount noted, None if it removed it."""
         try:

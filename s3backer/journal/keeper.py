@@ -21,7 +21,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from s3backer.errors import JournalError, S3backerError, StoreError
+from s3backer.cache_calls import Done, answer
+from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 
@@ -31,9 +32,6 @@ log = logging.getLogger(__name__)
 _LOOK, _SYNC = 0.2, 1.0
 #: Seconds after an attempt to prepare a file that failed.
 _RETRY = 5.0
-
-#: Told how a flush ended; None: well. Must neither wait nor raise.
-Done = Callable[[S3backerError | None], None]
 
 
 class Keeper:
@@ -65,19 +63,19 @@ class Keeper:
         self._waiting: deque[tuple[Done, Callable[[Done], object]]] = deque()
         self._stored: deque[Done] = deque()
         self._changed = threading.Condition(threading.Lock())
-        self._ending = False
-        self._threads = [
-            threading.Thread(target=self._serve, name="s3backer-sync", daemon=True),
-            threading.Thread(target=self._prepare, name="s3backer-journal", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        #: Told to end: who prepares files, then who syncs, as the former may ask the latter for something.
+        self._ending = self._over = False
+        self._preparing = threading.Thread(target=self._prepare, name="s3backer-journal", daemon=True)
+        self._syncing = threading.Thread(target=self._serve, name="s3backer-sync", daemon=True)
+        self._preparing.start()
+        self._syncing.start()
 
-    def begin(self, done: Done, in_bucket: Callable[[Done], object]) -> None:
+    def begin(self, done: Done, in_bucket: Callable[[Done], object] | None = None) -> None:
         """Flush: ``done`` is called when everything acknowledged so far survives.
 
-        ``in_bucket(done)`` is called where the journal has failed, and has to begin a flush into the bucket.
+        ``in_bucket``: the caller's own way to begin a flush into the bucket, where the journal has failed.
         """
+        in_bucket = in_bucket or self._in_bucket
         if self.failure is None:
             with self._changed:
                 self._waiting.append((done, in_bucket))
@@ -90,8 +88,11 @@ class Keeper:
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._preparing.join()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        self._syncing.join()
         try:
             if not self._retired or self._disowned:
                 reach("before-journal-end")
@@ -122,7 +123,7 @@ class Keeper:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._stored or self._ending):
+                while not (self._waiting or self._stored or self._over):
                     self._changed.wait()
                 waiting, self._waiting = self._waiting, deque()
                 stored, self._stored = self._stored, deque()
@@ -147,12 +148,12 @@ class Keeper:
                 self._go_to_bucket(done, in_bucket)
         else:
             for done, _ in waiting:
-                done(None)
+                answer(done, None)
 
     def _go_to_bucket(self, done: Done, in_bucket: Callable[[Done], object]) -> None:
         def stored(error: S3backerError | None) -> None:
             if error is not None or self._retired:
-                done(error)
+                answer(done, error)
                 return
             with self._changed:
                 self._stored.append(done)
@@ -162,7 +163,7 @@ class Keeper:
             in_bucket(stored)
         except Exception as defect:
             log.exception("a flush met a defect")
-            done(StoreError(f"flushing failed: {defect!r}", hint="This is a defect; please report it."))
+            answer(done, StoreError(f"flushing failed: {defect!r}", hint=DEFECT))
 
     def _finish(self, stored: deque[Done]) -> None:
         error: S3backerError | None = None
@@ -172,7 +173,7 @@ class Keeper:
         except S3backerError as failure:
             error = failure
         for done in stored:
-            done(error)
+            answer(done, error)
 
     def _retire(self) -> None:
         """See to it that nobody replays the journal: all that it holds is in the bucket."""

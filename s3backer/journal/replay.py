@@ -13,6 +13,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -110,13 +111,9 @@ class Recovered:
 
     def facts(self, file: UsedFile) -> Iterator[list[Facts]]:
         """Yield the facts of a file's records, in order, checked again as they are read."""
-        fd = self.directory.open(file.number)
-        try:
-            for found, _ in _walk(fd, file.header, file.first):
-                # What was cut off here may have been written since, by nobody but a defect.
-                yield [record for record in found if record[0] < file.end]
-        finally:
-            os.close(fd)
+        for found, _ in self._walked(file):
+            # What was cut off here may have been written since, by nobody but a defect.
+            yield [record for record in found if record[0] < file.end]
 
     def entries(self) -> int:
         """Return how many entries a map needs that takes all of it, which it forgets again as _journal_map.pxi says.
@@ -147,23 +144,28 @@ class Recovered:
     def writes(self, key: bytes | None = None) -> Iterator[tuple[Record, bytes | None]]:
         """Yield every write in order: its record, and its data or None for zeros.
 
-        ``key``: what the volume is encrypted with. Raises WrongPassword without the right one.
+        ``key``: what the volume is encrypted with. Raises WrongPassword without the right one, JournalError where
+        something cannot be read.
         """
         number = self.files[0].first if self.files else 0
         for file in self.files:
             file_key = key_of(file.header, key)
-            fd = self.directory.open(file.number)
-            try:
-                for found, window in _walk(fd, file.header, file.first):
-                    for facts in found:
-                        record = Record(*facts)
-                        if record.position < file.end and record.kind in (DATA, ZEROS):
-                            yield record, window.data(record, file_key) if record.kind == DATA else None
-                        number = record.number + 1
-            finally:
-                os.close(fd)
+            for found, window in self._walked(file):
+                for facts in found:
+                    record = Record(*facts)
+                    if record.position < file.end and record.kind in (DATA, ZEROS):
+                        yield record, window.data(record, file_key) if record.kind == DATA else None
+                    number = record.number + 1
         if self.files and number <= self.last_number:
             raise JournalDamaged(f"the journal in {self.directory.path} changed while it was read", hint=_KEEP)
+
+    def _walked(self, file: UsedFile) -> Iterator[tuple[list[Facts], _Window]]:
+        with _reading(self.directory):
+            fd = self.directory.open(file.number)
+            try:
+                yield from _walk(fd, file.header, file.first)
+            finally:
+                os.close(fd)
 
 
 def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
@@ -171,21 +173,28 @@ def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
     recovered = Recovered(directory)
     files: list[tuple[int, int, Header]] = []
     try:
-        for number in directory.numbers():
-            fd = directory.open(number)
-            files.append((number, fd, _Placeholder))
-            directory.settle(fd)
-            files[-1] = (number, fd, _read_header(directory, fd, number, volume))
-        _scan_files(recovered, files)
+        with _reading(directory):
+            for number in directory.numbers():
+                fd = directory.open(number)
+                files.append((number, fd, _Placeholder))
+                directory.settle(fd)
+                files[-1] = (number, fd, _read_header(directory, fd, number, volume))
+            _scan_files(recovered, files)
+    finally:
+        for _, fd, _ in files:
+            os.close(fd)
+    return recovered
+
+
+@contextlib.contextmanager
+def _reading(directory: JournalDirectory) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise JournalError(
             f"the journal in {directory.path} cannot be read: {error.strerror}",
             hint="Copy what can be read to another disk (ddrescue) before anything else.",
         ) from None
-    finally:
-        for _, fd, _ in files:
-            os.close(fd)
-    return recovered
 
 
 _Placeholder = Header(512, 0, 0, b"", b"", b"", 0, "", 0)

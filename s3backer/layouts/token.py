@@ -89,7 +89,7 @@ def write_token(
     random_source: random.Random,
     copy: CopyNote | None = None,
     journal: str = "",
-    on_value: Callable[[int], None] = lambda value: None,
+    on_value: Callable[[int], None] | None = None,
 ) -> MountToken:
     """Put a new token in place of ``replace`` (or of none) and return it; with ``copy`` it locks an unfinished copy.
 
@@ -97,7 +97,8 @@ def write_token(
     somebody else put one in between.
     """
     value = random_source.randrange(1, SHARED_TOKEN)
-    on_value(value)
+    if on_value:
+        on_value(value)
     host = socket.gethostname()
     time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     try:
