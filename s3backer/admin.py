@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
-from s3backer.errors import PreconditionFailed, VolumeExists, VolumeNotFound
+from s3backer.errors import PreconditionFailed, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
@@ -143,19 +143,27 @@ def erase_volume(
     return erased
 
 
-def unlock_volume(store: ObjectStore, prefix: str) -> MountToken | None:
+def unlock_volume(store: ObjectStore, prefix: str, *, force: bool = False) -> MountToken | None:
     """Remove the mount token; return what it said, None if there was none.
 
-    Raises VolumeInUse for an unfinished copy: without its mark it could be taken for a volume.
+    ``force``: also that of a mount that had a journal. Raises VolumeInUse otherwise, and for an unfinished copy:
+    without its mark it could be taken for a volume.
     """
-    token = read_token(store, prefix)
+    token, url = read_token(store, prefix), volume_name(store, prefix)
     if token is not None and token.copy is not None:
-        raise in_use(volume_name(store, prefix), token)
+        raise in_use(url, token)
+    if token is not None and token.journal and not force:
+        raise VolumeInUse(
+            f"the mount of {url} by {token.host or 'an unknown host'} had a journal, in {token.journal} there: what it "
+            "flushed may be in that only",
+            hint=f"On that host run: s3backer recover {url} --journal-directory {token.journal}. That unlocks it, too. "
+            "Give --force where that host or its disk is lost.",
+        )
     if token is not None:
         store.delete(prefix + TOKEN_NAME)
-        settle(store, volume_name(store, prefix))
+        settle(store, url)
     elif read_metadata(store, prefix) is None and next(volume_objects(store, prefix), None) is None:
-        raise VolumeNotFound(f"there is no volume at {volume_name(store, prefix)}", hint="Check the URL.")
+        raise VolumeNotFound(f"there is no volume at {url}", hint="Check the URL.")
     return token
 
 

@@ -12,7 +12,7 @@ import signal
 VARIABLE = "S3BACKER_FAILPOINT"
 
 _name, _, _count = os.environ.get(VARIABLE, "").partition(":")
-_left = int(_count or 1)
+_left = int(_count) if _count.isdecimal() else 1
 
 
 def arm(name: str, count: int = 1) -> None:

@@ -9,8 +9,6 @@ import click
 from s3backer.admin import unlock_volume
 from s3backer.cli.common import Target, options
 from s3backer.config import Option
-from s3backer.errors import VolumeInUse
-from s3backer.layouts.token import read_token
 
 _FORCE = Option("--force", "force", "Give up what the dead mount has left in a journal.")
 
@@ -32,15 +30,7 @@ def command(url: str, **values: Any) -> None:
 def unlock(target: Target, *, force: bool = False) -> None:
     """Remove the token and say whose it was; shared with the original's form."""
     target.refuse_if_served(f"That mount is alive. End it with: s3backer unmount {target.url}")
-    token = read_token(target.store, target.url.prefix)
-    if token is not None and token.journal and not force:
-        raise VolumeInUse(
-            f"the mount of {target.url} by {token.host or 'an unknown host'} had a journal, in {token.journal} there: "
-            "what it flushed may be in that only",
-            hint=f"On that host run: s3backer recover {target.url} --journal-directory {token.journal}. That unlocks "
-            "it, too. Give --force where that host or its disk is lost.",
-        )
-    token = unlock_volume(target.store, target.url.prefix)
+    token = unlock_volume(target.store, target.url.prefix, force=force)
     print(
         f"{target.url} was not locked"
         if token is None
