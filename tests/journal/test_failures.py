@@ -18,7 +18,7 @@ import pytest
 from s3backer._journal import JOURNAL_FAILED
 from s3backer.errors import JournalError
 from s3backer.journal.files import System
-from tests.support.journals import BLOCK, BLOCKS, SmallJournal, scan_path
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal, being_read, scan_path
 from tests.support.power_loss import Calls, FaultyDisk
 
 
@@ -205,20 +205,11 @@ def test_the_keeper_is_woken(tmp_path: Path) -> None:
 
 def test_the_keeper_is_woken_by_the_last_reader_of_a_file(tmp_path: Path) -> None:
     for attempt in range(100):
-        with SmallJournal(tmp_path / str(attempt), files=20, capacity=2000) as small:
-            core = small.core
-            for _ in range(1500):
-                small.write(0, b"x" * 64)
-            core.sync()
-            reader = threading.Thread(target=core.load, args=(0, bytearray(BLOCK)))
-            reader.start()
-            while not core.loading and reader.is_alive():
-                pass
-            core.stored(0, small.slab.sequence)
+        with being_read(tmp_path / str(attempt)) as (core, join):
             began = time.monotonic()
             reading = not core.wait_for_work(0.0, 0) and core.loading
             woken = core.wait_for_work(20.0, 0)
-            reader.join()
+            join()
             if reading:
                 assert woken and time.monotonic() - began < 10
                 return

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from pathlib import Path
 
 import pytest
 
 from tests.support.journal_twin import MARK, decode, plain_scan, salt_of
-from tests.support.journals import BLOCK, FILE, SmallJournal, files_of, scan_path
+from tests.support.journals import BLOCK, FILE, SmallJournal, being_read, files_of, scan_path
 from tests.support.power_loss import Calls
 
 
@@ -119,20 +118,11 @@ def test_what_was_cut_off_is_gone_for_good(tmp_path: Path) -> None:
 
 def test_a_file_stays_while_it_is_read(tmp_path: Path) -> None:
     for attempt in range(100):
-        with SmallJournal(tmp_path / str(attempt), files=20, capacity=2000) as small:
-            core = small.core
-            for _ in range(1500):
-                small.write(0, b"x" * 64)
-            core.sync()
-            reader = threading.Thread(target=core.load, args=(0, bytearray(BLOCK)))
-            reader.start()
-            while not core.loading and reader.is_alive():
-                pass
-            core.stored(0, small.slab.sequence)
+        with being_read(tmp_path / str(attempt)) as (core, join):
             freed = core.take_freed()
             # It has to have lasted all the time.
             read_meanwhile = core.loading
-            reader.join()
+            join()
             if read_meanwhile:
                 assert freed is None, "a file was given up while it was read"
                 assert core.take_freed() is not None

@@ -90,18 +90,7 @@ def scan_files(path: Path) -> list[bytes]:
 
 def test_a_full_journal(tmp_path: Path) -> None:
     with SmallJournal(tmp_path / "j", files=3) as small:
-        reasons = set()
-        for turn in range(200):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-            elif reason == JOURNAL_FULL:
-                break
-            else:
-                reasons.add(reason)
-        else:
-            raise AssertionError("it is never full")
-        assert reasons == {_fast.DONE}
+        assert small.fill() == {_fast.DONE}
         assert (small.core.files, small.core.spares) == (3, 0)
         assert small.core.fill > 0.9
         unchanged = small.slab.sequence
@@ -184,13 +173,7 @@ def small_disk(tmp_path: Path):
 def test_a_disk_without_room_for_another_file(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The journal goes on in what it has, then writers wait; what could not be made is gone."""
     with SmallJournal(small_disk / "j", files=20) as small:
-        for turn in range(200):
-            _, reason = small.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
-            if reason == JOURNAL_BUSY:
-                small.journal.prepare()
-            elif reason == JOURNAL_FULL:
-                break
-        assert reason == JOURNAL_FULL
+        small.fill()
         assert "no room for another file: No space left" in caplog.text
         assert small.core.failure is None
         assert sorted(os.listdir(small_disk / "j"))[-1] == "lock"

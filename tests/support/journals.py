@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from s3backer import _fast
-from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL, Journal
 from s3backer.journal.files import JournalDirectory, System
 from s3backer.journal.format import Record
 from s3backer.journal.replay import Recovered, scan
@@ -83,6 +84,19 @@ class SmallJournal:
             return
         self.journal.prepare()
 
+    def fill(self) -> set[int]:
+        """Write until the journal is full, and return what else was said of a write that was not told to wait."""
+        said: set[int] = set()
+        for turn in range(200):
+            _, reason = self.core.write(turn % BLOCKS * BLOCK, b"x" * BLOCK, 0.0)
+            if reason == JOURNAL_FULL:
+                return said
+            if reason == JOURNAL_BUSY:
+                self.journal.prepare()
+            else:
+                said.add(reason)
+        raise AssertionError("it is never full")
+
     def store_all(self) -> None:
         sequence = self.slab.sequence
         for block in self.core.pending(BLOCKS):
@@ -99,6 +113,28 @@ class SmallJournal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def being_read(path: Path) -> Iterator[tuple[Journal, Callable[[], None]]]:
+    """A journal of which nothing is needed any more while a block of it is read, unless that was too fast.
+
+    Yields its hot part and what waits for the reader.
+    """
+    with SmallJournal(path, files=20, capacity=2000) as small:
+        core = small.core
+        for _ in range(1500):
+            small.write(0, b"x" * 64)
+        core.sync()
+        reader = threading.Thread(target=core.load, args=(0, bytearray(BLOCK)))
+        reader.start()
+        while not core.loading and reader.is_alive():
+            pass
+        core.stored(0, small.slab.sequence)
+        try:
+            yield core, reader.join
+        finally:
+            reader.join()
 
 
 def scan_path(
