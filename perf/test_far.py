@@ -13,19 +13,20 @@ import random
 import shutil
 import statistics
 import time
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
 import pytest
 
-from perf.rivals import DEFAULTS, JOURNAL, Place, running
+from perf.rivals import DEFAULTS, JOURNAL, Place, Rival, running
 from perf.rivals import OURS as NATIVE
 from perf.side_by_side import Ratio, Report, compare
 from s3backer.admin import create_volume
 from s3backer.opening import VolumeOptions
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
-from tests.support.minio_program import find_minio
+from tests.support.minio_program import NOT_BUILT, find_minio
 from tests.support.mounts import filesystem, loop_device
 from tests.support.original import ORIGINAL, OURS, program_mounted
 from tests.support.proxied import proxied
@@ -40,15 +41,25 @@ FAR = {"get": "0.35", "head": "0.35", "put": "0.2"}
 TUNED = ("-o", "big_writes", "-o", "max_readahead=131072")
 
 pytestmark = [
-    pytest.mark.skipif(find_minio() is None, reason="MinIO was not built: run 'tools/bootstrap test'"),
+    pytest.mark.skipif(find_minio() is None, reason=NOT_BUILT),
     pytest.mark.skipif(
         not Path(ORIGINAL[0]).exists(), reason="Debian's s3backer is not installed: apt install s3backer"
     ),
 ]
 
 
-def once(program: str, server: MinioServer, url: str, directory: Path) -> tuple[float, float]:
-    """Return the seconds of writing and of reading."""
+def peak(mountpoint: Path) -> float:
+    """Return the largest resident set so far, in MiB, of the program that was told to mount there."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                if (entry / "cmdline").read_bytes().endswith(b"\0%s\0" % bytes(mountpoint)):
+                    return Rival("", mountpoint / "file", int(entry.name)).peak()
+    raise AssertionError(f"nobody mounts {mountpoint}")
+
+
+def once(program: str, server: MinioServer, url: str, directory: Path) -> tuple[float, float, float, float]:
+    """Return the seconds of writing and of reading, and the peaks of memory in MiB."""
     command = OURS if program == "ours" else ORIGINAL
     words = [f"--baseURL={url}/", f"--accessId={server.access_key}", f"--accessKey={server.secret_key}"]
     words += [f"--blockSize={BLOCK}", f"--size={SIZE}", *(TUNED if program == "tuned" else ()), server.make_bucket()]
@@ -59,6 +70,8 @@ def once(program: str, server: MinioServer, url: str, directory: Path) -> tuple[
         with disk.open("r+b", buffering=0) as file:
             for offset in range(0, SIZE, BLOCK):
                 file.write(content[offset : offset + BLOCK])
+        # While it can still be asked.
+        of_writing = peak(directory / "mnt")
     written = time.perf_counter() - started
     with program_mounted(command, directory / "mnt", *words) as disk:
         started = time.perf_counter()
@@ -67,13 +80,14 @@ def once(program: str, server: MinioServer, url: str, directory: Path) -> tuple[
             while piece := file.read(BLOCK):
                 pieces.append(piece)
         read = time.perf_counter() - started
+        of_reading = peak(directory / "mnt")
     assert b"".join(pieces) == content
-    return written, read
+    return written, read, of_writing, of_reading
 
 
 @pytest.mark.parametrize("rival", ["defaults", "tuned"])
 def test_sequential_far_away(rival: str, tmp_path: Path, report: Report) -> None:
-    times: dict[str, list[tuple[float, float]]] = {"ours": [], rival: []}
+    times: dict[str, list[tuple[float, float, float, float]]] = {"ours": [], rival: []}
     with MinioServer() as server, proxied(server, latency=FAR) as url:
         for number in range(ROUNDS):
             for program in sorted(times, reverse=bool(number % 2)):
@@ -83,6 +97,20 @@ def test_sequential_far_away(rival: str, tmp_path: Path, report: Report) -> None
         mine, theirs = (statistics.median(seconds[name]) for name in ("ours", rival))
         ours, other = f"{what} 64 MiB far away: {mine:.2f} s", f"the original, {rival}: {theirs:.2f} s"
         report.add(compare({ours: seconds["ours"], other: seconds[rival]}, ours, [other], 5.0))
+    for index, what in enumerate(("written", "read"), 2):
+        mine, theirs = (statistics.median(one[index] for one in times[name]) for name in ("ours", rival))
+        shares = [a[index] / b[index] for a, b in zip(times["ours"], times[rival], strict=True)]
+        report.add(
+            Ratio(
+                f"peak memory, 64 MiB {what} far away: {mine:.0f} MiB",
+                f"the original, {rival}: {theirs:.0f} MiB",
+                mine / theirs,
+                min(shares),
+                max(shares),
+                1.0,
+                "of it",
+            )
+        )
 
 
 def tree(directory: Path) -> Path:

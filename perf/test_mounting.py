@@ -33,7 +33,7 @@ from s3backer.layouts.classic import ClassicLayout
 from s3backer.mountpoint import find_mount
 from s3backer.stores.s3 import S3Store
 from tests.support.forwarder import Forwarder
-from tests.support.minio_program import find_minio
+from tests.support.minio_program import NOT_BUILT, find_minio
 from tests.support.mounts import environment, umount
 from tests.support.servers import MinioServer
 
@@ -48,7 +48,7 @@ _REQUEST = re.compile(rb"(GET|HEAD|PUT|DELETE|POST) \S+ HTTP/1\.[01]\r\n")
 _LONGEST_LINE = 4096
 
 pytestmark = [
-    pytest.mark.skipif(find_minio() is None, reason="MinIO was not built: run 'tools/bootstrap test'"),
+    pytest.mark.skipif(find_minio() is None, reason=NOT_BUILT),
     pytest.mark.skipif(not Path(ORIGINAL).exists(), reason="Debian's s3backer is not installed: apt install s3backer"),
 ]
 
