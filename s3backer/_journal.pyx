@@ -31,6 +31,10 @@ from libc.string cimport memcpy, memset
 
 from s3backer._fast cimport Slab, iovec, pthread_cond_t, pthread_mutex_t
 
+cdef extern from "<errno.h>" nogil:
+    # No write and no sync fails with it.
+    const int EOWNERDEAD
+
 import os
 
 from s3backer.errors import JournalDamaged, JournalError
@@ -280,11 +284,11 @@ cdef class Journal:
             raise self.failure
         return self.durable
 
-    def give_up(self, int error):
-        """Take nothing any more, as after a write that failed with this errno: the volume is somebody else's now."""
+    def give_up(self):
+        """Take nothing any more, as after a write that failed: the volume is somebody else's now."""
         with nogil:
             pthread_mutex_lock(&self._lock)
-            fail(self, error, b"used any more", max(self._current, 0))
+            fail(self, EOWNERDEAD, b"used any more", max(self._current, 0))
             pthread_mutex_unlock(&self._lock)
 
     @property
@@ -302,6 +306,11 @@ cdef class Journal:
             pthread_mutex_unlock(&self._lock)
         if not error:
             return None
+        if error == EOWNERDEAD:
+            return JournalError(
+                f"the journal takes nothing any more since file {self._failed_file:08d}: the volume is another mount's",
+                hint="What was acknowledged and is not in the bucket is kept in it: unmount, see 's3backer recover'.",
+            )
         return JournalError(
             f"journal file {self._failed_file:08d} cannot be {self._failed_call.decode()}: {os.strerror(error)}",
             hint="Look at that disk (dmesg, df). What was acknowledged waits in memory and goes to the bucket; "

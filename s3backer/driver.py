@@ -15,7 +15,6 @@ Guarantees
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -268,6 +267,9 @@ class Driver:
         """End all threads without writing anything back: only for a volume that was never written."""
         with self._jobs:
             self._stopping = True
+            # Whatever ends now would lead to more.
+            for queue in (self._fetch_jobs, self._store_jobs, self._ahead_jobs):
+                queue.clear()
             self._jobs.notify_all()
         self._wake.set()
         for thread in self._threads:
@@ -320,6 +322,8 @@ class Driver:
                 replies.append(action)
                 continue
             with self._jobs:
+                if self._stopping:
+                    continue
                 match action:
                     case Fetch(block, ahead=True):
                         self._ahead_jobs[block] = action
@@ -413,7 +417,7 @@ class Driver:
             error = _unexpected("writing", job.block, failure)
         if isinstance(error, VolumeInUse) and self._journal is not None:
             # Nobody will replay it: a flush that the journal answers would promise what is not so.
-            self._journal.core.give_up(errno.EROFS)
+            self._journal.core.give_up()
         self._report(error)
         self._call(lambda now: self.cache.stored(job.block, error, now))
 

@@ -105,7 +105,7 @@ def prepare(
     options.plan(layout.block_size, layout.codec.copies)
     token = _take_token(store, prefix, options, directory)
     if token is not None:
-        layout.confirm = partial(confirm_token, store, prefix, token)
+        layout.confirm = partial(confirm_token, store, prefix, token.value)
     try:
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
@@ -266,10 +266,10 @@ def _geometry(
     return size, block_size
 
 
-def confirm_token(store: ObjectStore, prefix: str, mine: MountToken) -> None:
-    """Raise VolumeInUse unless the mount token is still ours."""
+def confirm_token(store: ObjectStore, prefix: str, *ours: int) -> None:
+    """Raise VolumeInUse unless the mount token has still one of our values."""
     found = read_token(store, prefix)
-    if found is None or found.value != mine.value:
+    if found is None or found.value not in ours:
         raise in_use(volume_name(store, prefix), found)
 
 

@@ -12,7 +12,7 @@ a mount refuses, and so does ``recover`` unless it is forced: what the journal k
 the others, and a filesystem would be mixed from two times.
 
 Requests of the process that died may still arrive. So a replay waits until they have expired, counted from the last
-write to the journal.
+write to the journal, or the last note that requests were under way, whichever is later; a replay notes it too.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ Progress = Callable[[int, int], None]
 _ZEROS = bytes(1 << 20)
 #: Seconds for which stores may fail before a replay is given up, and between two looks.
 _PATIENCE, _LOOK = 60.0, 0.25
+#: Seconds by which the last note may be older than the last request.
+_NOTE_AGE = 2.0
 #: What asking again would not change.
 _FINAL = (AccessDenied, BucketNotFound, VolumeInUse)
 
@@ -138,6 +140,7 @@ class Recoverer:
         self._url = volume_name(store, prefix)
         self._shown = (0, 0)
         self._failing_since: float | None = None
+        self._noted = 0.0
 
     @cached_property
     def found(self) -> Recovered:
@@ -158,8 +161,12 @@ class Recoverer:
         if self.empty:
             return Recovery(0, 0.0, 0)
         token = read_token(self._store, self._prefix)
+        if token is not None and token.value == self._directory.disowned:
+            log.warning("%s: all of its journal is in the bucket; only its files could not be removed", self._url)
+            self._expire_and_end(token, progress)
+            return Recovery(0, 0.0, 0)
         if not found.pending:
-            self._end(token)
+            self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
         verdict = decide(None if token is None else token.value, found)
         if token is not None and token.copy is not None:
@@ -179,7 +186,7 @@ class Recoverer:
                 journal=self._directory.place,
             )
         reach("replay-begins")
-        layout.confirm = partial(confirm_token, self._store, self._prefix, token)
+        layout.confirm = partial(confirm_token, self._store, self._prefix, token.value)
         self._let_expire(progress)
         beyond = self._write(layout, progress)
         settle(self._store, self._url)
@@ -218,6 +225,12 @@ class Recoverer:
             raise UsageError(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _expire_and_end(self, token: MountToken | None, progress: Progress) -> None:
+        """End it where nothing has to be replayed; whoever mounts next reads what the last requests have made."""
+        if token is not None:
+            self._let_expire(progress)
+        self._end(token)
 
     def _end(self, token: MountToken | None) -> None:
         """Remove the journal, and then the token if it is this host's."""
@@ -296,6 +309,10 @@ class Recoverer:
                     part = min(driver.zero_step, offset + fitting - start)
                     self._wait(driver, progress, lambda done: driver.begin_zero(start, part, done))  # noqa: B023
             self._wait(driver, progress, driver.begin_flush)
+        except BaseException:
+            # Whatever waits for another attempt ends now.
+            self._store.close()
+            raise
         finally:
             driver.abandon()
         return beyond
@@ -305,21 +322,27 @@ class Recoverer:
         while True:
             waiter = Waiter()
             begin(waiter.done)
+            self._note_busy()
             while not waiter.ended(_LOOK):
                 progress(*self._shown)
-                self._look_at(driver.failure)
+                self._note_busy()
+                if driver.failure is not None:
+                    self._look_at(driver.failure)
             try:
                 waiter.wait()
             except S3backerError as error:
                 self._look_at(error)
                 time.sleep(_LOOK)
             else:
+                self._failing_since = None
                 return
 
-    def _look_at(self, failure: S3backerError | None) -> None:
-        if failure is None:
-            self._failing_since = None
-            return
+    def _note_busy(self) -> None:
+        if (now := time.monotonic()) >= self._noted + _LOOK:
+            self._directory.note_busy()
+            self._noted = now
+
+    def _look_at(self, failure: S3backerError) -> None:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
         if isinstance(failure, _FINAL) or time.monotonic() - self._failing_since > _PATIENCE:
@@ -328,9 +351,11 @@ class Recoverer:
     def _let_expire(self, progress: Progress) -> None:
         """Wait until no request of the process that wrote the journal can take effect any more."""
         lasting, begun = self._store.lasting, time.monotonic()
-        age = time.time() - self._directory.changed_at()
+        changed = self._directory.changed_at(file.number for file in self.found.files)
+        # Where the power failed the disk may have an older time; it went on until this computer started at the latest.
+        age = min(time.time() - changed - _NOTE_AGE, time.clock_gettime(time.CLOCK_BOOTTIME)) if changed else lasting
         # A clock that was set says nothing.
-        left = min(lasting, lasting - age if age >= 0 else lasting)
+        left = lasting - age if age >= -_NOTE_AGE else lasting
         if left > 0:
             log.warning(
                 "%s waits %.0f s for requests of the mount that died before its journal is replayed", self._url, left

@@ -138,6 +138,7 @@ class Volume:
                 in_bucket=self._driver.begin_flush,
                 on_room=self._driver.wake,
                 disown=self._disown_journal,
+                busy=lambda: self.unsaved > 0 or store.settles_in() > 0,
             )
         self._statistics = Statistics(
             store.counters,
@@ -274,6 +275,10 @@ class Volume:
             if size < old:
                 self._clear_tail(size, old, discard=discard)
             self._layout.size = size
+            if self._directory is not None:
+                # What is stored now is in no record.
+                with contextlib.suppress(JournalError):
+                    self._directory.note_busy()
             try:
                 self._driver.touch(0)
                 self._driver.flush()
@@ -354,6 +359,11 @@ class Volume:
         source = random.SystemRandom()
         if self._new_token is None:
             self._new_token = source.randrange(1, SHARED_TOKEN)
+        with contextlib.suppress(JournalError):
+            # Before it can be in the bucket: with that value the journal is not replayed.
+            self._directory.note_token(self._new_token, disowned=True)
+        former = self._token.value
+        self._layout.confirm = partial(confirm_token, self._store, self._layout.prefix, former, self._new_token)
         try:
             self._token = claim_token(
                 self._store,
@@ -370,9 +380,6 @@ class Volume:
             if found is None or found.value != self._new_token:
                 raise
             self._token = found
-        with contextlib.suppress(JournalError):
-            self._directory.note_token(self._new_token)
-        self._layout.confirm = partial(confirm_token, self._store, self._layout.prefix, self._token)
 
     def _close_disk_cache(self) -> None:
         if self._disk_cache is not None:
@@ -482,6 +489,9 @@ class Volume:
         while True:
             try:
                 other = remove_token(self._store, self._layout.prefix, token)
+                if other is not None and other.value == self._new_token:
+                    # It was put, and its answer lost.
+                    other = remove_token(self._store, self._layout.prefix, other)
                 break
             except (AccessDenied, BucketNotFound):
                 # That is an answer, and asking again would not change it.

@@ -3,7 +3,9 @@
     a new file       zeros and header ─ fdatasync ─ rename to NUMBER.journal ─ fsync of the directory
     one used again   rename to NAME.spare ─ fsync of the directory ─ header ─ fdatasync ─ rename ─ fsync
     the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed
-    ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is removed
+    ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is
+                     removed; and "disowned", if with that value the journal is nobody's any more
+    ``busy``         changed every second while requests that change the bucket may be under way
 
 Guarantees
   * A file has the name NUMBER.journal only while its header is on the disk.
@@ -26,6 +28,7 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -42,6 +45,8 @@ _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
 _LOCK = "lock"
 _TOKEN, _NEW_TOKEN = "token", "token.new"
+_DISOWNED = b"disowned"
+_BUSY = "busy"
 _LOOK = "Look at that directory."
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -92,6 +97,9 @@ def has_files(path: str | os.PathLike[str]) -> bool:
     try:
         return any(_NAME.fullmatch(name) or name in (_ENDED, _TOKEN) for name in os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        # That of another user, as with sudo and a HOME that was kept: no mount of ours can have left it.
         return False
     except OSError as error:
         raise JournalError(f"the journal's directory {path} cannot be read: {error.strerror}", hint=_LOOK) from None
@@ -169,10 +177,24 @@ class JournalDirectory:
         found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
         return sorted(int(match[1]) for match in found if match)
 
-    def changed_at(self) -> float:
-        """Return when a file was written last, in seconds since 1970; 0 if there is none."""
-        times = (os.stat(file_name(n), dir_fd=self._descriptor, follow_symlinks=False).st_mtime for n in self.numbers())
-        return max(times, default=0.0)
+    def changed_at(self, numbers: Iterable[int]) -> float:
+        """Return when one of these files was written last, or a mount busy, in seconds since 1970; 0: never."""
+        times = [0.0]
+        for name in (_BUSY, *map(file_name, numbers)):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mtime)
+        return max(times)
+
+    def note_busy(self) -> None:
+        """Note that requests that change the bucket may be under way now. Raises JournalError."""
+        try:
+            try:
+                os.utime(_BUSY, dir_fd=self._descriptor, follow_symlinks=False)
+            except FileNotFoundError:
+                os.close(self._system.create(_BUSY, self._descriptor))
+                self._system.sync(self._descriptor)
+        except OSError as error:
+            raise self._error("has no room for a note", error) from None
 
     def open(self, number: int, *, writable: bool = False) -> int:
         """Return a descriptor of a file. Raises JournalError."""
@@ -272,7 +294,7 @@ class JournalDirectory:
 
     def _remove_all(self, names: list[str]) -> None:
         for name in names:
-            if _NAME.fullmatch(name):
+            if _NAME.fullmatch(name) or name == _BUSY:
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
                 reach("end-half-done")
@@ -287,26 +309,40 @@ class JournalDirectory:
     @property
     def token(self) -> int | None:
         """The value of the token that the last mount noted, None if it removed it."""
+        return self._token_note[0]
+
+    @property
+    def disowned(self) -> int | None:
+        """The value of the token with which the journal is nobody's any more, if one was noted."""
+        value, disowned = self._token_note
+        return value if disowned else None
+
+    @property
+    def _token_note(self) -> tuple[int | None, bool]:
         try:
             fd = os.open(_TOKEN, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+            with os.fdopen(fd, "rb") as file:
+                text = file.read(64)
         except FileNotFoundError:
-            return None
+            return None, False
         except OSError as error:
             raise self._error("cannot be read", error) from None
-        with os.fdopen(fd, "rb") as file:
-            text = file.read(9)
-        return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
+        match = re.fullmatch(rb"([0-9a-f]{8})(\n" + _DISOWNED + rb")?", text)
+        return (int(match[1], 16), match[2] is not None) if match else (None, False)
 
-    def note_token(self, value: int) -> None:
-        """Note the value of the token that is about to be put. Raises JournalError."""
+    def note_token(self, value: int, *, disowned: bool = False) -> None:
+        """Note the value of the token that is about to be put. Raises JournalError.
+
+        ``disowned``: once the bucket has it, all that the journal holds is there too.
+        """
         try:
-            if self.token == value:
+            if self._token_note == (value, disowned):
                 return
             with contextlib.suppress(FileNotFoundError):
                 self._system.remove(_NEW_TOKEN, self._descriptor)
             fd = self._system.create(_NEW_TOKEN, self._descriptor)
             try:
-                self._system.write(fd, b"%08x" % value, 0)
+                self._system.write(fd, b"%08x" % value + (b"\n" + _DISOWNED if disowned else b""), 0)
                 self._system.sync(fd)
             finally:
                 os.close(fd)

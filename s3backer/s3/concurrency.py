@@ -16,6 +16,7 @@
 Guarantees
   * Reads go first, and writes never hold more than three quarters of what is allowed: queued writes starve no read,
     also while more of them are under way than are allowed by now. While writes wait, reads leave them a quarter.
+  * Where only one is allowed, reads and writes that wait take turns.
   * Never fewer than ``least`` are allowed, never more than ``most``; of writes never fewer than one.
   * Time-outs of writes leave reads alone.
 """
@@ -96,6 +97,8 @@ class Limiter:
         self._slow = 0
         self._answers = 0
         self._full = False
+        #: Whether the last one that began was a write.
+        self._wrote = True
         self._closed = False
         self._timeout = timeout
         #: Writes that may be under way; infinite: as many as their share.
@@ -171,6 +174,7 @@ class Limiter:
 
     def _grant(self, turn: Turn) -> None:
         kind = self._writes if turn.write else self._reads
+        self._wrote = turn.write
         kind.under_way += 1
         kind.on_time[turn] = None
         turn.began, turn.answered = self._clock(), kind.answered
@@ -230,7 +234,7 @@ class Limiter:
 
     def _has_room(self, write: bool) -> bool:
         allowed, reads, writes = int(self._allowed), self._load(self._reads), self._load(self._writes)
-        if not write and reads < allowed - self._share:
+        if not write and reads < allowed - self._share and self.under_way < self._most:
             # Also when less was allowed after the writes under way had begun: reads do not wait until they end.
             return True
         if reads + writes >= allowed or self.under_way >= self._most:
@@ -246,7 +250,11 @@ class Limiter:
 
     def _next_ones(self) -> list[threading.Lock]:
         found = []
-        for kind, write in ((self._reads, False), (self._writes, True)):
+        kinds = [(self._reads, False), (self._writes, True)]
+        if self._allowed < 2 and not self._wrote:
+            # There is no quarter for anybody.
+            kinds.reverse()
+        for kind, write in kinds:
             while kind.waiting and self._has_room(write):
                 turn = kind.waiting.popleft()
                 self._grant(turn)

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,18 @@ import pytest
 
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions
-from s3backer.errors import AccessDenied, JournalError, S3backerError, UsageError, VolumeInUse, WrongPassword
+from s3backer.errors import (
+    AccessDenied,
+    JournalError,
+    S3backerError,
+    StoreError,
+    UsageError,
+    VolumeInUse,
+    WrongPassword,
+)
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import parse_block_name
-from s3backer.layouts.token import TOKEN_NAME, read_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer, Recovery, place_of_journal
 from s3backer.stores.directory import DirectoryStore
@@ -223,11 +231,8 @@ def test_where_its_files_cannot_be_removed_either_the_token_changes(
         volume.flush()
         before = read_token(place.store(), "")
 
-        def refuse(self: object) -> None:
-            raise JournalError("it cannot be emptied", hint="Look.")
-
         with monkeypatch.context() as patch:
-            patch.setattr(JournalDirectory, "remove_all", refuse)
+            patch.setattr(JournalDirectory, "remove_all", _refuse)
             disk.sync_error = errno.EIO
             volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
             volume.flush()
@@ -236,19 +241,11 @@ def test_where_its_files_cannot_be_removed_either_the_token_changes(
         assert before.value != after.value
         files = place.files
     assert files and place.files == files
-    # Neither this host nor anybody else replays it.
-    with pytest.raises(S3backerError) as caught:
-        place.open()
-    assert "journal" in str(caught.value)
-    store = place.store()
-    directory = JournalDirectory(place_of_journal(store, "", place.options))
-    try:
-        Recoverer(store, "", place.options, directory).discard()
-    finally:
-        directory.close()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(place.bucket / TOKEN_NAME)
+    # Nobody else replays it, and this host does not need to.
+    with pytest.raises(VolumeInUse):
+        place.open(journal_directory=str(place.directory / "elsewhere"))
     assert place.content(BLOCK, 3) == b"new"
+    assert not place.files
 
 
 def test_a_journal_that_failed_goes_although_nobody_flushes(place: Place) -> None:
@@ -358,15 +355,148 @@ def test_a_replay_waits_until_requests_of_the_dead_have_expired(place: Place, ca
     with place.killed() as volume:
         volume.write(5 * BLOCK, b"a" * BLOCK)
     store = place.store()
-    store.lasting = 3.0
-    for path in place.files:
-        os.utime(path, (time.time() - 1, time.time() - 1))
+    store.lasting = 5.0
+    made_old(place, "*", 3600)
+    made_old(place, "*.journal", 4)
     told: list[int] = []
     began = time.monotonic()
     Volume.open(store, "", place.options, progress=lambda done, total: told.append(done)).close()
-    assert time.monotonic() - began >= 1.8
+    assert time.monotonic() - began >= 2.8
     assert told
     assert "for requests of the mount that died" in caplog.text
+
+
+def made_old(place: Place, names: str, seconds: float) -> None:
+    """Let the files of the journal have been written so long ago."""
+    for path in place.journals.rglob(names):
+        os.utime(path, (time.time() - seconds, time.time() - seconds))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_it_waits_since_the_last_note_that_requests_were_under_way(
+    place: Place, caplog: pytest.LogCaptureFixture, stored: bool
+) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+        wait_until(lambda: list(place.journals.rglob("busy")), "it is noted")
+        if stored:
+            # Nothing has to be replayed then.
+            volume._driver.flush()
+    made_old(place, "*.journal", 3600)
+    made_old(place, "busy", 4)
+    store = place.store()
+    store.lasting = 5.0
+    began = time.monotonic()
+    Volume.open(store, "", place.options).close()
+    assert time.monotonic() - began >= 2.8
+    assert "for requests of the mount that died" in caplog.text
+
+
+def test_it_does_not_wait_for_who_died_long_ago_or_never_wrote(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    def patient() -> DirectoryStore:
+        store = place.store()
+        store.lasting = 3600.0
+        return store
+
+    with place.killed():
+        pass
+    Volume.open(patient(), "", place.options).close()
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+    made_old(place, "*", 3700)
+    # This computer may have been started a moment ago.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.clock_gettime", lambda clock: 1e6)
+        Volume.open(patient(), "", place.options).close()
+    assert "for requests of the mount that died" not in caplog.text
+
+
+def test_a_replay_that_was_killed_counts_as_requests(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+    made_old(place, "*", 3600)
+
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Volume.open(place.store(), "", place.options, progress=stop)
+    (note,) = place.journals.rglob("busy")
+    assert note.stat().st_mtime > time.time() - 60
+
+
+def test_where_nothing_can_be_stored_a_replay_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3backer.recovery._PATIENCE", 0.5)
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * 100 * BLOCK)
+        volume.write(5 * BLOCK, b"b" * 100 * BLOCK)
+    store = Failing(place.bucket)
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="it fails"):
+        Volume.open(store, "", place.options)
+    assert time.monotonic() - began < 60
+    # The workers have ended although each store that fails leads to the next one.
+    assert store.closed
+    assert place.content(5 * BLOCK, BLOCK) == b"b" * BLOCK
+
+
+class Failing(DirectoryStore):
+    """Takes no block, until it is closed."""
+
+    closed = False
+
+    def put(self, key: str, *args: Any, **more: Any) -> str:
+        if parse_block_name(key) is not None:
+            time.sleep(0.05)
+            raise StoreError("it fails", hint="Wait.")
+        return super().put(key, *args, **more)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+def test_a_token_changed_by_a_request_whose_answer_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the journal is not replayed, as it is older, and the token is removed at the end."""
+    for closed in (False, True):
+        before = place.directory / "before"
+        shutil.copytree(place.bucket, before)
+        with place.killed() if not closed else place.open() as volume:
+            disk = faulty(volume)
+            volume.write(BLOCK, b"old" + bytes(BLOCK - 3))
+            volume.flush()
+            with monkeypatch.context() as patch:
+                patch.setattr(JournalDirectory, "remove_all", _refuse)
+                patch.setattr("s3backer.volume.claim_token", _lost(claim_token))
+                disk.sync_error = errno.EIO
+                volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
+                with pytest.raises(StoreError, match="lost"):
+                    volume.flush()
+            if not closed:
+                # Nobody tries once more before the end.
+                shutil.copytree(place.directory, place.directory / "then", ignore=_leave_out, copy_function=_copy)
+        if not closed:
+            for name in ("bucket", "journals"):
+                shutil.rmtree(place.directory / name)
+                (place.directory / "then" / name).rename(place.directory / name)
+            assert read_token(place.store(), "") is not None
+        assert place.content(BLOCK, 3) == b"new"
+        assert read_token(place.store(), "") is None
+        assert not place.files
+        shutil.rmtree(before)
+
+
+def _refuse(self: object) -> None:
+    raise JournalError("it cannot be emptied", hint="Look.")
+
+
+def _lost(claim: Callable[..., MountToken]) -> Callable[..., MountToken]:
+    def put(*args: Any, **more: Any) -> MountToken:
+        claim(*args, **more)
+        raise StoreError("the answer was lost", hint="Wait.")
+
+    return put
 
 
 @pytest.mark.parametrize(("block_size", "journal"), [(BLOCK, 1 << 60), (1 << 28, 1 << 40), (BLOCK, 1000)])

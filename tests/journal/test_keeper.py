@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from s3backer.errors import S3backerError
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from tests.support.journals import SmallJournal
 from tests.support.mounts import wait_until
@@ -17,6 +18,11 @@ from tests.support.power_loss import FaultyDisk
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def idle() -> bool:
+    """Have nothing under way."""
+    return False
 
 
 def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> None:
@@ -30,7 +36,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
         assert callable(done)
         done(None)
 
-    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, disown=nothing)
+    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, disown=nothing, busy=idle)
     disk.sync_error = errno.EIO
     small.write(0, b"x")
     assert asked.wait(20)
@@ -48,7 +54,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
 def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing)
+    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing, busy=idle)
     for error in (0, errno.EIO):
         disk.sync_error = error
         small.write(0, b"x")
@@ -66,4 +72,49 @@ def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, capl
         assert answers == [None]
     assert "an answer met a defect" in caplog.text
     keeper.end()
+    small.directory.close()
+
+
+def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SmallJournal(tmp_path / "j")
+    disk = FaultyDisk(small.core)
+    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing, busy=idle)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    def flush() -> S3backerError | None:
+        answers: list[S3backerError | None] = []
+        keeper.begin(answers.append)
+        wait_until(lambda: answers, "the flush is answered")
+        return answers[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s3backer.journal.keeper.reach", broken)
+        assert "broken" in str(flush())
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalDirectory, "remove_all", broken)
+        disk.sync_error = errno.EIO
+        small.write(0, b"x")
+        assert "broken" in str(flush())
+    # Then all is in the bucket, and the journal is nobody's.
+    assert flush() is None
+    keeper.end()
+    assert not small.directory.numbers()
+    small.directory.close()
+
+
+def test_it_notes_while_something_is_under_way(tmp_path: Path) -> None:
+    small = SmallJournal(tmp_path / "j")
+    note, busy = tmp_path / "j" / "busy", True
+    keeper = Keeper(
+        small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing, busy=lambda: busy
+    )
+    wait_until(note.exists, "it is noted")
+    first = note.stat().st_mtime_ns
+    assert small.directory.changed_at([]) == note.stat().st_mtime
+    wait_until(lambda: note.stat().st_mtime_ns > first, "it is noted again")
+    busy = False
+    keeper.end()
+    assert not note.exists()
     small.directory.close()

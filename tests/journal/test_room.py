@@ -11,7 +11,8 @@ import pytest
 
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
-from s3backer.journal.files import System
+from s3backer.errors import JournalError
+from s3backer.journal.files import JournalDirectory, System, has_files
 from tests.support.journal_twin import DATA, plain_scan
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 from tests.support.power_loss import FaultyDisk
@@ -227,3 +228,32 @@ def test_no_room_for_another_file_is_a_full_journal(tmp_path: Path, caplog: pyte
         assert small.journal.wait(0.0)
         small.journal.prepare()
         assert small.core.spares == 2
+
+
+def test_a_directory_of_somebody_else_is_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with sudo and a HOME that was kept, where root's mount finds the user's, or the other way round."""
+
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert not has_files(tmp_path)
+
+
+def test_a_note_that_cannot_be_read(tmp_path: Path) -> None:
+    with JournalDirectory(tmp_path / "j") as directory:
+        assert (directory.token, directory.disowned) == (None, None)
+        directory.note_token(0x1234)
+        assert (directory.token, directory.disowned) == (0x1234, None)
+        directory.note_token(0x5678, disowned=True)
+        assert (directory.token, directory.disowned) == (0x5678, 0x5678)
+        directory.note_token(0x5678)
+        assert directory.disowned is None
+        for text in (b"", b"1234", b"00001234\n", b"00001234\ndisowne", b"0000123g"):
+            (tmp_path / "j" / "token").write_bytes(text)
+            assert (directory.token, directory.disowned) == (None, None)
+        directory.forget_token()
+        (tmp_path / "j" / "token").mkdir()
+        with pytest.raises(JournalError, match="cannot be read"):
+            _ = directory.token

@@ -42,8 +42,9 @@ class Bench(Workbench):
 
     @property
     def files(self) -> list[Path]:
-        """The files of the journal, and what else a mount keeps there."""
-        return sorted(path for path in self.journals.rglob("*") if path.is_file() and path.name != "lock")
+        """The files of the journal but those that are being prepared, and what else a mount keeps there."""
+        found = (path for path in self.journals.rglob("*") if path.is_file())
+        return sorted(path for path in found if path.name != "lock" and path.suffix != ".spare")
 
     def command(self, *words: str, code: int = 0) -> str:
         """Run a command and return what it said."""

@@ -99,6 +99,48 @@ def test_fewer_callers_than_the_least():
     assert limiter.allowed == 2
 
 
+def test_where_one_is_allowed_reads_and_writes_take_turns():
+    limiter = Limiter(1)
+    order: list[bool] = []
+    lock = threading.Lock()
+
+    def work(write: bool) -> None:
+        start.wait(20)
+        for _ in range(50):
+            turn = begun(limiter, write=write)
+            with lock:
+                order.append(write)
+                assert limiter.under_way == 1
+            # Meanwhile all others ask.
+            threading.Event().wait(0.002)
+            limiter.end(turn, seconds=0.001)
+
+    start = threading.Barrier(4)
+
+    threads = [threading.Thread(target=work, args=(write,)) for write in (False, False, False, True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    # The writes do not wait for the last read.
+    assert len(order) == 200
+    assert sum(order[:120]) >= 40
+
+
+def test_late_requests_let_no_more_begin_than_ever_may_be_under_way():
+    now = 0.0
+    limiter = Limiter(64, least=64, clock=lambda: now)
+    for _ in range(64):
+        limiter.end(begun(limiter), seconds=0.01)
+    turns = [begun(limiter) for _ in range(64)]
+    now += 100.0
+    # Now those that go on are late, so that others may have their places.
+    limiter.end(turns.pop(), seconds=0.01)
+    while limiter._has_room(False):
+        begun(limiter)
+    assert limiter.under_way == 64
+
+
 def test_queued_writes_leave_reads_a_quarter_and_never_hold_one_up():
     limiter = Limiter(8)
     writers: list[threading.Thread] = []
