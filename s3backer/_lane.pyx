@@ -370,6 +370,15 @@ cdef class Lane:
             s3b_set(&self._end, end)
             s3b_set(&self._shut, 0)
 
+    def slow_down(self):
+        """Park every write from now on; when it returns none that was not is under way."""
+        with nogil:
+            s3b_set(&self._shut, 1)
+            self._slow_writes = True
+            while s3b_load(&self._writing):
+                usleep(20)
+            s3b_set(&self._shut, 0)
+
     def stop(self):
         """Let ``serve`` end at the next request or signal."""
         with nogil:

@@ -5,6 +5,7 @@ Each function leaves the bucket unchanged when it raises, except that an erase t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
-from s3backer.errors import PreconditionFailed, VolumeExists, VolumeInUse, VolumeNotFound
+from s3backer.errors import JournalError, PreconditionFailed, UsageError, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
+from s3backer.holder import wait_until_quiet
+from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
-from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, settle
+from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
 from s3backer.opening import VolumeOptions, volume_name
+from s3backer.recovery import let_expire, place_of_journal
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
 from s3backer.volume import Volume
 
@@ -143,11 +147,14 @@ def erase_volume(
     return erased
 
 
-def unlock_volume(store: ObjectStore, prefix: str, *, force: bool = False) -> MountToken | None:
+def unlock_volume(
+    store: ObjectStore, prefix: str, *, force: bool = False, journal_directory: str | None = None
+) -> MountToken | None:
     """Remove the mount token; return what it said, None if there was none.
 
-    ``force``: also that of a mount that had a journal. Raises VolumeInUse otherwise, and for an unfinished copy:
-    without its mark it could be taken for a volume.
+    ``force``: also that of a mount that had a journal. Raises VolumeInUse otherwise, for a mount that is alive, and for
+    an unfinished copy: without its mark it could be taken for a volume. Waits until requests of the mount cannot take
+    effect any more. ``journal_directory``: see VolumeOptions.
     """
     token, url = read_token(store, prefix), volume_name(store, prefix)
     if token is not None and token.copy is not None:
@@ -160,11 +167,39 @@ def unlock_volume(store: ObjectStore, prefix: str, *, force: bool = False) -> Mo
             "Give --force where that host or its disk is lost.",
         )
     if token is not None:
-        store.delete(prefix + TOKEN_NAME)
+        with contextlib.ExitStack() as stack:
+            directory = _note_of(store, prefix, token, journal_directory)
+            if directory is not None:
+                let_expire(store, url, stack.enter_context(directory), [])
+            elif token.lease and watch_token(store, prefix, url, token) is not None:
+                store.fence.outside = prefix + TOKEN_NAME
+                wait_until_quiet(store, url, store.arriving)
+            other = remove_token(store, prefix, token)
+            if other is not None:
+                raise in_use(url, other)
+            if directory is not None:
+                directory.forget_token()
         settle(store, url)
     elif read_metadata(store, prefix) is None and next(volume_objects(store, prefix), None) is None:
         raise VolumeNotFound(f"there is no volume at {url}", hint="Check the URL.")
     return token
+
+
+def _note_of(
+    store: ObjectStore, prefix: str, token: MountToken, journal_directory: str | None
+) -> JournalDirectory | None:
+    """Return the locked directory in which the token was noted: its mount was one of this host's, and has died.
+
+    None if it is not known to be.
+    """
+    with contextlib.suppress(UsageError, JournalError):
+        path = place_of_journal(store, prefix, VolumeOptions(journal_directory=journal_directory))
+        if has_files(path):
+            directory = JournalDirectory(path)
+            if directory.token == token.value:
+                return directory
+            directory.close()
+    return None
 
 
 def resize_volume(

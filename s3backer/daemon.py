@@ -262,8 +262,13 @@ class _Daemon:
         self._redacting.register(request.volume_options.encoding.password)
         store = open_store(request.url, request.store_options)
         ident = socket_name(store, request.url.prefix)
+        options = request.volume_options
+        if options.journal_directory is None:
+            # Without a journal, too: after a crash the next mount here knows that this one has died.
+            with contextlib.suppress(UsageError):
+                options = replace(options, journal_directory=str(journals_directory()))
         try:
-            volume = Volume.open(store, request.url.prefix, request.volume_options, progress=self._replaying)
+            volume = Volume.open(store, request.url.prefix, options, progress=self._replaying)
         except BaseException as error:
             store.close()
             if isinstance(error, VolumeInUse):
@@ -290,10 +295,11 @@ class _Daemon:
             log.info("%s is closed, everything is stored", volume.name)
 
     def _replaying(self, done: int, total: int) -> None:
-        """Hear that a journal is being replayed: a signal ends it, and the service manager waits longer."""
+        """Hear that a journal is replayed, or a former mount waited for: a signal ends it, the service manager waits."""
         if self._stop_asked:
             raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
-        self._service.starting(f"replaying the journal, {done * 100 // max(total, 1)} %")
+        what = f"replaying the journal, {done * 100 // total} %" if total else "waiting for the former mount to end"
+        self._service.starting(what)
 
     def _make_mount(self, volume: Volume) -> tuple[FuseMount, DiskOperations]:
         from s3backer.frontends.fuse import DiskOperations

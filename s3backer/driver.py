@@ -40,7 +40,7 @@ from s3backer.cache_calls import (
     WriteRequest,
     answer,
 )
-from s3backer.errors import DEFECT, S3backerError, StoreError, VolumeInUse
+from s3backer.errors import DEFECT, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -131,7 +131,7 @@ class Driver:
         self.read_ahead = ReadAhead(slab.block_size, self._widest)
         #: Seconds that reading a block takes, a moving average.
         self._latency: float | None = None
-        self._stopping = False
+        self._stopping = self._given_up = False
         self._stretch = stretch
         self._wake = threading.Event()
         #: Why the last attempt to store a block failed; None while write-back works.
@@ -239,6 +239,15 @@ class Driver:
         """End a request that still waits with this error; one that has ended stays as it is."""
         self._call(lambda now: self.cache.cancel(request, error, now))
 
+    def give_up(self, error: S3backerError) -> None:
+        """Store nothing any more: whoever waits for that, and whoever comes, gets the error."""
+        if self._journal is not None:
+            # Nobody will replay it: a flush that the journal answers would promise what is not so.
+            self._journal.core.give_up()
+        self._given_up = True
+        self._report(error)
+        self._call(lambda now: self.cache.give_up(error))
+
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -247,7 +256,7 @@ class Driver:
         return self._slab.unsaved
 
     def close(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Write everything back, however long it takes, and end all threads.
+        """Write everything back, however long it takes, and end all threads. Once it was given up it only ends them.
 
         ``progress`` is called with (blocks left, blocks at the start) now and then, and must not raise.
         """
@@ -276,15 +285,15 @@ class Driver:
             thread.join()
 
     def _drain(self, finished: threading.Event) -> None:
-        while True:
+        while not self._given_up:
             try:
                 self.flush()
             except (S3backerError, MemoryError) as error:
                 log.debug("closing: %s", error)
                 time.sleep(_CLOSE_RETRY)
             else:
-                finished.set()
-                return
+                break
+        finished.set()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -415,10 +424,8 @@ class Driver:
             error = failure
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
-        if isinstance(error, VolumeInUse) and self._journal is not None:
-            # Nobody will replay it: a flush that the journal answers would promise what is not so.
-            self._journal.core.give_up()
-        self._report(error)
+        if not self._given_up:
+            self._report(error)
         self._call(lambda now: self.cache.stored(job.block, error, now))
 
     def _report(self, error: S3backerError | None) -> None:

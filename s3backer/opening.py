@@ -9,14 +9,13 @@ its absence. Only a volume without any block takes every password.
 from __future__ import annotations
 
 import logging
-import random
 from dataclasses import dataclass
-from functools import partial
 
 from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
+from s3backer.holder import Holder, Looks, take
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import (
@@ -28,7 +27,8 @@ from s3backer.layouts.classic import (
     read_metadata,
     stated_block_size,
 )
-from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
+from s3backer.layouts.token import MountToken, in_use, read_token
+from s3backer.lease import TERM
 from s3backer.stores.base import ObjectInfo, ObjectStore, StoredObject
 from s3backer.telemetry.prices import CURRENT, Prices
 from s3backer.units import exact_size
@@ -44,7 +44,9 @@ class VolumeOptions:
     ``cache_blocks`` sets the memory budget in blocks instead of bytes. ``max_dirty``: blocks not stored yet at which
     writers wait; 0 leaves it to the memory. ``write_through``: a write returns when it is in the bucket.
     ``disk_cache``: bytes that copies of blocks may take in ``disk_cache_directory``, None: there are none.
-    ``journal``: bytes of the journal, 0: there is none; ``journal_directory``: in which those of all volumes are.
+    ``journal``: bytes of the journal, 0: there is none; ``journal_directory``: in which those of all volumes are. Where
+    that is given there is a note of a mount without a journal, too, so that the next one on this host knows that it has
+    died. ``lease``: the term for which the volume is ours without renewing it.
     """
 
     memory: int = 256 * MIB
@@ -70,6 +72,12 @@ class VolumeOptions:
     disk_cache_directory: str | None = None
     journal: int = 0
     journal_directory: str | None = None
+    lease: float = TERM
+
+    @property
+    def journaled(self) -> bool:
+        """Whether there is a journal: where each write is in the bucket when it returns, none is needed."""
+        return self.journal > 0 and not self.write_through
 
     def budget(self, block_size: int) -> int:
         """Return the memory budget in bytes for blocks of that size."""
@@ -93,26 +101,31 @@ class VolumeOptions:
 
 
 def prepare(
-    store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory | None = None
-) -> tuple[ClassicLayout, MountToken | None]:
+    store: ObjectStore,
+    prefix: str,
+    options: VolumeOptions,
+    directory: JournalDirectory | None = None,
+    looks: Looks | None = None,
+) -> tuple[ClassicLayout, Holder | None]:
     """Return the layout of the volume in ``store`` under ``prefix`` and our token on it (None: read-only).
 
-    ``directory``, of the journal, is told of the token before it is put. Raises VolumeNotFound, VolumeInUse,
-    UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket as it was.
+    ``directory``, of the journal, is told of the token before it is put. ``looks``: see ``holder.take``. Raises
+    VolumeNotFound, VolumeInUse, UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket as it
+    was.
     """
     layout, metadata = find_layout(store, prefix, options)
     # Seen before the bucket is written to.
     options.plan(layout.block_size, layout.codec.copies)
-    token = _take_token(store, prefix, options, directory)
-    if token is not None:
-        layout.confirm = partial(confirm_token, store, prefix, token.value)
+    holder = _take_token(store, prefix, options, directory, looks)
+    if holder is not None:
+        layout.confirm = holder.confirm
     try:
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
-        if token is not None:
-            remove_token(store, prefix, token)
+        if holder is not None:
+            holder.give_back()
         raise
-    return layout, token
+    return layout, holder
 
 
 def find_layout(store: ObjectStore, prefix: str, options: VolumeOptions) -> tuple[ClassicLayout, Metadata | None]:
@@ -266,16 +279,13 @@ def _geometry(
     return size, block_size
 
 
-def confirm_token(store: ObjectStore, prefix: str, *ours: int) -> None:
-    """Raise VolumeInUse unless the mount token has still one of our values."""
-    found = read_token(store, prefix)
-    if found is None or found.value not in ours:
-        raise in_use(volume_name(store, prefix), found)
-
-
 def _take_token(
-    store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory | None
-) -> MountToken | None:
+    store: ObjectStore,
+    prefix: str,
+    options: VolumeOptions,
+    directory: JournalDirectory | None,
+    looks: Looks | None,
+) -> Holder | None:
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
     _refuse_unfinished(store, prefix, found)
@@ -283,17 +293,17 @@ def _take_token(
         if found is not None:
             log.warning("%s is mounted %s: what is read here may be older or torn", url, found.describe())
         return None
-    if found is not None and not options.force:
-        raise in_use(url, found)
-    if found is not None:
+    if found is not None and options.force:
         given_up = f"; what it flushed may be in its journal, {found.journal} there, only" if found.journal else ""
         log.warning("%s was mounted %s; taking it over by force%s", url, found.describe(), given_up)
-    return write_token(
+    return take(
         store,
         prefix,
         url,
-        replace=found,
-        random_source=random.SystemRandom(),
-        journal=directory.place if directory else "",
-        on_value=directory.note_token if directory else None,
+        found,
+        force=options.force,
+        lease=options.lease,
+        journal=directory.place if directory and options.journaled else "",
+        directory=directory,
+        looks=looks,
     )

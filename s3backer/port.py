@@ -69,6 +69,9 @@ class Port:
         self._write_through = write_through
         #: Called, and waited for, when what callers may reach has changed.
         self.on_end: Callable[[int], None] = lambda end: None
+        #: Called, and waited for, when no write may be taken any more.
+        self.on_lost: Callable[[], None] = lambda: None
+        self._lost = False
 
     @property
     def read_ahead(self) -> ReadAhead:
@@ -83,7 +86,12 @@ class Port:
     @property
     def slow_writes(self) -> bool:
         """Whether no write may be taken by the slab alone."""
-        return self._read_only or self._write_through
+        return self._read_only or self._write_through or self._lost
+
+    def lose(self) -> None:
+        """Take no write any more: the volume is somebody else's. When it returns, none is under way in the slab."""
+        self._read_only = self._lost = True
+        self.on_lost()
 
     def prefetch(self, blocks: range) -> None:
         """Fetch blocks before they are asked for."""
@@ -119,7 +127,7 @@ class Port:
         room = self.end() - offset
         if self._read_only or room <= 0 < len(data):
             stay.leave()
-            done(_read_only(self.name) if self._read_only else _no_space(), 0)
+            done(self._refusal(), 0)
             return True
         taken = min(len(data), max(room, 0))
 
@@ -144,7 +152,7 @@ class Port:
             return False
         if self._read_only or offset + length > self.end():
             stay.leave()
-            done(_read_only(self.name) if self._read_only else _no_space())
+            done(self._refusal())
             return True
 
         def finish(error: Error) -> None:
@@ -177,6 +185,12 @@ class Port:
         call.cancelled = True
         for request in call.requests:
             self._driver.cancel(request, Interrupted())
+
+    def _refusal(self) -> Error:
+        if self._read_only:
+            why = "is somebody else's now" if self._lost else "was opened read-only"
+            return ReadOnlyVolume(f"{self.name} {why}")
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _wait_for(self, call: Call, request: Request) -> None:
         call.requests.append(request)
@@ -276,11 +290,3 @@ class _Zeroing:
         length = min(self._driver.zero_step, self._stop - self._offset)
         self._offset += length
         return self._driver.begin_zero(self._offset - length, length, self.go_on)
-
-
-def _no_space() -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _read_only(name: str) -> ReadOnlyVolume:
-    return ReadOnlyVolume(f"{name} was opened read-only")

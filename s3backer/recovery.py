@@ -22,9 +22,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from s3backer import _fast
@@ -40,12 +40,14 @@ from s3backer.errors import (
     VolumeInUse,
 )
 from s3backer.failpoints import reach
+from s3backer.holder import Holder, Looks, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import MountToken, claim_token, in_use, read_token, remove_token, settle
-from s3backer.opening import VolumeOptions, confirm_token, find_layout, volume_name
+from s3backer.opening import VolumeOptions, find_layout, volume_name
+from s3backer.s3.server_clock import boot_time
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.units import exact_size, format_size
 from s3backer.url import volume_id
@@ -88,18 +90,35 @@ def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) ->
     )
 
 
+def let_expire(
+    store: ObjectStore, url: str, directory: JournalDirectory, files: Iterable[int], looks: Looks | None = None
+) -> None:
+    """Wait until no request of the process that had the directory can take effect any more.
+
+    ``files``: the numbers of those with records.
+    """
+    lasting, changed = store.lasting, directory.changed_at(files)
+    if not changed:
+        return
+    # Where the power failed the disk may have an older time; it went on until this computer started at the latest.
+    age = min(time.time() - changed - _NOTE_AGE, boot_time())
+    # A clock that was set says nothing.
+    wait_until_quiet(store, url, lasting - age if age >= -_NOTE_AGE else lasting, looks)
+
+
 def take_journal(
     store: ObjectStore, prefix: str, options: VolumeOptions, progress: Progress
 ) -> JournalDirectory | None:
     """Recover what a mount that died has left, and return the locked directory for the next one.
 
     ``progress`` is called at least every second or so, and may raise, which ends it. None where ``options`` want no
-    journal. Raises JournalError, VolumeInUse and what opening a volume raises; the journal is kept then.
+    directory, or there can be none and no journal is wanted. Raises JournalError, VolumeInUse and what opening a volume
+    raises; the journal is kept then.
     """
     try:
         path = place_of_journal(store, prefix, options)
     except UsageError:
-        if options.journal:
+        if options.journaled:
             raise
         # Who has no place for journals has none.
         return None
@@ -108,17 +127,27 @@ def take_journal(
         if has_files(path):
             log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
         return None
-    wanted = options.journal > 0 and not options.write_through
-    if not wanted and not has_files(path):
+    wanted = options.journaled or options.journal_directory is not None
+    left = has_files(path)
+    if not wanted and not left:
         return None
-    directory = JournalDirectory(path)
+    try:
+        directory = JournalDirectory(path)
+    except JournalError as error:
+        if options.journaled or left:
+            raise
+        log.info("%s; after a crash the next mount will have to watch whether this one is alive", error.message)
+        return None
     try:
         recoverer = Recoverer(store, prefix, options, directory)
         if recoverer.found.pending:
             log.warning("%s was not unmounted; its journal is being replayed", url)
+        died = directory.token is not None and not recoverer.found.sessions
         recovery = recoverer.replay(progress)
         if recovery.blocks:
             log.warning("%s: %s", url, recovery)
+        elif died:
+            log.warning("%s was not unmounted, by a mount without a journal: what it had not stored is lost", url)
         if wanted:
             return directory
     except BaseException:
@@ -140,7 +169,6 @@ class Recoverer:
         self._url = volume_name(store, prefix)
         self._shown = (0, 0)
         self._failing_since: float | None = None
-        self._noted = 0.0
 
     @cached_property
     def found(self) -> Recovered:
@@ -175,24 +203,37 @@ class Recoverer:
             raise self._refusal(verdict, token)
         layout, _ = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
-        if not isinstance(verdict, Ours) or token is None:
-            token = claim_token(
-                self._store,
-                self._prefix,
-                self._url,
-                value=found.header.token,
-                replace=token,
-                random_source=random.SystemRandom(),
-                journal=self._directory.place,
-            )
-        reach("replay-begins")
-        layout.confirm = partial(confirm_token, self._store, self._prefix, token.value)
-        self._let_expire(progress)
-        beyond = self._write(layout, progress)
-        settle(self._store, self._url)
-        reach("replayed")
-        self._end(token)
+        holder = self._hold(token)
+        try:
+            reach("replay-begins")
+            layout.confirm = holder.confirm
+            self._let_expire(progress)
+            if token is not None and token.lease and not isinstance(verdict, Ours):
+                # Somebody else's, by force.
+                quiet = token.lease + self._store.arriving
+                wait_until_quiet(self._store, self._url, quiet, lambda left: progress(0, found.data_bytes))
+            beyond = self._write(layout, progress)
+            settle(self._store, self._url)
+            reach("replayed")
+        finally:
+            holder.stop()
+        self._end(holder.token)
         return Recovery(len(found.pending), found.files[0].header.created, beyond)
+
+    def _hold(self, token: MountToken | None) -> Holder:
+        """Carry on with the mount that wrote the journal."""
+        sent_at = boot_time()
+        mine = claim_token(
+            self._store,
+            self._prefix,
+            self._url,
+            value=self.found.header.token,
+            replace=token,
+            random_source=random.SystemRandom(),
+            journal=self._directory.place,
+            lease=self._options.lease,
+        )
+        return Holder(self._store, self._prefix, self._url, mine, sent_at, directory=self._directory)
 
     def discard(self) -> int | None:
         """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket.
@@ -228,20 +269,26 @@ class Recoverer:
 
     def _expire_and_end(self, token: MountToken | None, progress: Progress) -> None:
         """End it where nothing has to be replayed; whoever mounts next reads what the last requests have made."""
-        if token is not None:
+        if token is not None and token.value in self._values:
             self._let_expire(progress)
         self._end(token)
 
+    @property
+    def _values(self) -> set[int | None]:
+        """Each value of a token of this host's."""
+        values = {self._directory.token}
+        with contextlib.suppress(JournalError):
+            values |= {session.token for session in self.found.sessions}
+        return values
+
     def _end(self, token: MountToken | None) -> None:
         """Remove the journal, and then the token if it is this host's."""
-        mine = {self._directory.token}
-        with contextlib.suppress(JournalError):
-            mine |= {session.token for session in self.found.sessions}
-        if token is not None and token.value in mine:
+        mine = token is not None and token.value in self._values
+        if token is not None and mine:
             self._directory.note_token(token.value)
         self._directory.remove_all()
         reach("replay-removed")
-        if token is not None and token.value in mine:
+        if token is not None and mine:
             other = remove_token(self._store, self._prefix, token)
             if other is not None:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
@@ -322,10 +369,8 @@ class Recoverer:
         while True:
             waiter = Waiter()
             begin(waiter.done)
-            self._note_busy()
             while not waiter.ended(_LOOK):
                 progress(*self._shown)
-                self._note_busy()
                 if driver.failure is not None:
                     self._look_at(driver.failure)
             try:
@@ -337,11 +382,6 @@ class Recoverer:
                 self._failing_since = None
                 return
 
-    def _note_busy(self) -> None:
-        if (now := time.monotonic()) >= self._noted + _LOOK:
-            self._directory.note_busy()
-            self._noted = now
-
     def _look_at(self, failure: S3backerError) -> None:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
@@ -349,20 +389,8 @@ class Recoverer:
             raise failure
 
     def _let_expire(self, progress: Progress) -> None:
-        """Wait until no request of the process that wrote the journal can take effect any more."""
-        lasting, begun = self._store.lasting, time.monotonic()
-        changed = self._directory.changed_at(file.number for file in self.found.files)
-        # Where the power failed the disk may have an older time; it went on until this computer started at the latest.
-        age = min(time.time() - changed - _NOTE_AGE, time.clock_gettime(time.CLOCK_BOOTTIME)) if changed else lasting
-        # A clock that was set says nothing.
-        left = lasting - age if age >= -_NOTE_AGE else lasting
-        if left > 0:
-            log.warning(
-                "%s waits %.0f s for requests of the mount that died before its journal is replayed", self._url, left
-            )
-        while (now := time.monotonic()) < begun + left:
-            progress(0, self.found.data_bytes)
-            time.sleep(min(_LOOK, begun + left - now))
+        files = [file.number for file in self.found.files]
+        let_expire(self._store, self._url, self._directory, files, lambda left: progress(0, self.found.data_bytes))
 
     def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
         """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""

@@ -4,7 +4,8 @@
                                           └──► WriteJournal      └──► DiskCache          both if they are wanted
 
 Guarantees
-  * One writer: opening for writing puts the mount token, closing removes it.
+  * One writer: opening for writing puts the mount token, which is renewed until closing removes it. Who has lost it
+    writes nothing any more: writes fail with EROFS, flushes with EIO, and what a journal holds stays there.
   * ``flush`` returns when every write that returned before is in the bucket, or in the journal and on the disk, or
     raises. With a journal, what was written also survives the end of the process: opening the volume again recovers it.
   * ``close`` returns when everything is in the bucket, and nothing may change it any more that was sent from here.
@@ -22,32 +23,23 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Self
 
 from s3backer import _fast
 from s3backer.disk_cache import DiskCache, open_disk_cache
 from s3backer.driver import Driver, Waiter
-from s3backer.errors import (
-    AccessDenied,
-    BucketNotFound,
-    JournalError,
-    ReadOnlyVolume,
-    S3backerError,
-    StoreError,
-    UsageError,
-    VolumeInUse,
-)
+from s3backer.errors import JournalError, ReadOnlyVolume, S3backerError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import check_geometry
+from s3backer.holder import Holder
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, read_token, remove_token, settle
-from s3backer.opening import VolumeOptions, confirm_token, first_object, prepare, volume_name
+from s3backer.layouts.token import SHARED_TOKEN, settle
+from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
 from s3backer.port import Port
 from s3backer.recovery import take_journal
 from s3backer.stores.base import Buffer, ObjectStore
@@ -61,8 +53,6 @@ _P = ParamSpec("_P")
 
 log = logging.getLogger(__name__)
 
-#: Pause in seconds between two attempts of ``close`` to remove the mount token.
-_TOKEN_RETRY = 1.0
 #: Pages of the listing under way at once, beside the work.
 _SURVEY_THREADS = 8
 #: Seconds between two reports while closing.
@@ -77,7 +67,7 @@ class Volume:
         store: ObjectStore,
         layout: ClassicLayout,
         options: VolumeOptions,
-        token: MountToken | None,
+        holder: Holder | None,
         directory: JournalDirectory | None = None,
     ) -> None:
         memory = options.budget(layout.block_size)
@@ -88,7 +78,7 @@ class Volume:
         self._store = store
         self._layout = layout
         self._options = options
-        self._token = token
+        self._holder = holder
         dirty_limit = min(plan.dirty_limit, options.max_dirty or plan.dirty_limit)
         self._memory = memory
         try:
@@ -100,9 +90,13 @@ class Volume:
             ) from None
         self._began = time.monotonic()
         self._directory = directory
+        #: Whether it is somebody else's.
+        self._lost = False
         #: The value of the token in place of the one that the journal knows.
         self._new_token: int | None = None
-        journal = None if directory is None else self._make_journal(directory, plan.journal_entries)
+        journal = None
+        if directory is not None and options.journaled:
+            journal = self._make_journal(directory, plan.journal_entries)
         reach("journal-made")
         self._disk_cache: DiskCache | None = None
         if options.disk_cache is not None:
@@ -138,7 +132,6 @@ class Volume:
                 in_bucket=self._driver.begin_flush,
                 on_room=self._driver.wake,
                 disown=self._disown_journal,
-                busy=lambda: self.unsaved > 0 or store.settles_in() > 0,
             )
         self._statistics = Statistics(
             store.counters,
@@ -163,6 +156,10 @@ class Volume:
             read_only=options.read_only,
             write_through=options.write_through,
         )
+        if holder is not None:
+            holder.on_lost = self._give_up
+            if holder.lease.lost is not None:
+                self._give_up(holder.lease.lost)
         self._resizing = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
@@ -184,20 +181,21 @@ class Volume:
     ) -> Self:
         """Open the volume in ``store`` under ``prefix``; the volume then owns the store and closes it.
 
-        ``progress`` is called while a journal is replayed, with (bytes done, of so many); what it raises ends that.
+        ``progress`` is called while a journal is replayed, with (bytes done, of so many), and with zeros while it waits
+        for a former mount; what it raises ends that.
 
         Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
         """
         options = options or VolumeOptions()
         directory = take_journal(store, prefix, options, progress)
         try:
-            layout, token = prepare(store, prefix, options, directory)
+            layout, holder = prepare(store, prefix, options, directory, lambda left: progress(0, 0))
             reach("token-put")
             try:
-                return cls(store, layout, options, token, directory)
+                return cls(store, layout, options, holder, directory)
             except BaseException:
-                if token is not None:
-                    remove_token(store, prefix, token)
+                if holder is not None:
+                    holder.give_back()
                     if directory is not None:
                         directory.forget_token()
                 raise
@@ -275,10 +273,6 @@ class Volume:
             if size < old:
                 self._clear_tail(size, old, discard=discard)
             self._layout.size = size
-            if self._directory is not None:
-                # What is stored now is in no record.
-                with contextlib.suppress(JournalError):
-                    self._directory.note_busy()
             try:
                 self._driver.touch(0)
                 self._driver.flush()
@@ -302,8 +296,8 @@ class Volume:
 
         ``progress`` is called with (blocks left, blocks at the start), ``waits`` with the seconds that are left until
         requests whose answers were lost have expired. Never gives anything up: while the
-        store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored.
-        Closing twice does nothing.
+        store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored, and
+        VolumeInUse where the volume was lost and something could not be stored. Closing twice does nothing.
         """
         with self._closing:
             if not self._closed:
@@ -321,12 +315,17 @@ class Volume:
         if self._survey is not None:
             self._survey.join()
         try:
-            if self._token is not None:
+            lost = None if self._holder is None else self._holder.lease.lost
+            if self._holder is not None and lost is None:
                 settle(self._store, self.name, waits)
                 if self._keeper is not None:
                     self._keeper.end()
                 reach("before-token-removal")
-                self._give_back_token(self._token)
+                other = self._holder.give_back()
+                if other is not None:
+                    log.error(
+                        "%s was mounted %s while it was open here; the token is left alone", self.name, other.describe()
+                    )
                 reach("token-removed")
                 if self._directory is not None:
                     # A note of a token that is gone does no harm.
@@ -334,6 +333,13 @@ class Volume:
                         self._directory.forget_token()
                 # Who mounts next on this host waits for the end of this process: its token must be safe from ours.
                 settle(self._store, self.name, waits)
+            elif self._holder is not None:
+                self._holder.stop()
+                if self._keeper is not None:
+                    self._keeper.end(keep=True)
+                self._closed = True
+                if self.unsaved:
+                    raise self._left_unsaved()
         finally:
             self._store.close()
             if self._directory is not None:
@@ -342,12 +348,12 @@ class Volume:
             self._close_disk_cache()
 
     def _make_journal(self, directory: JournalDirectory, entries: int) -> WriteJournal:
-        assert self._token is not None
+        assert self._holder is not None
         identity = volume_id(self._store.place, self._layout.prefix)
         return WriteJournal(
             directory,
             self._slab,
-            Mount(identity, os.urandom(16), self._token.value, self.name),
+            Mount(identity, os.urandom(16), self._holder.token.value, self.name),
             budget=self._options.journal,
             capacity=entries,
             key=self._layout.codec.secret,
@@ -355,31 +361,29 @@ class Volume:
 
     def _disown_journal(self) -> None:
         """Let the mount token be one that the journal does not know."""
-        assert self._token is not None and self._directory is not None
-        source = random.SystemRandom()
+        assert self._holder is not None and self._directory is not None
         if self._new_token is None:
-            self._new_token = source.randrange(1, SHARED_TOKEN)
+            self._new_token = random.SystemRandom().randrange(1, SHARED_TOKEN)
         with contextlib.suppress(JournalError):
             # Before it can be in the bucket: with that value the journal is not replayed.
             self._directory.note_token(self._new_token, disowned=True)
-        former = self._token.value
-        self._layout.confirm = partial(confirm_token, self._store, self._layout.prefix, former, self._new_token)
-        try:
-            self._token = claim_token(
-                self._store,
-                self._layout.prefix,
-                self.name,
-                value=self._new_token,
-                replace=self._token,
-                random_source=source,
-                journal=self._token.journal,
-            )
-        except VolumeInUse:
-            # Perhaps by us: it was put, and its answer lost.
-            found = read_token(self._store, self._layout.prefix)
-            if found is None or found.value != self._new_token:
-                raise
-            self._token = found
+        self._holder.change(self._new_token)
+
+    def _give_up(self, error: VolumeInUse) -> None:
+        """Write nothing any more: the volume is somebody else's."""
+        log.critical("%s is lost: %s. It is read-only here from now on, and flushes fail", self.name, error.message)
+        self._lost = True
+        self.port.lose()
+        self._driver.give_up(error)
+
+    def _left_unsaved(self) -> VolumeInUse:
+        what = f"{self.unsaved} blocks that were written here are not in the bucket of {self.name}, which was lost"
+        if self._keeper is None:
+            return VolumeInUse(what, hint="They are gone: without a journal they were in memory only.")
+        return VolumeInUse(
+            f"{what}; they are in the journal in {self._keeper.journal.path}",
+            hint="See 's3backer recover --help': --to FILE writes them to a file, beside what the other mount has.",
+        )
 
     def _close_disk_cache(self) -> None:
         if self._disk_cache is not None:
@@ -395,7 +399,7 @@ class Volume:
     @property
     def settles_in(self) -> float:
         """Seconds that ``close`` would wait now for requests whose answers were lost."""
-        return 0.0 if self._token is None else self._store.settles_in()
+        return 0.0 if self._holder is None else self._store.settles_in()
 
     def facts(self) -> dict[str, object]:
         """Return what ``info`` shows, ready for JSON. Sizes in bytes, times in seconds since 1970."""
@@ -403,7 +407,8 @@ class Volume:
             "volume": self.name,
             "size": self.size,
             "block_size": self.block_size,
-            "read_only": self.read_only,
+            "read_only": self.read_only or self._lost,
+            "lost": self._lost,
             "opened": self._opened,
             "unsaved_blocks": self.unsaved,
             "write_back_error": None if self._driver.failure is None else str(self._driver.failure),
@@ -453,6 +458,8 @@ class Volume:
             self._driver.flush()
 
     def _check_writable(self) -> None:
+        if self._lost:
+            raise ReadOnlyVolume(f"{self.name} is somebody else's now")
         if self.read_only:
             raise ReadOnlyVolume(f"{self.name} was opened read-only")
 
@@ -483,26 +490,6 @@ class Volume:
         except BaseException:
             self._set_end(old)
             raise
-
-    def _give_back_token(self, token: MountToken) -> None:
-        waiting = False
-        while True:
-            try:
-                other = remove_token(self._store, self._layout.prefix, token)
-                if other is not None and other.value == self._new_token:
-                    # It was put, and its answer lost.
-                    other = remove_token(self._store, self._layout.prefix, other)
-                break
-            except (AccessDenied, BucketNotFound):
-                # That is an answer, and asking again would not change it.
-                raise
-            except StoreError as error:
-                if not waiting:
-                    log.warning("%s: all data is stored, waiting to remove the mount token: %s", self.name, error)
-                waiting = True
-                time.sleep(_TOKEN_RETRY)
-        if other is not None:
-            log.error("%s was mounted %s while it was open here; the token is left alone", self.name, other.describe())
 
     def _run_survey(self) -> None:
         try:

@@ -107,6 +107,10 @@ class FastLane:
             lazy_fsync=lazy_fsync,
         )
         port.on_end = self.lane.set_end
+        port.on_lost = self.lane.slow_down
+        if port.slow_writes:
+            # It may have been lost in between.
+            self.lane.slow_down()
         self._serving = [
             threading.Thread(target=self._serve, name=f"s3backer-lane-{number}", daemon=True)
             for number in range(THREADS)
@@ -128,6 +132,7 @@ class FastLane:
         SIGUSR1 must be one that interrupts system calls and does nothing else.
         """
         self._port.on_end = lambda end: None
+        self._port.on_lost = lambda: None
         self._stopping = True
         self.lane.stop()
         libc = ctypes.CDLL(None)

@@ -159,7 +159,7 @@ class JournalDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise VolumeInUse(
-                f"the journal in {self.path} is in use by another process of this host",
+                f"the volume is in use by another process of this host, which has locked {self.path}",
                 hint="That mount is alive: unmount it. If it hangs, end its process first.",
             ) from None
 

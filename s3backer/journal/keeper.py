@@ -6,7 +6,6 @@
                         flush into the bucket ──► the journal is retired ──► done
 
     s3backer-journal          prepares files; syncs now and then, so that files can be given up
-    s3backer-busy             notes while requests may be under way: who replays the journal waits for them
 
 A journal that has failed takes no more writes. From then on what it holds may be older than what is in the bucket, so
 no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or,
@@ -16,7 +15,6 @@ s3backer-journal does, until it has succeeded.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -32,8 +30,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for something to prepare, and after which all that was written is synced.
 _LOOK, _SYNC = 0.2, 1.0
-#: Seconds between two notes that requests may be under way.
-_BUSY = 1.0
 #: Seconds after an attempt to prepare a file that failed.
 _RETRY = 5.0
 
@@ -42,7 +38,7 @@ class Keeper:
     """Runs the journal of one mount, which it closes.
 
     ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``disown`` sees to
-    it that the journal is nobody's any more; ``busy`` tells whether requests that change the bucket may be under way.
+    it that the journal is nobody's any more.
     """
 
     def __init__(
@@ -52,13 +48,11 @@ class Keeper:
         in_bucket: Callable[[Done], object],
         on_room: Callable[[], None],
         disown: Callable[[], None],
-        busy: Callable[[], bool],
     ) -> None:
         self.journal = journal
         self._in_bucket = in_bucket
         self._on_room = on_room
         self._disown = disown
-        self._busy = busy
         #: Whether the token is another one because the files could not be removed.
         self._disowned = False
         #: Held while files are made ready or removed.
@@ -73,11 +67,8 @@ class Keeper:
         self._ending = self._over = False
         self._preparing = threading.Thread(target=self._prepare, name="s3backer-journal", daemon=True)
         self._syncing = threading.Thread(target=self._serve, name="s3backer-sync", daemon=True)
-        self._noting = threading.Thread(target=self._note_busy, name="s3backer-busy", daemon=True)
-        self._over_at_once = threading.Event()
         self._preparing.start()
         self._syncing.start()
-        self._noting.start()
 
     def begin(self, done: Done, in_bucket: Callable[[Done], object] | None = None) -> None:
         """Flush: ``done`` is called when everything acknowledged so far survives.
@@ -92,8 +83,11 @@ class Keeper:
         else:
             self._go_to_bucket(done, in_bucket)
 
-    def end(self) -> None:
-        """End the threads and remove the journal: everything is in the bucket, and nobody calls any more."""
+    def end(self, *, keep: bool = False) -> None:
+        """End the threads and remove the journal: everything is in the bucket, and nobody calls any more.
+
+        ``keep``: leave it where it is, as what it holds is nowhere else.
+        """
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -102,10 +96,8 @@ class Keeper:
             self._over = True
             self._changed.notify_all()
         self._syncing.join()
-        self._over_at_once.set()
-        self._noting.join()
         try:
-            if not self._retired or self._disowned:
+            if not keep and (not self._retired or self._disowned):
                 reach("before-journal-end")
                 self.journal.end()
                 reach("journal-ended")
@@ -241,13 +233,6 @@ class Keeper:
             ended.wait()
             if not self._retired:
                 self._pause()
-
-    def _note_busy(self) -> None:
-        while not self._over_at_once.wait(_BUSY):
-            if self._busy():
-                # It may be the disk that has failed.
-                with contextlib.suppress(JournalError):
-                    self.journal.note_busy()
 
     def _pause(self) -> None:
         with self._changed:

@@ -283,10 +283,6 @@ class WriteJournal:
             return False
         return self.core.done(block, sequence, note)
 
-    def note_busy(self) -> None:
-        """Note that requests that change the bucket may be under way now. Raises JournalError."""
-        self._directory.note_busy()
-
     def end(self) -> None:
         """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError."""
         self._directory.remove_all()

@@ -5,6 +5,7 @@ r"""The mount token: the object by which a writer says that the volume is in use
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
                s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
+               s3backer-lease: seconds after which the token of a mount that lives has another ETag; only if it is renewed
 
 Whoever finds no token may write, and knows nothing of requests whose answers were lost. So before it is removed these
 have to have expired: ``settle``.
@@ -12,8 +13,9 @@ have to have expired: ``settle``.
 The original reads and writes the same object, so each refuses a volume that the other has mounted.
 The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
 same second by the same host must not have the same one. A fourth line is there while a copy is unfinished
-(layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the original we create it with
-``If-None-Match: *``: of two mounts at once exactly one wins.
+(layouts/copy_note.py): nothing opens such a volume, not even by force. After a renewal the fourth line is a random
+number. Unlike the original we create it with ``If-None-Match: *``: of two mounts at once exactly one wins. A token
+without a lease, as the original's, never ends by itself.
 """
 
 from __future__ import annotations
@@ -30,12 +32,16 @@ from urllib.parse import quote, unquote
 
 from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
 from s3backer.layouts.copy_note import CopyNote
+from s3backer.lease import Watch
 from s3backer.stores.base import ObjectStore
 
 TOKEN_NAME = "s3backer-mounted"
 TOKEN_METADATA = "s3backer-mount-token"
 JOURNAL_METADATA = "s3backer-journal"
+LEASE_METADATA = "s3backer-lease"
 SHARED_TOKEN = 0x7FFFFFFF
+#: Seconds that a lease may last.
+_SHORTEST, _LONGEST = 1.0, 3600.0
 #: Bytes of which no token has so many.
 _LARGEST = 1 << 20
 #: Seconds between two reports of a wait.
@@ -48,7 +54,8 @@ log = logging.getLogger(__name__)
 class MountToken:
     """What the token object says. ``etag`` is that of the object read. ``copy``: it locks an unfinished copy.
 
-    ``journal``: the directory of the mount's journal on its host, "" if it has none.
+    ``journal``: the directory of the mount's journal on its host, "" if it has none. ``lease``: seconds after which
+    its holder has renewed it, 0: it does not.
     """
 
     value: int
@@ -57,6 +64,7 @@ class MountToken:
     etag: str
     copy: CopyNote | None = None
     journal: str = ""
+    lease: float = 0.0
 
     def describe(self) -> str:
         """Return who mounted and when, for messages."""
@@ -74,10 +82,19 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
         value = int(found.info.metadata.get(TOKEN_METADATA, ""), 16) & 0xFFFFFFFF
     except ValueError:
         value = 0
-    host, time, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
+    host, began, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
     note = CopyNote.parse(b"".join(found.body.split(b"\n", 4)[3:4]))
     journal = _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, "")))
-    return MountToken(value or 1, _printable(host), _printable(time), found.info.etag, note, journal)
+    lease = _seconds(found.info.metadata.get(LEASE_METADATA, ""))
+    return MountToken(value or 1, _printable(host), _printable(began), found.info.etag, note, journal, lease)
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a lease; those of one that cannot be read are the longest."""
+    try:
+        return min(max(float(text), _SHORTEST), _LONGEST) if text else 0.0
+    except ValueError:
+        return _LONGEST
 
 
 def write_token(
@@ -89,24 +106,25 @@ def write_token(
     random_source: random.Random,
     copy: CopyNote | None = None,
     journal: str = "",
+    lease: float = 0.0,
     on_value: Callable[[int], None] | None = None,
 ) -> MountToken:
     """Put a new token in place of ``replace`` (or of none) and return it; with ``copy`` it locks an unfinished copy.
 
-    ``journal``: where the mount keeps its own. ``on_value`` is told its value before it is put. Raises VolumeInUse if
-    somebody else put one in between.
+    ``journal``: where the mount keeps its own. ``lease``: seconds within which it will be renewed. ``on_value`` is told
+    its value before it is put. Raises VolumeInUse if somebody else put one in between.
     """
     value = random_source.randrange(1, SHARED_TOKEN)
     if on_value:
         on_value(value)
     host = socket.gethostname()
-    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    began = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     try:
         etag = store.put(
             prefix + TOKEN_NAME,
-            (f"{host}\n{time}\n{value:08x}\n" + (f"{copy.text()}\n" if copy else "")).encode(),
+            (f"{host}\n{began}\n{value:08x}\n" + (f"{copy.text()}\n" if copy else "")).encode(),
             content_type="text/plain",
-            metadata=_metadata(value, journal),
+            metadata=_metadata(value, journal, lease),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
@@ -118,14 +136,15 @@ def write_token(
         # the new one serves as well as the old one.
         if replace is None or replace.copy is None:
             with contextlib.suppress(StoreError):
-                remove_token(store, prefix, MountToken(value, host, time, ""))
+                remove_token(store, prefix, MountToken(value, host, began, ""))
         raise
-    return MountToken(value, host, time, etag, copy, journal)
+    return MountToken(value, host, began, etag, copy, journal, lease)
 
 
-def _metadata(value: int, journal: str) -> dict[str, str]:
+def _metadata(value: int, journal: str, lease: float) -> dict[str, str]:
     where = {JOURNAL_METADATA: quote(journal, safe="/")} if journal else {}
-    return {TOKEN_METADATA: f"{value:08x}", **where}
+    how_long = {LEASE_METADATA: f"{lease:g}"} if lease else {}
+    return {TOKEN_METADATA: f"{value:08x}", **where, **how_long}
 
 
 def claim_token(
@@ -137,28 +156,30 @@ def claim_token(
     replace: MountToken | None,
     random_source: random.Random,
     journal: str = "",
+    lease: float = 0.0,
+    began: str = "",
 ) -> MountToken:
     """Put a token of a given value in place of ``replace`` (or of none): carry on with the mount that had it.
 
-    Raises VolumeInUse if somebody else put one in between. Whatever is raised, no token is removed: who carries on
+    ``began``: when that did, now if it is not given. Raises VolumeInUse if somebody else put one in between. Whatever is raised, no token is removed: who carries on
     after a failure has to find this value or the former one.
     """
     host = socket.gethostname()
-    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    began = began or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     # The value stays, so that the ETag needs something else by which it differs.
-    body = f"{host}\n{time}\n{value:08x}\n{random_source.getrandbits(64):016x}\n"
+    body = f"{host}\n{began}\n{value:08x}\n{random_source.getrandbits(64):016x}\n"
     try:
         etag = store.put(
             prefix + TOKEN_NAME,
             body.encode(),
             content_type="text/plain",
-            metadata=_metadata(value, journal),
+            metadata=_metadata(value, journal, lease),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
     except PreconditionFailed:
         raise in_use(url, read_token(store, prefix)) from None
-    return MountToken(value, host, time, etag, None, journal)
+    return MountToken(value, host, began, etag, None, journal, lease)
 
 
 def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:
@@ -215,6 +236,30 @@ def in_use(url: str, token: MountToken | None) -> VolumeInUse:
         hint="Unmount it there first. If that mount has died, run 's3backer unlock' on it; "
         "two writers at once destroy the data.",
     )
+
+
+def watch_token(
+    store: ObjectStore, prefix: str, url: str, token: MountToken, looks: Callable[[float], None] | None = None
+) -> MountToken | None:
+    """Return the token when its lease has ended, None if it has gone. Raises VolumeInUse if its mount is alive.
+
+    Takes as long as the lease. ``looks`` is called with the seconds that are left, every second or so, and may raise.
+    """
+    log.warning("%s was mounted %s; looking for %.0f s whether that mount is alive", url, token.describe(), token.lease)
+    watch = Watch(token.etag, token.lease, time.monotonic())
+    while (left := watch.left(time.monotonic())) > 0:
+        if looks:
+            looks(left)
+        time.sleep(min(left, token.lease / 20, 1.0))
+        found = read_token(store, prefix)
+        if found is None:
+            return None
+        if watch.saw(found.etag):
+            raise VolumeInUse(
+                f"{url} is mounted {found.describe()}, and that mount is alive: it has just renewed its token",
+                hint="Unmount it there.",
+            )
+    return token
 
 
 def _printable(text: str) -> str:

@@ -45,12 +45,13 @@ _LATE = 8
 
 
 class Turn:
-    """That of one request, from its beginning to its end."""
+    """That of one request, from its beginning to its end. ``apart``: it waits for nobody and counts for nothing."""
 
-    __slots__ = ("answered", "began", "granted", "late", "write")
+    __slots__ = ("answered", "apart", "began", "granted", "late", "write")
 
-    def __init__(self, *, write: bool) -> None:
+    def __init__(self, *, write: bool, apart: bool = False) -> None:
         self.write = write
+        self.apart = apart
         self.began = 0.0
         #: Requests of its kind that had been answered when it began.
         self.answered = 0
@@ -138,6 +139,8 @@ class Limiter:
 
     def end(self, turn: Turn, *, seconds: float | None, slow_down: bool = False, timed_out: bool = False) -> None:
         """Give a place back. ``seconds``: how long the answer took, None if none came or it says nothing."""
+        if turn.apart:
+            return
         kind = self._writes if turn.write else self._reads
         with self._lock:
             kind.under_way -= 1

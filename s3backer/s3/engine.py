@@ -19,13 +19,14 @@ Guarantees
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError
+from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError, StoreError
 from s3backer.s3 import messages
 from s3backer.s3.concurrency import Limiter, Pace, Turn
 from s3backer.s3.credentials import Environment
@@ -50,6 +51,7 @@ from s3backer.s3.unsettled import ANYTHING, Unsettled
 from s3backer.stores.base import Body
 from s3backer.stores.bodies import size_of
 from s3backer.stores.checks import too_large
+from s3backer.stores.fence import Fence
 from s3backer.stores.options import StoreOptions
 from s3backer.telemetry.requests import RequestCounters, failure_of_status
 
@@ -61,6 +63,8 @@ SHORT_PATIENCE = 30.0
 _EXPECTED = frozenset({200, 204, 206, 304, 404, 412, 416})
 #: Statuses of failures that say that nothing was done: a conflict with another write, a request not implemented.
 _WITHOUT_EFFECT = frozenset({409, 501})
+#: Seconds for which a signature is good at least, while a lease lasts.
+_SHORTEST = 20
 #: How often one request follows the server's clock, its region or new credentials.
 _MOST_CORRECTIONS = 3
 #: Seconds in which a kept connection has sent a GET, and between two looks whether a new one has.
@@ -94,6 +98,8 @@ class Request:
     accepts: str | None = ANYTHING
     #: Which keys it writes, if not the resource alone.
     keys: tuple[str, ...] = ()
+    #: For a write: how many seconds ago a signature that was good for one second was made.
+    signed_ago: int = 0
 
     @property
     def writes(self) -> bool:
@@ -143,7 +149,9 @@ class Engine:
         self._download = Pace(options.download_limit, time.monotonic)
         self._expiry = expiry
         #: Its clock does not stand still while the computer sleeps, and neither does a request on its way.
-        self.unsettled = Unsettled(boot_time, expiry + 3 * options.timeout + DOUBT)
+        self.arriving = 3 * options.timeout + DOUBT
+        self.unsettled = Unsettled(boot_time, expiry + self.arriving)
+        self.fence = Fence()
         self._lock = threading.Lock()
         #: Second attempts that are begun.
         self._aside: list[Aside] = []
@@ -197,10 +205,12 @@ class Engine:
         while True:
             if self._closed.is_set():
                 raise closed(self.place)
-            turn = self._take_turn(request)
-            # Only now: it may have waited for its place for longer than a signature lasts.
             sent_at, region = boot_time(), self.place.region
             try:
+                self._ask_fence(request)
+                turn = self._take_turn(request)
+                # Once more: it may have waited for its place for longer than a signature lasts.
+                sent_at, region = boot_time(), self.place.region
                 answer = self._attempt(request, turn)
                 if answer.status not in success:
                     raise self._failure(request, answer, boot_time() - sent_at, region)
@@ -235,6 +245,9 @@ class Engine:
     def _patience(self, request: Request) -> float:
         """Return for how long a request is tried again: writes have whoever wrote to try again."""
         patience = self._options.patience
+        if self._is_outside(request):
+            # Who keeps the mount token tries again, and has to know when it sent what.
+            return 0.0
         return min(patience, SHORT_PATIENCE) if request.writes or not self._known else patience
 
     def wait(self, seconds: float) -> None:
@@ -254,10 +267,39 @@ class Engine:
         for second in aside:
             second.join()
 
+    def refuses_expired(self, key: str) -> bool:
+        """Return whether the service refuses a write whose signature has ended. ``key`` is that of an object there."""
+        if self._options.anonymous:
+            return False
+        # Where it does not, the condition does not hold.
+        request = Request("put", "PUT", key, headers={"If-None-Match": "*"}, body=b"", conditional=True, signed_ago=10)
+        try:
+            self.perform(request)
+        except PreconditionFailed:
+            return False
+        except AccessDenied:
+            return True
+        return False
+
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
+
+    def _is_outside(self, request: Request) -> bool:
+        """Whether it changes the mount token: that must wait for nothing."""
+        return request.writes and request.resource == self.fence.outside
+
+    def _ask_fence(self, request: Request) -> float:
+        """Return for how many seconds a request may be signed."""
+        if not request.writes:
+            return math.inf
+        try:
+            return min(self.fence.check(key) for key in request.keys or (request.resource,))
+        except StoreError as error:
+            raise Failure(error, retried=True, unsettled=False) from None
 
     def _take_turn(self, request: Request) -> Turn:
         """Wait until the request may begin; ``_attempt`` has to follow, which ends its turn."""
+        if self._is_outside(request):
+            return Turn(write=True, apart=True)
         self._last_at_least(self._upload.take(request.size) if request.writes else 0.0)
         turn = self.limiter.begin(write=request.writes)
         if turn is None:
@@ -384,7 +426,9 @@ class Engine:
         # TLS keeps the body whole and its checksum is signed; on plain http the signature has to cover it.
         payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
         if request.writes:
-            target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, self._expiry)
+            expiry = 1 if request.signed_ago else max(1, int(min(self._expiry, self._ask_fence(request))))
+            now -= request.signed_ago
+            target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, expiry)
             return target, headers
         headers = self._signer.sign(request.method, path, query, headers, payload, keys, now)
         return (f"{path}?{query}" if query else path), headers
@@ -425,7 +469,7 @@ class Engine:
         else:
             error = messages.explain_fault(self.place, key, answer, fault)
         # The time in a signature has whole seconds.
-        expired = answer.status == 403 and request.writes and age >= self._expiry - 1
+        expired = answer.status == 403 and request.writes and age >= min(self._expiry, _SHORTEST) - 1
         return Failure(
             error,
             retried=broken or expired or is_retried(answer.status, code),

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from s3backer.stores.fence import Fence
 from s3backer.telemetry.requests import RequestCounters
 
 Buffer = bytes | bytearray | memoryview
@@ -87,8 +88,17 @@ class ObjectStore(Protocol):
     #: Counts of requests and bytes by kind.
     counters: RequestCounters
 
+    #: Whether anything may be written now.
+    fence: Fence
     #: Seconds after the end of a process for which its writes may still take effect.
     lasting: float
+
+    @property
+    def arriving(self) -> float:
+        """Seconds for which a write may still take effect that the fence let through at the last moment.
+
+        May ask the service whether it heeds the end of a signature.
+        """
 
     @property
     def place(self) -> str:

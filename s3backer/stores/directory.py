@@ -49,6 +49,7 @@ from s3backer.stores import sidecar
 from s3backer.stores.base import Body, ListEntry, ListPage, ObjectInfo, ObjectRange, StoredObject
 from s3backer.stores.bodies import Unsent, pieces, size_of
 from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata, too_large
+from s3backer.stores.fence import Fence
 from s3backer.stores.files import (
     OPEN,
     create_temporary,
@@ -133,7 +134,8 @@ class DirectoryStore:
         # Not part of any key: a directory may be moved.
         self.bucket = ""
         self.delayed = False
-        self.lasting = 0.0
+        self.lasting = self.arriving = 0.0
+        self.fence = Fence()
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
@@ -197,6 +199,7 @@ class DirectoryStore:
         with self._call("put", key) as call:
             self._sweep(call)
             parent = call.directory(names[:-1], create=True)
+            self.fence.check(key)
             self._lock_key(call, key)
             current: Entry | None = None
             entries = self._sidecar(call, key)
@@ -236,6 +239,7 @@ class DirectoryStore:
             present = exists(parent, names[-1])
             described = self._sidecar_exists(call, key)
             if present or described:
+                self.fence.check(key)
                 self._lock_key(call, key)
                 with suppress(FileNotFoundError, IsADirectoryError):
                     if if_match is not None and _quoted(digest_file(parent, names[-1])[1]) != if_match:

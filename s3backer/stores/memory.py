@@ -15,6 +15,7 @@ from s3backer.errors import ObjectNotFound, PreconditionFailed
 from s3backer.stores.base import Body, ListEntry, ListPage, ObjectInfo, ObjectRange, StoredObject
 from s3backer.stores.bodies import pieces
 from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata, too_large
+from s3backer.stores.fence import Fence
 from s3backer.telemetry.requests import RequestCounters
 
 _T = TypeVar("_T")
@@ -27,7 +28,8 @@ class MemoryStore:
         self.name = self.place = name
         self.bucket = name
         self.delayed = False
-        self.lasting = 0.0
+        self.lasting = self.arriving = 0.0
+        self.fence = Fence()
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._objects: dict[str, StoredObject] = {}
@@ -77,6 +79,7 @@ class MemoryStore:
     ) -> str:
         """Store the object and return its ETag; PreconditionFailed if a condition does not hold."""
         check_key(key)
+        self.fence.check(key)
         kept = checked_metadata(content_type, content_encoding, metadata)
         data = body if isinstance(body, bytes) else b"".join(pieces(body))
         etag = f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
@@ -100,6 +103,7 @@ class MemoryStore:
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object if it is there."""
         check_key(key)
+        self.fence.check(key)
 
         def effect() -> None:
             old = self._objects.get(key)

@@ -60,6 +60,8 @@ _MOST_WHOLE = 64 << 20
 #: The conditional PUT that is repeated to see whether its conditions are heeded, and an ETag that no object has.
 _TRIED = 2
 _NO_ETAG = '"00000000000000000000000000000000"'
+#: Seconds for which a service takes a signature that does not heed how long it was meant for.
+_WINDOW = 900.0
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class S3Store:
             bucket, options, self.counters, clock=clock, sleep=sleep, random_source=random_source, expiry=expiry
         )
         self.lasting = self._engine.unsettled.lasting
+        self.fence = self._engine.fence
         asked = {
             "x-amz-acl": options.acl,
             "x-amz-storage-class": options.storage_class,
@@ -99,6 +102,8 @@ class S3Store:
         self._put_headers = {name: value for name, value in asked.items() if value is not None}
         self._checksums = Checksums()
         self._part_size = part_size
+        #: Whether the server has shown that it refuses what was signed for a time that is over.
+        self._heeds_expiry: bool | None = None
         #: Whether the server has shown that it deletes one object at a time.
         self._single_deletes = False
         #: Whether the server has shown that it knows no conditions for deletions.
@@ -114,6 +119,16 @@ class S3Store:
     def place(self) -> str:
         """What tells the bucket from all others."""
         return f"{normal_endpoint(self.endpoint)} {self.bucket}"
+
+    @property
+    def arriving(self) -> float:
+        """Seconds for which a write may still take effect that the fence let through at the last moment."""
+        outside = self.fence.outside
+        if self._heeds_expiry is None and outside is not None:
+            self._heeds_expiry = self._engine.refuses_expired(outside)
+        if self._heeds_expiry is False:
+            return _WINDOW + self._engine.arriving
+        return self._engine.arriving
 
     @property
     def endpoint(self) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import (
     AccessDenied,
     JournalError,
+    ReadOnlyVolume,
     S3backerError,
     StoreError,
     UsageError,
@@ -32,7 +35,7 @@ from s3backer.errors import (
 )
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import parse_block_name
-from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer, Recovery, place_of_journal
 from s3backer.stores.directory import DirectoryStore
@@ -173,7 +176,7 @@ def test_zeros_written_over_what_the_journal_holds(place: Place) -> None:
 def test_with_write_through_there_is_no_journal(place: Place) -> None:
     with place.open(write_through=True) as volume:
         volume.write(BLOCK, b"x" * BLOCK)
-        assert not place.journals.exists()
+        assert not place.files
         assert "00000001" in place.objects
 
 
@@ -261,35 +264,86 @@ def test_a_journal_that_failed_goes_although_nobody_flushes(place: Place) -> Non
 
 
 class Shared(MemoryStore):
-    """A bucket of which a request may arrive late, so that every write has a condition; closing it does nothing."""
+    """One process's view of a bucket, of which a request may arrive late, so that every write has a condition."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: MemoryStore | None = None) -> None:
         super().__init__()
         self.delayed = True
+        if other is not None:
+            self._objects = other._objects
 
-    def close(self) -> None:
-        """Nothing."""
 
-
-def test_who_has_lost_the_volume_promises_nothing_any_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("journaled", [True, False])
+def test_who_has_lost_the_volume_promises_nothing_any_more(tmp_path: Path, journaled: bool) -> None:
     store = Shared()
     create_volume(store, "", size=SIZE, block_size=BLOCK)
-    options = VolumeOptions(memory=8 << 20, threads=4, write_delay=0.05, list_blocks=False, journal=4 << 20)
+    options = VolumeOptions(
+        memory=8 << 20, threads=4, write_delay=0.05, list_blocks=False, journal=(4 << 20) * journaled, lease=1.0
+    )
     first = Volume.open(store, "", replace(options, journal_directory=str(tmp_path / "first")))
     first.write(5 * BLOCK, b"a" * BLOCK)
     first._driver.flush()
     elsewhere = replace(options, journal_directory=str(tmp_path / "second"), force=True)
-    with Volume.open(store, "", elsewhere) as second:
+    with Volume.open(Shared(store), "", elsewhere) as second:
         second.write(5 * BLOCK, b"b" * BLOCK)
         second._driver.flush()
-        first.write(5 * BLOCK, b"c" * BLOCK)
-        wait_until(lambda: first._driver.failure is not None, "a store was refused")
-        for _ in range(3):
-            with pytest.raises(VolumeInUse):
-                first.flush()
+        wait_until(lambda: first.facts()["lost"], "it has been seen")
+        with pytest.raises(ReadOnlyVolume):
+            first.write(5 * BLOCK, b"c" * BLOCK)
+        with pytest.raises(ReadOnlyVolume):
+            first.discard(5 * BLOCK, BLOCK)
         assert second.read(5 * BLOCK, BLOCK) == b"b" * BLOCK
-    # It cannot be closed, as what it has can be stored nowhere; its process would be killed.
-    first._driver.abandon()
+    first.close()
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+def test_what_was_written_when_it_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journaled: bool) -> None:
+    """Flushes fail, waiting writers get an answer, closing ends and says what is where, and a journal is kept."""
+    store = Shared()
+    create_volume(store, "", size=SIZE, block_size=BLOCK)
+    options = VolumeOptions(
+        memory=4 << 20, threads=4, write_delay=NEVER, list_blocks=False, journal=(16 << 20) * journaled, max_dirty=4
+    )
+    first = Volume.open(store, "", replace(options, journal_directory=str(tmp_path / "first")))
+    monkeypatch.setattr(store, "put", lambda *_, **__: pytest.fail("a put") if lost else _unreachable())
+    lost = False
+    answers: list[type[BaseException]] = []
+
+    def fill() -> None:
+        try:
+            for block in range(8):
+                first.write(block * BLOCK, b"c" * BLOCK)
+        except Exception as error:
+            answers.append(type(error))
+
+    writer = threading.Thread(target=fill, daemon=True)
+    writer.start()
+    wait_until(lambda: first._driver.failure is not None, "nothing can be stored")
+    assert writer.is_alive()
+    other = write_token(
+        Shared(store), "", "", replace=read_token(Shared(store), ""), random_source=random.Random(1), lease=60.0
+    )
+    lost = True
+    with pytest.raises(VolumeInUse):
+        first._holder.confirm()
+    writer.join(20)
+    assert answers == [VolumeInUse]
+    for _ in range(3):
+        with pytest.raises(VolumeInUse):
+            first.flush()
+    with pytest.raises(ReadOnlyVolume):
+        first.write(0, b"d")
+    with pytest.raises(VolumeInUse, match="are not in the bucket") as caught:
+        first.close()
+    assert ("s3backer recover" in caught.value.hint) is journaled
+    assert bool(list(tmp_path.rglob("*.journal"))) is journaled
+    found = read_token(Shared(store), "")
+    assert found is not None and found.value == other.value
+    first.close()
+
+
+def _unreachable() -> str:
+    raise StoreError("the store is away", hint="Wait.")
 
 
 def test_a_mount_replays_nothing_where_others_had_the_volume(place: Place) -> None:
@@ -363,7 +417,7 @@ def test_a_replay_waits_until_requests_of_the_dead_have_expired(place: Place, ca
     Volume.open(store, "", place.options, progress=lambda done, total: told.append(done)).close()
     assert time.monotonic() - began >= 2.8
     assert told
-    assert "for requests of the mount that died" in caplog.text
+    assert "for requests of its former mount" in caplog.text
 
 
 def made_old(place: Place, names: str, seconds: float) -> None:
@@ -378,10 +432,10 @@ def test_it_waits_since_the_last_note_that_requests_were_under_way(
 ) -> None:
     with place.killed() as volume:
         volume.write(5 * BLOCK, b"a" * BLOCK)
-        wait_until(lambda: list(place.journals.rglob("busy")), "it is noted")
-        if stored:
-            # Nothing has to be replayed then.
-            volume._driver.flush()
+        volume._driver.flush()
+        if not stored:
+            # Else nothing has to be replayed.
+            volume.write(6 * BLOCK, b"b" * BLOCK)
     made_old(place, "*.journal", 3600)
     made_old(place, "busy", 4)
     store = place.store()
@@ -389,7 +443,7 @@ def test_it_waits_since_the_last_note_that_requests_were_under_way(
     began = time.monotonic()
     Volume.open(store, "", place.options).close()
     assert time.monotonic() - began >= 2.8
-    assert "for requests of the mount that died" in caplog.text
+    assert "for requests of its former mount" in caplog.text
 
 
 def test_it_does_not_wait_for_who_died_long_ago_or_never_wrote(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -408,7 +462,7 @@ def test_it_does_not_wait_for_who_died_long_ago_or_never_wrote(place: Place, cap
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.clock_gettime", lambda clock: 1e6)
         Volume.open(patient(), "", place.options).close()
-    assert "for requests of the mount that died" not in caplog.text
+    assert "for requests of its former mount" not in caplog.text
 
 
 def test_a_replay_that_was_killed_counts_as_requests(place: Place) -> None:
@@ -468,7 +522,7 @@ def test_a_token_changed_by_a_request_whose_answer_was_lost(place: Place, monkey
             volume.flush()
             with monkeypatch.context() as patch:
                 patch.setattr(JournalDirectory, "remove_all", _refuse)
-                patch.setattr("s3backer.volume.claim_token", _lost(claim_token))
+                patch.setattr("s3backer.holder.claim_token", _lost(claim_token))
                 disk.sync_error = errno.EIO
                 volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
                 with pytest.raises(StoreError, match="lost"):

@@ -20,11 +20,6 @@ def nothing() -> None:
     """Do nothing."""
 
 
-def idle() -> bool:
-    """Have nothing under way."""
-    return False
-
-
 def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
@@ -36,7 +31,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
         assert callable(done)
         done(None)
 
-    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, disown=nothing, busy=idle)
+    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, disown=nothing)
     disk.sync_error = errno.EIO
     small.write(0, b"x")
     assert asked.wait(20)
@@ -54,7 +49,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
 def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing, busy=idle)
+    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing)
     for error in (0, errno.EIO):
         disk.sync_error = error
         small.write(0, b"x")
@@ -78,7 +73,7 @@ def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, capl
 def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing, busy=idle)
+    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing)
 
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
@@ -101,20 +96,4 @@ def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeyp
     assert flush() is None
     keeper.end()
     assert not small.directory.numbers()
-    small.directory.close()
-
-
-def test_it_notes_while_something_is_under_way(tmp_path: Path) -> None:
-    small = SmallJournal(tmp_path / "j")
-    note, busy = tmp_path / "j" / "busy", True
-    keeper = Keeper(
-        small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing, busy=lambda: busy
-    )
-    wait_until(note.exists, "it is noted")
-    first = note.stat().st_mtime_ns
-    assert small.directory.changed_at([]) == note.stat().st_mtime
-    wait_until(lambda: note.stat().st_mtime_ns > first, "it is noted again")
-    busy = False
-    keeper.end()
-    assert not note.exists()
     small.directory.close()

@@ -33,6 +33,8 @@ class FaultyStore:
         self.bucket = store.bucket
         self.place = store.place
         self.lasting = store.lasting
+        self.arriving = store.arriving
+        self.fence = store.fence
         self.delayed = store.delayed
         self.endpoint = getattr(store, "endpoint", "")
         self.counters = store.counters

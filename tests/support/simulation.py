@@ -69,7 +69,8 @@ class WorldStore:
         self.name = self.inner.name
         self.bucket = self.inner.bucket
         self.place = self.inner.place
-        self.lasting = LASTING
+        self.lasting = self.arriving = LASTING
+        self.fence = self.inner.fence
         self.counters = self.inner.counters
 
     def _around(self, effect: Callable[[], _T]) -> _T:
