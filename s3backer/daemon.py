@@ -42,7 +42,7 @@ from s3backer.mountpoint import (
     wait_for_size,
 )
 from s3backer.opening import VolumeOptions
-from s3backer.process import open_standard_descriptors, prepare_process, raise_open_files
+from s3backer.process import has_memory_limit, open_standard_descriptors, prepare_process, raise_open_files
 from s3backer.signals import Signals
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
@@ -248,7 +248,11 @@ class _Daemon:
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until the end. ``ready`` is called once, with the daemon's name, when the mount answers."""
-        prepare_process()
+        if not prepare_process() and has_memory_limit():
+            log.warning(
+                "a control group limits the memory of this process, and without CAP_SYS_RESOURCE it cannot tell the "
+                "kernel that it serves a disk: keep programs that write to the disk out of that group, or all may hang"
+            )
         with Signals(self._on_signal):
             try:
                 self._open_and_serve(ready)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from s3backer.process import has_memory_limit
 from tests.support.mounts import ROOT
 
 
@@ -32,3 +34,26 @@ def test_open_files_are_raised_as_far_as_needed_or_refused(soft: int, hard: int,
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == answer
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limited"),
+    [
+        ("4:memory:/a/b\n0::/\n", {"memory/a/b/memory.stat": "cache 0\nhierarchical_memory_limit 100663296\n"}, True),
+        ("4:memory:/a\n", {"memory/a/memory.stat": "hierarchical_memory_limit 9223372036854771712\n"}, False),
+        # In a container whose path is the host's.
+        ("4:cpu,memory:/docker/1\n", {"memory/memory.stat": "hierarchical_memory_limit 4096\n"}, True),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "100663296\n"}, True),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "max\n"}, False),
+        ("0::/\n", {"memory.max": "100663296\n"}, True),
+        ("0::/\n", {}, False),
+        ("", {}, False),
+    ],
+)
+def test_a_limit_of_memory_is_found(tmp_path: Path, own: str, files: dict[str, str], limited: bool) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(content)
+    assert has_memory_limit(str(tmp_path / "groups"), str(tmp_path / "own")) == limited
+    assert not has_memory_limit(str(tmp_path / "groups"), str(tmp_path / "absent"))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from s3backer.mountpoint import read_mounts
+from tests.support.mounts import CONNECTIONS
+from tests.support.tools import run
 from tests.support.workbench import Workbench
 
 
@@ -15,6 +18,17 @@ from tests.support.workbench import Workbench
 def fast_lane(request: pytest.FixtureRequest) -> bool:
     """Return whether the fast lane answers the hot requests, or llfuse everything: every test runs both ways."""
     return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def connections() -> Iterator[None]:
+    """Have the kernel's files of FUSE connections, which a system with systemd has mounted, and containers lack."""
+    if any(mount.path == str(CONNECTIONS) for mount in read_mounts()):
+        yield
+        return
+    run("mount", "-t", "fusectl", "fusectl", str(CONNECTIONS))
+    yield
+    run("umount", str(CONNECTIONS))
 
 
 @contextmanager

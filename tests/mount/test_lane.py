@@ -21,30 +21,15 @@ import pytest
 
 from s3backer.control import call
 from s3backer.errors import S3backerError
-from s3backer.mountpoint import read_mounts
-from tests.support.mounts import PATIENCE, Mounted, filesystem, loop_device, needs_mounts, wait_until
+from tests.support.mounts import CONNECTIONS, PATIENCE, Mounted, filesystem, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
 from tests.support.workbench import BLOCK, SIZE, Workbench
 
-pytestmark = needs_mounts
+pytestmark = [needs_mounts, pytest.mark.usefixtures("connections")]
 
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 1, 2, 8, 16, 32
 #: Blocks of the volume that is larger than its cache.
 MANY = 2048
-
-
-CONNECTIONS = Path("/sys/fs/fuse/connections")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def connections() -> Iterator[None]:
-    """Have the kernel's files of FUSE connections, which a system with systemd has mounted, and containers lack."""
-    if any(mount.path == str(CONNECTIONS) for mount in read_mounts()):
-        yield
-        return
-    run("mount", "-t", "fusectl", "fusectl", str(CONNECTIONS))
-    yield
-    run("umount", str(CONNECTIONS))
 
 
 @pytest.fixture
@@ -472,50 +457,3 @@ def test_a_resize_while_a_read_waits_for_the_store_holds_up_nobody_and_no_end(la
         with contextlib.suppress(OSError):
             os.close(reader)
     large.wait_for_nothing()
-
-
-# ── short of memory ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@contextlib.contextmanager
-def memory_group(path: Path, limit: int) -> Iterator[Path]:
-    """Yield the file that takes the processes of a control group that may have so many bytes of memory."""
-    version1 = Path("/sys/fs/cgroup/memory")
-    group = (version1 if version1.is_dir() else Path("/sys/fs/cgroup")) / f"s3backer-test-{path.name}-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / ("memory.limit_in_bytes" if version1.is_dir() else "memory.max")).write_text(str(limit))
-        yield group / "cgroup.procs"
-    finally:
-        for pid in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):
-                (group.parent / "cgroup.procs").write_text(pid)
-        group.rmdir()
-
-
-@contextlib.contextmanager
-def setting(name: str, value: str) -> Iterator[None]:
-    """Change a setting of the kernel's memory management for a while."""
-    file = Path("/proc/sys/vm", name)
-    before = file.read_text()
-    file.write_text(value)
-    try:
-        yield
-    finally:
-        file.write_text(before)
-
-
-@pytest.mark.parametrize("direct_io", ["on", "off"])
-def test_a_filesystem_on_it_goes_on_when_memory_is_short(bench: Workbench, tmp_path: Path, direct_io: str) -> None:
-    bench.create(size=256 << 20, block_size=128 << 10)
-    volume = {"memory": 16 << 20, "write_delay": 0.5}
-    with bench.mounted(volume=volume) as mount, loop_device(mount.file, direct_io=direct_io) as device:
-        run("mkfs.ext4", "-q", device)
-        with (
-            filesystem(device, tmp_path / "ext4") as place,
-            memory_group(tmp_path, 48 << 20) as members,
-            setting("dirty_ratio", "1"),
-        ):
-            command = f"echo $$ > {members}; exec dd if=/dev/urandom of={place}/file bs=1M count=160 conv=fsync"
-            subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=PATIENCE)
-            assert (place / "file").stat().st_size == 160 << 20

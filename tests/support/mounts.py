@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from s3backer.mountpoint import find_mount, read_mounts, unmount
 ROOT = Path(__file__).resolve().parents[2]
 #: Long enough for a loaded machine; only a failing test waits for it.
 PATIENCE = 60.0
+#: The kernel's files of FUSE connections, where they are mounted.
+CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 def why_no_mounts() -> str:
@@ -113,6 +116,23 @@ class Mounted:
             self.process.wait(PATIENCE)
         else:
             wait_for_end(self.pid)
+
+
+@contextlib.contextmanager
+def cut_off_after(mount: Mounted, seconds: float) -> Iterator[None]:
+    """End the mount's connection if this takes longer: who hangs in the kernel for it gets an error then.
+
+    Nothing else ends such a wait, no signal does. CONNECTIONS has to be mounted.
+    """
+    abort = CONNECTIONS / str(os.minor(os.stat(mount.mountpoint).st_dev)) / "abort"
+    late = threading.Timer(seconds, lambda: abort.write_text("1"))
+    late.start()
+    try:
+        yield
+        assert late.is_alive(), f"the mount was cut off after {seconds:.0f} s"
+    finally:
+        late.cancel()
+        late.join()
 
 
 def environment(directory: Path) -> dict[str, str]:
