@@ -299,7 +299,7 @@ class _Daemon:
             log.info("%s is closed, everything is stored", volume.name)
 
     def _replaying(self, done: int, total: int) -> None:
-        """Hear that a journal is replayed, or a former mount waited for: a signal ends it, the service manager waits."""
+        """Hear that a journal is replayed, or a former mount waited for; a signal ends it."""
         if self._stop_asked:
             raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
         what = f"replaying the journal, {done * 100 // total} %" if total else "waiting for the former mount to end"

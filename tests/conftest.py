@@ -54,6 +54,12 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
     return server
 
 
+@pytest.fixture
+def same_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits because clocks may differ: the servers are on this machine and have its own."""
+    monkeypatch.setattr("s3backer.s3.engine.DOUBT", 0.2)
+
+
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
     """Return (context of a server on 127.0.0.1, path of its certificate)."""

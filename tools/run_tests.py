@@ -2,8 +2,8 @@
 
 Guarantees
   * The last line is ``N passed, N failed, N skipped``; the exit code is 0 only if something ran and nothing failed.
-    Where the environment has a true ``CI``, what is skipped has failed, but for the tests on MinIO where it could not
-    be built.
+    Where the environment has a true ``CI``, what is skipped has failed, but for what the machine does
+    not give: MinIO where it could not be built, CAP_SYS_RESOURCE.
   * Nothing outlives it: a part that hangs, crashes or is interrupted loses its processes (also daemons, which come
     back to this process as their reaper), its mounts and its loop devices. A part that passes and leaves any behind
     has failed.
@@ -39,8 +39,9 @@ GRACE = 15.0
 #: Seconds that an interrupted part may take to clean up.
 CLEAN_UP = 60.0
 SLOWEST = 10
-#: How the reason begins with which a test may be skipped in CI (tests/support/minio_program.py).
-_NO_MINIO = "MinIO was not built"
+#: How the reasons begin with which a test may be skipped in CI: what the machine does not give
+#: (tests/support/minio_program.py, tests/support/memory.py).
+_NOT_HERE = ("MinIO was not built", "without CAP_SYS_RESOURCE")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -327,7 +328,7 @@ def tell(outcomes: Sequence[Outcome]) -> int:
             print(f"{result.test}" + (f": {result.reason}" if result.reason else ""))
     strict = os.environ.get("CI", "").lower() not in ("", "0", "false")
     failed = bool(by_outcome["failed"])
-    if strict and any(not result.reason.startswith(_NO_MINIO) for result in by_outcome["skipped"]):
+    if strict and any(not result.reason.startswith(_NOT_HERE) for result in by_outcome["skipped"]):
         print("\nHere nothing else may be skipped (CI is set): this run has failed.")
         failed = True
     if not by_outcome["passed"] and not failed:

@@ -5,7 +5,7 @@ r"""The mount token: the object by which a writer says that the volume is in use
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
                s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
-               s3backer-lease: seconds after which the token of a mount that lives has another ETag; only if it is renewed
+               s3backer-lease: seconds within which a mount that lives puts it anew; only if it does
 
 Whoever finds no token may write, and knows nothing of requests whose answers were lost. So before it is removed these
 have to have expired: ``settle``.
@@ -161,8 +161,8 @@ def claim_token(
 ) -> MountToken:
     """Put a token of a given value in place of ``replace`` (or of none): carry on with the mount that had it.
 
-    ``began``: when that did, now if it is not given. Raises VolumeInUse if somebody else put one in between. Whatever is raised, no token is removed: who carries on
-    after a failure has to find this value or the former one.
+    ``began``: when that did, now if it is not given. Raises VolumeInUse if somebody else put one in between. Whatever
+    is raised, no token is removed: who carries on after a failure has to find this value or the former one.
     """
     host = socket.gethostname()
     began = began or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

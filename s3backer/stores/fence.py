@@ -1,4 +1,4 @@
-"""The fence of a store: whether anything may be written now. Who holds a volume's lease puts it up (s3backer/holder.py).
+"""The fence of a store: whether anything may be written now. Who holds a volume's lease puts it up (holder.py).
 
 Every attempt of every write asks it, also one that is repeated; reads do not. The mount token is outside of it.
 """

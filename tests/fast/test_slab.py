@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from s3backer import _fast
 from tests.support.twins import PlainSlab
@@ -217,7 +217,12 @@ class SlabMachine(RuleBasedStateMachine):
 
 
 TestSlab = SlabMachine.TestCase
-TestSlab.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestSlab.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.soak
+def test_slab_for_longer() -> None:
+    run_state_machine_as_test(SlabMachine, settings=settings(max_examples=1000, stateful_step_count=50, deadline=None))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tests.support.mounts import (
     umount,
     wait_until,
 )
-from tests.support.workbench import SIZE, Workbench
+from tests.support.workbench import SIZE, Workbench, without_lane
 
 pytestmark = needs_mounts
 
@@ -46,6 +46,7 @@ def test_the_caller_returns_when_the_file_can_be_read_and_written(volume: Workbe
         assert volume.socket.exists() and volume.token.exists()
 
 
+@without_lane
 def test_the_caller_waits_for_the_first_read(bench: Workbench) -> None:
     # Not the first block, which the fake never holds: the whole flush at the end of the caller's look is held.
     with bench.turned("hold-flush"):
@@ -139,6 +140,7 @@ def test_paths_do_not_depend_on_the_callers_directory(volume: Workbench) -> None
 # ── failure ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@without_lane
 @pytest.mark.parametrize(
     ("fail", "code", "text"), [("raise", 1, "ValueError('a defect')"), ("silently", 7, "ended without a word")]
 )
@@ -149,6 +151,7 @@ def test_the_caller_hears_of_a_daemon_that_fails(bench: Workbench, fail: str, co
     bench.wait_for_nothing()
 
 
+@without_lane
 def test_the_caller_hears_what_the_store_said(bench: Workbench) -> None:
     before = bench.tree()
     code, said = bench.run()
@@ -158,6 +161,7 @@ def test_the_caller_hears_what_the_store_said(bench: Workbench) -> None:
     bench.wait_for_nothing()
 
 
+@without_lane
 def test_a_disk_that_cannot_be_used_is_unmounted_again(bench: Workbench) -> None:
     # The fake's first block can always be read, but the look at it ends with a close.
     with bench.turned("fail-flush"):
@@ -244,18 +248,21 @@ def refuse(
     assert not volume.socket.exists()
 
 
+@without_lane
 def test_a_mount_point_that_is_missing(volume: Workbench) -> None:
     volume.mountpoint.rmdir()
     refuse(volume, 7, f"mount point {volume.mountpoint} does not exist", f"mkdir -p {volume.mountpoint}")
     assert not volume.mountpoint.exists()
 
 
+@without_lane
 def test_a_mount_point_that_is_a_file(volume: Workbench) -> None:
     volume.mountpoint.rmdir()
     volume.mountpoint.write_text("content")
     refuse(volume, 7, "is not a directory")
 
 
+@without_lane
 def test_a_mount_point_below_a_file(volume: Workbench) -> None:
     (volume.mountpoint / "a").write_text("")
     refuse(volume, 7, "cannot be used: Not a directory", mountpoint=str(volume.mountpoint / "a" / "b"))
@@ -319,6 +326,7 @@ def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> 
         assert volume.token.exists() and volume.socket.exists()
 
 
+@without_lane
 def test_a_mount_point_inside_the_volumes_own_directory(volume: Workbench) -> None:
     inside = volume.bucket / "inside"
     inside.mkdir()
@@ -327,6 +335,7 @@ def test_a_mount_point_inside_the_volumes_own_directory(volume: Workbench) -> No
     refuse(volume, 7, "lie in each other", mountpoint=str(volume.directory), request={"fuse_options": ["nonempty"]})
 
 
+@without_lane
 @pytest.mark.parametrize(
     ("request_fields", "code", "text"),
     [
@@ -346,6 +355,7 @@ def test_names_and_options_that_cannot_be(
     refuse(volume, code, text, request=request_fields)
 
 
+@without_lane
 def test_a_machine_without_fuse(volume: Workbench) -> None:
     # In a mount namespace of its own, where /dev holds nothing that is of use here.
     empty = volume.directory / "dev"

@@ -12,7 +12,7 @@ import pytest
 
 from s3backer.stores.directory import DirectoryStore
 from tests.support.mounts import PATIENCE, Mounted, environment, mounted, needs_mounts, umount
-from tests.support.workbench import BLOCK, Workbench
+from tests.support.workbench import BLOCK, Workbench, without_lane
 
 pytestmark = needs_mounts
 
@@ -169,6 +169,7 @@ def test_a_full_disk_stops_nothing(cached: Bench, small_disk: Path) -> None:
         assert read(mount) == b"".join(text(block, 66) for block in range(BLOCKS))
 
 
+@without_lane
 @pytest.mark.parametrize(
     ("place", "said"),
     [

@@ -18,7 +18,7 @@ import pytest
 
 from s3backer.admin import unlock_volume
 from tests.support.mounts import PATIENCE, Mounted, filesystem, is_alive, loop_device, needs_mounts
-from tests.support.workbench import BLOCK, NEVER, SIZE, Workbench, write_unflushed
+from tests.support.workbench import BLOCK, NEVER, SIZE, Workbench, without_lane, write_unflushed
 
 pytestmark = needs_mounts
 
@@ -94,6 +94,7 @@ def test_close_stores_what_was_written_before(volume: Workbench) -> None:
         assert volume.stored(0, len(DATA)) == DATA
 
 
+@without_lane
 @pytest.mark.parametrize("what", ["fsync", "close"])
 def test_lazy_fsync_returns_at_once_and_the_log_says_so(bench: Workbench, what: str) -> None:
     with bench.mounted(fake=True, request={"lazy_fsync": True, "foreground": True}) as mount:
@@ -109,6 +110,7 @@ def test_lazy_fsync_returns_at_once_and_the_log_says_so(bench: Workbench, what: 
         assert "says yes and does nothing" in mount.process.stderr.read()
 
 
+@without_lane
 @pytest.mark.parametrize("what", ["fsync", "close"])
 def test_it_waits_as_long_as_the_store_does(bench: Workbench, what: str) -> None:
     with bench.mounted(fake=True) as mount:
@@ -126,6 +128,7 @@ def test_it_waits_as_long_as_the_store_does(bench: Workbench, what: str) -> None
             os.close(descriptor)
 
 
+@without_lane
 @pytest.mark.parametrize("what", ["fsync", "close"])
 def test_a_failure_is_reported_and_does_not_stick(bench: Workbench, what: str) -> None:
     with bench.mounted(fake=True) as mount:
@@ -159,6 +162,7 @@ def test_fsync_on_a_store_that_is_gone_is_an_error_until_it_is_back(volume: Work
         assert volume.stored(0, len(DATA)) == DATA
 
 
+@without_lane
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_a_store_that_fails_is_an_io_error(bench: Workbench, what: str) -> None:
     with bench.mounted(fake=True) as mount, opened(mount) as descriptor, bench.turned(f"fail-{what}"):
@@ -189,6 +193,7 @@ def test_syncing_a_filesystem_on_a_loop_device_reaches_the_bucket(bench: Workben
 # ── one who waits stops nobody ───────────────────────────────────────────────────────────────────────────────
 
 
+@without_lane
 def test_a_reader_that_waits_stops_no_other(bench: Workbench) -> None:
     with bench.mounted(fake=True) as mount, opened(mount) as descriptor, bench.turned("hold-read"):
         # More than libfuse's own number of threads; the kernel reads ahead for each.
@@ -295,6 +300,7 @@ def wait_for_line(stream: IO[str] | None, text: str) -> None:
         said += piece
 
 
+@without_lane
 def test_ending_waits_for_a_store_that_is_stuck_and_says_so(bench: Workbench) -> None:
     with bench.turned("stay-open"), bench.mounted(fake=True, foreground=True, stall=0.2) as mount:
         with mount.file.open("r+b") as file:

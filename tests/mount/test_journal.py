@@ -19,7 +19,7 @@ import pytest
 from s3backer.layouts.token import read_token
 from tests.support.mounts import PATIENCE, Mounted, environment, filesystem, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
-from tests.support.workbench import BLOCK, Workbench, write_unflushed
+from tests.support.workbench import BLOCK, Workbench, lane_first, without_lane, write_unflushed
 
 pytestmark = needs_mounts
 
@@ -179,12 +179,14 @@ def test_the_next_mount_recovers_and_needs_no_force(dead: Bench) -> None:
         assert dead.stored(0, len(DATA)) == DATA
 
 
+@lane_first
 def test_so_does_one_without_a_journal(dead: Bench) -> None:
     with dead.mounted(volume={"journal": 0}) as mount:
         assert read(mount, len(DATA)) == DATA
         assert not dead.files
 
 
+@lane_first
 def test_recover_without_mounting(dead: Bench) -> None:
     directory = ("--journal-directory", str(dead.journals))
     said = dead.command("recover", *directory)
@@ -195,6 +197,7 @@ def test_recover_without_mounting(dead: Bench) -> None:
     assert "has no journal on this host" in dead.command("recover", *directory)
 
 
+@lane_first
 def test_to_a_file_and_giving_it_up(dead: Bench, tmp_path: Path) -> None:
     directory = ("--journal-directory", str(dead.journals))
     tree, files = dead.tree(), dead.files
@@ -213,6 +216,7 @@ def test_to_a_file_and_giving_it_up(dead: Bench, tmp_path: Path) -> None:
         assert not any(read(mount, len(DATA)))
 
 
+@lane_first
 def test_unlock_and_other_mounts_mind_it(dead: Bench) -> None:
     said = dead.command("unlock", code=6)
     assert f"had a journal, in {dead.journals} there" in said
@@ -223,6 +227,7 @@ def test_unlock_and_other_mounts_mind_it(dead: Bench) -> None:
     assert f"with a journal in {dead.journals} there" in text
 
 
+@lane_first
 def test_unlocked_by_force_it_is_replayed_only_by_force(dead: Bench) -> None:
     directory = ("--journal-directory", str(dead.journals))
     dead.command("unlock", "--force")
@@ -235,6 +240,7 @@ def test_unlocked_by_force_it_is_replayed_only_by_force(dead: Bench) -> None:
     assert not dead.token.exists()
 
 
+@lane_first
 def test_somebody_else_has_it_now(dead: Bench) -> None:
     dead.command("unlock", "--force")
     elsewhere = {"journal_directory": str(dead.directory / "elsewhere")}
@@ -248,12 +254,14 @@ def test_somebody_else_has_it_now(dead: Bench) -> None:
     assert dead.stored(0, BLOCK) == b"x" * BLOCK
 
 
+@lane_first
 def test_a_live_mount_keeps_its_journal(journaled: Bench) -> None:
     with journaled.mounted():
         said = journaled.command("recover", "--journal-directory", str(journaled.journals), code=6)
         assert "That mount is alive" in said
 
 
+@lane_first
 def test_a_read_only_mount_leaves_it_alone(dead: Bench) -> None:
     files = dead.files
     with dead.mounted(volume={"read_only": True}) as mount:
@@ -284,6 +292,7 @@ def test_a_filesystem_is_whole_after_a_kill(journaled: Bench, tmp_path: Path) ->
         run("e2fsck", "-fn", device)
 
 
+@lane_first
 def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
     directory = ("--journal-directory", str(dead.journals))
     first = min(dead.files)
@@ -303,6 +312,7 @@ def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
 # ── its place ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@without_lane
 def test_a_place_on_its_own_volume_is_refused(journaled: Bench) -> None:
     for place, what in ((journaled.mountpoint, "own mount point"), (journaled.bucket / "x", "own directory")):
         code, text = journaled.run(volume={"journal_directory": str(place)})
@@ -311,6 +321,7 @@ def test_a_place_on_its_own_volume_is_refused(journaled: Bench) -> None:
         assert "--journal-directory" in text
 
 
+@without_lane
 def test_too_small_a_journal(journaled: Bench) -> None:
     code, text = journaled.run(volume={"journal": 1000})
     assert code == 2
@@ -319,6 +330,7 @@ def test_too_small_a_journal(journaled: Bench) -> None:
     assert not journaled.files
 
 
+@without_lane
 def test_a_disk_without_room_for_it(journaled: Bench, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -15,18 +15,40 @@ import pytest
 
 from tests.support.mounts import PATIENCE, Mounted, filesystem, loop_device, needs_mounts
 from tests.support.tools import run
-from tests.support.workbench import BLOCK, SIZE, Workbench
+from tests.support.workbench import BLOCK, SIZE, Workbench, without_lane
 
 pytestmark = needs_mounts
 
 NOBODY = 65534
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["lane", "llfuse"])
+def fast_lane(request: pytest.FixtureRequest) -> bool:
+    """Return the same as for other modules, for a mount that lasts."""
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, fast_lane: bool) -> Iterator[Mounted]:
+    """Return a mounted volume that many tests use."""
+    bench = Workbench(tmp_path_factory.mktemp("lasting"))
+    bench.fast_lane = fast_lane
+    bench.create()
+    try:
+        with bench.mounted() as mount:
+            yield mount
+    finally:
+        bench.close()
+
+
 @pytest.fixture
-def disk(volume: Workbench) -> Iterator[Mounted]:
-    """Return a mounted volume."""
-    with volume.mounted() as mount:
-        yield mount
+def disk(lasting: Mounted) -> Mounted:
+    """Return a mounted volume of zeros, with the attributes of a new mount and everything stored."""
+    os.chmod(lasting.file, 0o600)
+    os.chown(lasting.file, os.getuid(), os.getgid())
+    with lasting.file.open("r+b") as file:
+        file.write(bytes(SIZE))
+    return lasting
 
 
 @pytest.fixture
@@ -230,6 +252,7 @@ def test_removing_the_stats_file_makes_it_count_from_zero(disk: Mounted, descrip
     assert sorted(os.listdir(disk.mountpoint)) == ["file", "stats"]
 
 
+@without_lane
 def test_stats_are_fresh_at_each_open_and_steady_in_one(bench: Workbench) -> None:
     with bench.mounted(fake=True) as mount, mount.stats.open("rb") as kept:
         # The fake counts its calls into every line, so a text of two moments would show.

@@ -18,6 +18,8 @@ from s3backer.stores.s3 import S3Store
 from tests.support.servers import S3Server
 from tools.fault_proxy import FaultProxy
 
+pytestmark = pytest.mark.usefixtures("same_clock")
+
 STATES = st.sampled_from([ABSENT, '"a"', '"b"', None])
 ATTEMPTS = st.lists(st.tuples(st.sampled_from([ANYTHING, ABSENT, '"a"', '"b"']), st.integers(0, 30)), max_size=6)
 

@@ -92,10 +92,19 @@ def test_a_bucket_that_is_deleted_under_a_mount(minio: MinioServer) -> None:
     assert plain.get("00000001").body == b"b" * BLOCK
 
 
+#: What a command does in a process of its own, but for its patience: that is tested elsewhere.
+AT_ONCE = """
+import sys
+from s3backer.cli import common, main
+common._PATIENCE = 0.1
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def run(*words: str, **variables: str) -> tuple[int, str]:
     """Run a command and return its exit code and what it says on standard error."""
     done = subprocess.run(
-        [sys.executable, "-m", "s3backer", *words],
+        [sys.executable, "-c", AT_ONCE, *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -18,6 +18,8 @@ from tests.support.proxied import proxied
 from tests.support.servers import S3Server
 from tools.fault_proxy import KINDS
 
+pytestmark = pytest.mark.usefixtures("same_clock")
+
 IN_FLIGHT = 64
 KEYS = 6
 TIMEOUT = 0.5

@@ -34,8 +34,9 @@ def network(seaweed: SeaweedServer) -> Iterator[Forwarder]:
 @pytest.fixture
 def volume(seaweed: SeaweedServer, network: Forwarder) -> Iterator[Volume]:
     options = replace(seaweed.options(), endpoint_url=f"http://127.0.0.1:{network.port}", timeout=2, patience=0.5)
-    # Closing waits for requests whose answers were lost.
-    store = S3Store(seaweed.make_bucket(), options, expiry=2)
+    store = S3Store(seaweed.make_bucket(), options)
+    # Closing waits for requests whose answers were lost; what is cut off here does not arrive later.
+    store._engine.unsettled.lasting = 0.5
     create_volume(store, "", size=SIZE, block_size=BLOCK)
     volume = Volume.open(store, "", OPTIONS)
     yield volume
@@ -111,7 +112,7 @@ def test_writers_stop_when_memory_is_full_and_go_on_when_it_is_back(
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert not written.wait(3)
+    assert not written.wait(2)
     network.mend()
     writer.join(60)
     assert written.is_set()
@@ -126,7 +127,7 @@ def test_closing_waits_for_the_server(volume: Volume, network: Forwarder, seawee
     reports: list[int] = []
     closer = threading.Thread(target=volume.close, args=(lambda left, total: reports.append(left),))
     closer.start()
-    closer.join(3)
+    closer.join(2)
     assert closer.is_alive()
     assert set(reports) == {1}
     network.mend()

@@ -27,6 +27,8 @@ from tests.support.cache_files import Slot, put_cache_file
 from tests.support.servers import MinioServer
 from tools.fault_proxy import FaultProxy
 
+pytestmark = pytest.mark.usefixtures("same_clock")
+
 BLOCK = 4096
 SIZE = 16 * BLOCK
 OPTIONS = VolumeOptions(memory=1 << 20, threads=4, write_delay=3600.0)

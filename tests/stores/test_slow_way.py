@@ -24,8 +24,8 @@ EACH = 3
 def test_what_does_not_fit_at_once_gets_through_one_by_one(s3_server: S3Server) -> None:
     address = urlsplit(s3_server.endpoint)
     done: list[str] = []
-    with FaultProxy((address.hostname or "", address.port or 0), up=BODY * 2) as proxy:
-        options = replace(s3_server.options(), endpoint_url=proxy.url, timeout=1.5)
+    with FaultProxy((address.hostname or "", address.port or 0), up=BODY * 4) as proxy:
+        options = replace(s3_server.options(), endpoint_url=proxy.url, timeout=0.75)
         store = S3Store(s3_server.make_bucket(), options)
 
         def write(number: int) -> None:
@@ -39,7 +39,7 @@ def test_what_does_not_fit_at_once_gets_through_one_by_one(s3_server: S3Server) 
                     done.append(key)
                     break
 
-        deadline = time.monotonic() + 80
+        deadline = time.monotonic() + 40
         writers = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
         for writer in writers:
             writer.start()

@@ -158,6 +158,9 @@ class S3Server:
         """Choose ports, set ``endpoint``; return the command and what it needs in its environment."""
         raise NotImplementedError
 
+    def _prepare(self) -> None:
+        """Tell the running server what its command cannot; repeated until it is ready."""
+
     def _launch(self) -> None:
         data = self._directory / "data"
         data.mkdir(parents=True, exist_ok=True)
@@ -183,6 +186,7 @@ class S3Server:
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self.program} ended with {self._process.returncode}:\n{self._log_end()}")
             try:
+                self._prepare()
                 bucket = self.make_bucket()
                 # What stores the bytes of SeaweedFS may be there seconds after what answers: longer than a request
                 # has in some tests.
@@ -220,6 +224,7 @@ class SeaweedServer(S3Server):
     """SeaweedFS with its S3 gateway."""
 
     program = "weed"
+    _filer = ""
 
     def _command(self, data: Path) -> tuple[list[str], dict[str, str]]:
         weed = find_program("weed")
@@ -235,6 +240,7 @@ class SeaweedServer(S3Server):
         ports = free_ports(2 * len(names))
         options = [f"-{name}.port={port}" for name, port in zip(names, ports[::2], strict=True)]
         options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[1::2], strict=True)]
+        self._filer = f"http://127.0.0.1:{ports[4]}"
         self.endpoint = f"http://127.0.0.1:{ports[6]}"
         command = [
             weed,
@@ -250,12 +256,21 @@ class SeaweedServer(S3Server):
             f"-s3.config={config}",
             "-s3.autoCreateBucket=false",
             "-master.telemetry=false",
-            # Volume files grow to this size and each bucket gets some of its own.
+            # Volume files grow to this size.
             "-master.volumeSizeLimitMB=64",
             "-volume.max=0",
             "-volume.minFreeSpace=100MiB",
         ]
         return command, {}
+
+    def _prepare(self) -> None:
+        # All buckets lie in the same volume files. With files of its own, as it is otherwise, the first object of each
+        # bucket takes 220 ms, and 10 ms with these.
+        rules = {"version": 1, "locations": [{"locationPrefix": "/buckets/", "collection": "buckets"}]}
+        place = f"{self._filer}/etc/seaweedfs/filer.conf"
+        answer = urllib3.request("PUT", place, body=json.dumps(rules).encode(), retries=False, timeout=10)
+        if answer.status != 201:
+            raise RuntimeError(f"PUT {place}: {answer.status}")
 
 
 class MinioServer(S3Server):

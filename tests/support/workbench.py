@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from s3backer.admin import create_volume
 from s3backer.control import control_path, socket_name
 from s3backer.layouts.classic import parse_block_name
@@ -24,6 +26,13 @@ BLOCK = 4096
 SIZE = 1 << 20
 #: A write delay in seconds that no test lives to see: what is stored was stored because it was asked for.
 NEVER = 3600.0
+#: Marks tests in which the fast lane plays no part, so that one way is enough: of a FakeDisk, which has none, and of
+#: mounts that are refused before anything is served.
+without_lane = pytest.mark.parametrize("fast_lane", [False], ids=["llfuse"])
+#: Marks tests of what is found after a mount has ended, which way its requests went: llfuse's is for make soak.
+lane_first = pytest.mark.parametrize(
+    "fast_lane", [pytest.param(True, id="lane"), pytest.param(False, id="llfuse", marks=pytest.mark.soak)]
+)
 
 
 class Workbench:

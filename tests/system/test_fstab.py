@@ -90,9 +90,21 @@ $ours unmount "file://$1/bucket"
 WORDS = "_netdev,nofail,x-systemd.requires=network-online.target,x-systemd.automount,comment=x"
 
 
-@pytest.mark.parametrize("kind", ["s3backer", "fuse.s3backer"])
-@pytest.mark.parametrize("spec", ["file://{}", "s3backer#file://{}", "s3backer#{}", "{}"])
-@pytest.mark.parametrize("access", ["rw", "ro"])
+KINDS = ("s3backer", "fuse.s3backer")
+SPECS = ("file://{}", "s3backer#file://{}", "s3backer#{}", "{}")
+ACCESSES = ("rw", "ro")
+
+
+# Half of all combinations has every pair of two of their parts; the others are for make soak.
+@pytest.mark.parametrize(
+    ("kind", "spec", "access"),
+    [
+        pytest.param(kind, spec, access, marks=[pytest.mark.soak] if (k + s + a) % 2 else [])
+        for k, kind in enumerate(KINDS)
+        for s, spec in enumerate(SPECS)
+        for a, access in enumerate(ACCESSES)
+    ],
+)
 def test_lines_of_fstab(machine: Machine, kind: str, spec: str, access: str) -> None:
     place = spec.format(machine.bench.bucket)
     test = "" if "://" in spec else ",test"
