@@ -16,7 +16,7 @@ from itertools import islice
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import JournalError, PreconditionFailed, UsageError, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
-from s3backer.holder import wait_until_quiet
+from s3backer.holder import quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
@@ -173,7 +173,7 @@ def unlock_volume(
                 let_expire(store, url, stack.enter_context(directory), [])
             elif token.lease and watch_token(store, prefix, url, token) is not None:
                 store.fence.outside = prefix + TOKEN_NAME
-                wait_until_quiet(store, url, store.arriving)
+                wait_until_quiet(store, url, quiet_in(store, token))
             other = remove_token(store, prefix, token)
             if other is not None:
                 raise in_use(url, other)

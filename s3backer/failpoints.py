@@ -1,7 +1,7 @@
-"""Points at which a test lets this process die, as if it were killed there.
+"""Points at which a test lets this process die, as if it were killed there, or stand still.
 
-``S3BACKER_FAILPOINT=NAME`` or ``NAME:COUNT``: at the COUNTth time that the point is reached, SIGKILL. Without it
-nothing happens.
+``S3BACKER_FAILPOINT=NAME``, ``NAME:COUNT`` or ``NAME:COUNT:stop``: at the COUNTth time that the point is reached,
+SIGKILL or SIGSTOP. Without it nothing happens.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import signal
 
 VARIABLE = "S3BACKER_FAILPOINT"
 
-_name, _, _count = os.environ.get(VARIABLE, "").partition(":")
+_name, _count, _how = [*os.environ.get(VARIABLE, "").split(":"), "", ""][:3]
 _left = int(_count) if _count.isdecimal() else 1
+_signal = signal.SIGSTOP if _how == "stop" else signal.SIGKILL
 
 
-def arm(name: str, count: int = 1) -> None:
-    """Let this process die at a point, as the variable would."""
-    global _name, _left
-    _name, _left = name, count
+def arm(name: str, count: int = 1, *, stop: bool = False) -> None:
+    """Let this process die or stop at a point, as the variable would."""
+    global _name, _left, _signal
+    _name, _left, _signal = name, count, signal.SIGSTOP if stop else signal.SIGKILL
 
 
 def reach(name: str) -> None:
-    """Die here, if that was asked for."""
+    """Die or stop here, if that was asked for."""
     global _left
     if name == _name:
         _left -= 1
-        if _left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if _left == 0:
+            os.kill(os.getpid(), _signal)

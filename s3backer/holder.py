@@ -107,7 +107,7 @@ class Holder:
     def renew(self) -> None:
         """Put the token once more, so that everybody sees that we are alive. Raises StoreError or VolumeInUse."""
         with self._changing:
-            self._put(self._token.value)
+            self._put(None)
 
     def give_back(self) -> MountToken | None:
         """Remove the token and return another's that stands there instead.
@@ -157,30 +157,31 @@ class Holder:
             self._noted = now
         return seconds
 
-    def _put(self, value: int) -> None:
-        sent_at, former = self._clock(), self._token
-        try:
-            self._token = claim_token(
-                self._store,
-                self._prefix,
-                self._url,
-                value=value,
-                replace=former,
-                random_source=self._random,
-                journal=former.journal,
-                lease=former.lease,
-                began=former.time,
-            )
-        except VolumeInUse:
-            # Perhaps by us: it was put, and its answer lost.
-            found = read_token(self._store, self._prefix)
-            if found is None or found.value not in self._values:
-                raise self._not_ours(found) from None
-            self._token = found
-            if found.value != value:
-                raise StoreError(f"the mount token of {self._url} could not be changed", hint="Try again.") from None
-        else:
-            self.lease.renewed(sent_at)
+    def _put(self, value: int | None) -> None:
+        for _ in range(2):
+            sent_at, former = self._clock(), self._token
+            try:
+                self._token = claim_token(
+                    self._store,
+                    self._prefix,
+                    self._url,
+                    value=former.value if value is None else value,
+                    replace=former,
+                    random_source=self._random,
+                    journal=former.journal,
+                    lease=former.lease,
+                    began=former.time,
+                )
+            except VolumeInUse:
+                found = read_token(self._store, self._prefix)
+                if found is None or found.value not in self._values:
+                    raise self._not_ours(found) from None
+                # It was put by us, and its answer lost.
+                self._token = found
+            else:
+                self.lease.renewed(sent_at)
+                return
+        raise StoreError(f"the mount token of {self._url} is not what was read of it a moment ago", hint="Try again.")
 
     def _not_ours(self, found: MountToken | None) -> VolumeInUse:
         if found is not None:
@@ -266,11 +267,16 @@ def take(
                 log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
             if directory is not None:
                 directory.note_busy()
-            wait_until_quiet(store, url, store.arriving + (0.0 if ended else found.lease), looks)
+            wait_until_quiet(store, url, quiet_in(store, found) + (0.0 if ended else found.lease), looks)
         except BaseException:
             holder.stop()
             raise
     return holder
+
+
+def quiet_in(store: ObjectStore, token: MountToken) -> float:
+    """Return for how many seconds after the end of its lease requests of a token's mount may still take effect."""
+    return max(store.arriving, token.arriving)
 
 
 def wait_until_quiet(store: ObjectStore, url: str, seconds: float, looks: Looks | None = None) -> None:

@@ -40,7 +40,7 @@ from s3backer.errors import (
     VolumeInUse,
 )
 from s3backer.failpoints import reach
-from s3backer.holder import Holder, Looks, wait_until_quiet
+from s3backer.holder import Holder, Looks, quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
@@ -133,6 +133,9 @@ def take_journal(
         return None
     try:
         directory = JournalDirectory(path)
+    except VolumeInUse as locked:
+        token = read_token(store, prefix)
+        raise VolumeInUse(in_use(url, token).message if token else locked.message, hint=locked.hint) from None
     except JournalError as error:
         if options.journaled or left:
             raise
@@ -210,7 +213,7 @@ class Recoverer:
             self._let_expire(progress)
             if token is not None and token.lease and not isinstance(verdict, Ours):
                 # Somebody else's, by force.
-                quiet = token.lease + self._store.arriving
+                quiet = token.lease + quiet_in(self._store, token)
                 wait_until_quiet(self._store, self._url, quiet, lambda left: progress(0, found.data_bytes))
             beyond = self._write(layout, progress)
             settle(self._store, self._url)

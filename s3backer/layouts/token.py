@@ -5,7 +5,8 @@ r"""The mount token: the object by which a writer says that the volume is in use
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
                s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
-               s3backer-lease: seconds within which a mount that lives puts it anew; only if it does
+               s3backer-lease: seconds within which a mount that lives puts it anew, and those for which its requests
+                   may take effect after that; only if it does
 
 Whoever finds no token may write, and knows nothing of requests whose answers were lost. So before it is removed these
 have to have expired: ``settle``.
@@ -55,7 +56,7 @@ class MountToken:
     """What the token object says. ``etag`` is that of the object read. ``copy``: it locks an unfinished copy.
 
     ``journal``: the directory of the mount's journal on its host, "" if it has none. ``lease``: seconds after which
-    its holder has renewed it, 0: it does not.
+    its holder has renewed it, 0: it does not; ``arriving``: those in which its last requests may still take effect.
     """
 
     value: int
@@ -65,6 +66,7 @@ class MountToken:
     copy: CopyNote | None = None
     journal: str = ""
     lease: float = 0.0
+    arriving: float = 0.0
 
     def describe(self) -> str:
         """Return who mounted and when, for messages."""
@@ -85,16 +87,19 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
     host, began, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
     note = CopyNote.parse(b"".join(found.body.split(b"\n", 4)[3:4]))
     journal = _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, "")))
-    lease = _seconds(found.info.metadata.get(LEASE_METADATA, ""))
-    return MountToken(value or 1, _printable(host), _printable(began), found.info.etag, note, journal, lease)
+    lease, arriving = _parse_lease(found.info.metadata.get(LEASE_METADATA, ""))
+    return MountToken(value or 1, _printable(host), _printable(began), found.info.etag, note, journal, lease, arriving)
 
 
-def _seconds(text: str) -> float:
-    """Return the seconds of a lease; those of one that cannot be read are the longest."""
+def _parse_lease(text: str) -> tuple[float, float]:
+    """Return the seconds of a lease, and those after it; of what cannot be read, the longest."""
+    if not text:
+        return 0.0, 0.0
     try:
-        return min(max(float(text), _SHORTEST), _LONGEST) if text else 0.0
+        term, after = map(float, text.split())
     except ValueError:
-        return _LONGEST
+        return _LONGEST, _LONGEST
+    return min(max(term, _SHORTEST), _LONGEST), min(max(after, 0.0), _LONGEST)
 
 
 def write_token(
@@ -124,7 +129,7 @@ def write_token(
             prefix + TOKEN_NAME,
             (f"{host}\n{began}\n{value:08x}\n" + (f"{copy.text()}\n" if copy else "")).encode(),
             content_type="text/plain",
-            metadata=_metadata(value, journal, lease),
+            metadata=_metadata(value, journal, lease, store.arriving),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
@@ -138,12 +143,12 @@ def write_token(
             with contextlib.suppress(StoreError):
                 remove_token(store, prefix, MountToken(value, host, began, ""))
         raise
-    return MountToken(value, host, began, etag, copy, journal, lease)
+    return MountToken(value, host, began, etag, copy, journal, lease, store.arriving)
 
 
-def _metadata(value: int, journal: str, lease: float) -> dict[str, str]:
+def _metadata(value: int, journal: str, lease: float, arriving: float) -> dict[str, str]:
     where = {JOURNAL_METADATA: quote(journal, safe="/")} if journal else {}
-    how_long = {LEASE_METADATA: f"{lease:g}"} if lease else {}
+    how_long = {LEASE_METADATA: f"{lease:g} {arriving:g}"} if lease else {}
     return {TOKEN_METADATA: f"{value:08x}", **where, **how_long}
 
 
@@ -173,13 +178,13 @@ def claim_token(
             prefix + TOKEN_NAME,
             body.encode(),
             content_type="text/plain",
-            metadata=_metadata(value, journal, lease),
+            metadata=_metadata(value, journal, lease, store.arriving),
             if_match=replace.etag if replace else None,
             if_none_match=replace is None,
         )
     except PreconditionFailed:
         raise in_use(url, read_token(store, prefix)) from None
-    return MountToken(value, host, began, etag, None, journal, lease)
+    return MountToken(value, host, began, etag, None, journal, lease, store.arriving)
 
 
 def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError, StoreError
+from s3backer.failpoints import reach
 from s3backer.s3 import messages
 from s3backer.s3.concurrency import Limiter, Pace, Turn
 from s3backer.s3.credentials import Environment
@@ -412,6 +413,8 @@ class Engine:
     def _start(self, transport: Transport, request: Request) -> Exchange:
         path = encode_path(f"{self._root}/{request.resource}")
         target, headers = self._signed(request, path)
+        if request.writes and not self._is_outside(request):
+            reach("signed")
         return transport.start(request.method, target, headers, request.body, at_most=request.at_most)
 
     def _signed(self, request: Request, path: str) -> tuple[str, dict[str, str]]:

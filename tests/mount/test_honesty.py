@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,7 @@ from typing import IO
 import pytest
 
 from s3backer.admin import unlock_volume
+from s3backer.errors import VolumeInUse
 from tests.support.mounts import PATIENCE, Mounted, filesystem, is_alive, loop_device, needs_mounts
 from tests.support.workbench import BLOCK, NEVER, SIZE, Workbench, without_lane, write_unflushed
 
@@ -337,26 +339,76 @@ def test_ending_waits_for_a_store_that_is_away(volume: Workbench, dirty: bool) -
 # ── death ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_after_kill_9_the_next_mount_refuses_until_it_is_unlocked(volume: Workbench) -> None:
-    with volume.mounted() as mount, opened(mount) as descriptor:
+#: Seconds of a lease that a test lives to see.
+SHORT = 3.0
+
+
+@pytest.fixture
+def killed(volume: Workbench) -> Workbench:
+    """A volume whose daemon was killed after a flush and one more write."""
+    with volume.mounted(volume={"lease": SHORT}) as mount, opened(mount) as descriptor:
         os.pwrite(descriptor, DATA, 0)
         os.fsync(descriptor)
         os.pwrite(descriptor, b"never flushed", 64 * BLOCK)
         mount.signal(signal.SIGKILL)
         mount.wait()
     assert volume.mounts() == []
-    host, time, *_ = volume.token.read_text().split("\n")
-    before = volume.tree()
-    code, said = volume.run()
-    assert code == 6
-    assert host == os.uname().nodename and f"by {host} at {time}" in said and "s3backer unlock" in said
-    assert volume.tree() == before and volume.mounts() == []
+    return volume
 
-    store = volume.open_store()
-    token = unlock_volume(store, "")
-    store.close()
+
+def said_by(mount: Mounted) -> str:
+    """Return what a mount said until it was ready."""
+    assert mount.process.stderr is not None
+    return mount.process.stderr.read()
+
+
+def elsewhere(volume: Workbench) -> dict[str, str]:
+    """Options of a mount as on another host: it knows nothing of this one."""
+    return {"journal_directory": str(volume.directory / "elsewhere")}
+
+
+def test_after_kill_9_the_next_mount_on_this_host_goes_on(killed: Workbench) -> None:
+    with killed.mounted() as mount, mount.file.open("rb") as file:
+        assert file.read(len(DATA)) == DATA
+        assert "was not unmounted" in said_by(mount)
+    assert not killed.token.exists()
+
+
+def test_after_kill_9_another_host_waits_for_the_end_of_the_lease(killed: Workbench) -> None:
+    host, moment, *_ = killed.token.read_text().split("\n")
+    began = time.monotonic()
+    with killed.mounted(volume=elsewhere(killed)) as mount, mount.file.open("rb") as file:
+        assert time.monotonic() - began >= SHORT
+        assert f"was mounted by {host} at {moment}" in said_by(mount)
+        assert file.read(len(DATA)) == DATA
+    assert not killed.token.exists()
+
+
+def test_a_mount_on_another_host_is_seen_to_be_alive(volume: Workbench) -> None:
+    with volume.mounted(volume={"lease": SHORT}) as mount:
+        (volume.directory / "second").mkdir()
+        code, said = volume.run(volume=elsewhere(volume), mountpoint=str(volume.directory / "second"))
+        assert code == 6, said
+        assert "that mount is alive: it has just renewed its token" in said
+        here = str(volume.directory / "state" / "s3backer" / "journals")
+        for force in (False, True):
+            store = volume.open_store()
+            with pytest.raises(VolumeInUse, match="that mount is alive"):
+                unlock_volume(store, "", force=force)
+            with pytest.raises(VolumeInUse, match="in use by another process"):
+                unlock_volume(store, "", force=force, journal_directory=here)
+        with opened(mount) as descriptor:
+            os.pwrite(descriptor, DATA, 0)
+            os.fsync(descriptor)
+
+
+def test_after_kill_9_it_can_be_unlocked(killed: Workbench) -> None:
+    host, *_ = killed.token.read_text().split("\n")
+    began = time.monotonic()
+    token = unlock_volume(killed.open_store(), "")
+    assert time.monotonic() - began >= SHORT
     assert token is not None and token.host == host
-    with volume.mounted() as mount, mount.file.open("rb") as file:
+    with killed.mounted() as mount, mount.file.open("rb") as file:
         assert file.read(len(DATA)) == DATA
 
 

@@ -23,7 +23,6 @@ import pytest
 from s3backer.admin import create_volume
 from s3backer.control import call
 from s3backer.errors import S3backerError
-from s3backer.mountpoint import read_mounts
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume

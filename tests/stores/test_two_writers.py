@@ -1,0 +1,240 @@
+"""Two writers of one volume on a real server: the first one is stopped, and goes on when it is another's.
+
+The first writer is a process of its own, behind a proxy that can hold its requests back. It is stopped with SIGSTOP:
+where its request has been sent, or between the signature and the sending. The second one takes the volume over when the
+lease has ended, and has read the block in question but never written it: no condition protects that, only time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+
+from s3backer.admin import create_volume
+from s3backer.errors import VolumeInUse
+from s3backer.layouts.token import read_token
+from s3backer.opening import VolumeOptions
+from s3backer.stores.s3 import S3Store
+from s3backer.volume import Volume
+from tests.support.mounts import PATIENCE, wait_until
+from tests.support.servers import S3Server
+from tools.fault_proxy import FaultProxy
+
+pytestmark = pytest.mark.usefixtures("same_clock")
+
+BLOCK = 4096
+SIZE = 16 * BLOCK
+LEASE = 2.0
+#: Seconds that an attempt of a request may take.
+TIMEOUT = 0.5
+OPTIONS = VolumeOptions(memory=1 << 20, threads=4, write_delay=3600.0, list_blocks=False, lease=LEASE)
+
+WRITER = """
+import json, sys
+from s3backer import failpoints
+from s3backer.opening import VolumeOptions
+from s3backer.stores.options import StoreOptions
+from s3backer.stores.s3 import S3Store
+from s3backer.volume import Volume
+
+bucket, store, options = json.loads(sys.argv[1])
+volume = Volume.open(S3Store(bucket, StoreOptions(**store)), "", VolumeOptions(**options))
+print("open", flush=True)
+for line in sys.stdin:
+    do, *words = line.split()
+    try:
+        if do == "write":
+            volume.write(int(words[0]), words[1].encode() * int(words[2]))
+        elif do == "arm":
+            failpoints.arm(words[0], stop=True)
+        elif do == "discard":
+            volume.discard(int(words[0]), int(words[1]))
+        else:
+            getattr(volume, do)()
+        print("done", flush=True)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+class Writer:
+    """The first writer."""
+
+    def __init__(self, bucket: str, store: dict[str, object], options: dict[str, object]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, json.dumps([bucket, store, options])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self, *words: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(" ".join(map(str, words)) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def do(self, *words: object) -> str:
+        self.begin(*words)
+        return self.answer()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it stands still."""
+        with open(f"/proc/{self._process.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+class Place:
+    """A bucket, and the way of the first writer to it."""
+
+    def __init__(self, server: S3Server, proxy: FaultProxy) -> None:
+        self.proxy = proxy
+        self.bucket = server.make_bucket()
+        self._options = replace(server.options(), timeout=TIMEOUT, first_pause=0.01)
+        self._writers: list[Writer] = []
+        create_volume(self.store(), "", size=SIZE, block_size=BLOCK)
+
+    def store(self) -> S3Store:
+        return S3Store(self.bucket, self._options)
+
+    def writer(self, **options: object) -> Writer:
+        way = replace(self._options, endpoint_url=self.proxy.url)
+        store = {name: getattr(way, name) for name in ("endpoint_url", "region", "access_key", "secret_key", "timeout")}
+        what = {"memory": 1 << 20, "threads": 4, "write_delay": 3600.0, "list_blocks": False, "lease": LEASE, **options}
+        writer = Writer(self.bucket, store, what)
+        self._writers.append(writer)
+        assert writer.answer() == "open"
+        return writer
+
+    def open(self, **options: object) -> Volume:
+        return Volume.open(self.store(), "", replace(OPTIONS, **options))  # type: ignore[arg-type]
+
+    def end(self) -> None:
+        for writer in self._writers:
+            writer.end()
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    server = request.getfixturevalue(getattr(request, "param", "minio"))
+    address = urlsplit(server.endpoint)
+    with FaultProxy((address.hostname or "", address.port or 0)) as proxy:
+        made = Place(server, proxy)
+        try:
+            yield made
+        finally:
+            made.end()
+
+
+def taken_over(place: Place, writer: Writer, arrive: Callable[[], object], **options: object) -> None:
+    """Take the volume over from a writer that is stopped with block 3 to be changed, and let that go on."""
+    with place.open(**options) as second:
+        assert second.read(3 * BLOCK, BLOCK) == b"a" * BLOCK
+        second.write(4 * BLOCK, b"z" * BLOCK)
+        second.flush()
+        arrive()
+        writer.signal(signal.SIGCONT)
+        # Its flush was under way. Whatever it tries now, it is told.
+        assert writer.answer() in ("VolumeInUse", "AccessDenied")
+        wait_until(lambda: writer.do("flush") == "VolumeInUse", "it is told")
+        assert writer.do("write", 5 * BLOCK, "q", BLOCK) == "ReadOnlyVolume"
+        assert writer.do("close") == "VolumeInUse"
+        second.flush()
+        with Volume.open(place.store(), "", replace(OPTIONS, read_only=True)) as fresh:
+            assert fresh.read(3 * BLOCK, 3 * BLOCK) == b"a" * BLOCK + b"z" * BLOCK + bytes(BLOCK)
+    assert read_token(place.store(), "") is None
+
+
+both = pytest.mark.parametrize("place", ["seaweed", "minio"], indirect=True)
+
+
+# SeaweedFS heeds the condition of a DELETE, which protects as well.
+@pytest.mark.parametrize(
+    ("place", "method"), [("seaweed", "PUT"), ("minio", "PUT"), ("minio", "DELETE")], indirect=["place"]
+)
+def test_a_request_that_was_sent_arrives_too_late(place: Place, method: str) -> None:
+    writer = place.writer()
+    assert writer.do("write", 3 * BLOCK, "a", BLOCK) == writer.do("flush") == "done"
+    late = place.proxy.hold(method, "00000003")
+    assert (
+        writer.do("write", 3 * BLOCK, "b", BLOCK) if method == "PUT" else writer.do("discard", 3 * BLOCK, BLOCK)
+    ) == ("done")
+    writer.begin("flush")
+    assert late.wait()
+    writer.signal(signal.SIGSTOP)
+    answers: list[int | None] = []
+    taken_over(place, writer, lambda: answers.append(late.release()))
+    assert answers == [403]
+
+
+def test_stopped_between_the_signature_and_the_sending(place: Place) -> None:
+    writer = place.writer()
+    assert writer.do("write", 3 * BLOCK, "a", BLOCK) == writer.do("flush") == "done"
+    assert writer.do("arm", "signed") == "done"
+    assert writer.do("write", 3 * BLOCK, "b", BLOCK) == "done"
+    writer.begin("flush")
+    wait_until(lambda: writer.stopped, "it has stopped")
+    taken_over(place, writer, lambda: None)
+
+
+def test_taken_by_force_from_one_that_lives(place: Place) -> None:
+    writer = place.writer()
+    assert writer.do("write", 3 * BLOCK, "a", BLOCK) == writer.do("flush") == "done"
+    with pytest.raises(VolumeInUse, match="that mount is alive"):
+        place.open()
+    late = place.proxy.hold("PUT", "00000003")
+    assert writer.do("write", 3 * BLOCK, "b", BLOCK) == "done"
+    writer.begin("flush")
+    assert late.wait()
+    writer.signal(signal.SIGSTOP)
+    taken_over(place, writer, lambda: late.release(), force=True)
+
+
+def test_the_journal_of_who_was_overtaken_is_kept(place: Place, tmp_path: object) -> None:
+    writer = place.writer(journal=1 << 20, journal_directory=f"{tmp_path}/first")
+    assert writer.do("write", 3 * BLOCK, "a", BLOCK) == writer.do("flush") == "done"
+    writer.signal(signal.SIGSTOP)
+    with pytest.raises(VolumeInUse, match=f"journal in {tmp_path}/first"):
+        place.open()
+    with place.open(force=True) as second:
+        writer.signal(signal.SIGCONT)
+        second.write(3 * BLOCK, b"b" * BLOCK)
+        second.flush()
+        # With a journal a flush asks nobody; it is told when the lease is renewed.
+        wait_until(lambda: writer.do("flush") == "VolumeInUse", "it is told")
+        assert writer.do("write", 5 * BLOCK, "q", BLOCK) == "ReadOnlyVolume"
+        assert writer.do("close") == "VolumeInUse"
+        assert list(os.scandir(f"{tmp_path}/first"))
+        assert second.read(3 * BLOCK, BLOCK) == b"b" * BLOCK
+
+
+@both
+def test_whether_a_server_heeds_the_end_of_a_signature(place: Place) -> None:
+    store = place.store()
+    with Volume.open(store, "", OPTIONS):
+        assert store.arriving == pytest.approx(3 * TIMEOUT + 0.2)
+        anonymous = S3Store(place.bucket, replace(place._options, anonymous=True))
+        anonymous.fence.put_up("s3backer-mounted", lambda: 60.0)
+        assert anonymous.arriving > 900
