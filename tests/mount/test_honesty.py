@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import select
 import signal
 import subprocess
@@ -19,7 +20,8 @@ import pytest
 
 from s3backer.admin import unlock_volume
 from s3backer.errors import VolumeInUse
-from tests.support.mounts import PATIENCE, Mounted, filesystem, is_alive, loop_device, needs_mounts
+from s3backer.layouts.token import read_token, write_token
+from tests.support.mounts import PATIENCE, Mounted, filesystem, is_alive, loop_device, needs_mounts, wait_until
 from tests.support.workbench import BLOCK, NEVER, SIZE, Workbench, without_lane, write_unflushed
 
 pytestmark = needs_mounts
@@ -400,6 +402,35 @@ def test_a_mount_on_another_host_is_seen_to_be_alive(volume: Workbench) -> None:
         with opened(mount) as descriptor:
             os.pwrite(descriptor, DATA, 0)
             os.fsync(descriptor)
+
+
+@pytest.mark.parametrize("journal", [0, 4 << 20], ids=["plain", "journal"])
+def test_a_mount_that_was_overtaken_is_read_only_and_ends(volume: Workbench, journal: int) -> None:
+    with volume.mounted(volume={"lease": SHORT, "journal": journal}) as mount:
+        with opened(mount) as descriptor:
+            os.pwrite(descriptor, DATA, 0)
+            os.fsync(descriptor)
+            store = volume.open_store()
+            before = read_token(store, "")
+            other = write_token(store, "", "", replace=before, random_source=random.Random(1), lease=SHORT)
+
+            def refused() -> int | None:
+                try:
+                    os.pwrite(descriptor, b"x", 64 * BLOCK)
+                    return None
+                except OSError as error:
+                    return error.errno
+
+            assert wait_until(refused, "a write is refused") == errno.EROFS
+            for _ in range(3):
+                with pytest.raises(OSError, match="Input/output error"):
+                    os.fsync(descriptor)
+            assert os.pread(descriptor, len(DATA), 0) == DATA
+        mount.umount("-l")
+        mount.wait()
+    found = read_token(store, "")
+    assert found is not None and found.value == other.value
+    assert volume.stored(64 * BLOCK, BLOCK) == bytes(BLOCK)
 
 
 def test_after_kill_9_it_can_be_unlocked(killed: Workbench) -> None:
