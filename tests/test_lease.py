@@ -67,10 +67,10 @@ def test_who_watches_waits_for_a_whole_term_without_a_change():
 
 
 #: Of a term.
-SHARES = st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.34, 0.5, 0.65, 0.67, 0.9, 1.0, 1.01, 1.5])
+SHARES = st.sampled_from([0.0, 0.1, 0.34, 0.65, 0.99, 1.5])
 
 
-@settings(max_examples=500)
+@settings(max_examples=2000)
 @given(st.data())
 def test_nothing_of_the_holder_arrives_after_the_taker_begins(data: st.DataObject) -> None:
     """Real time is the server's; the holder's and the taker's clocks run alike, from different beginnings."""
