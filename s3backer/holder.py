@@ -193,6 +193,9 @@ class Holder:
 
     def _run(self) -> None:
         complained = False
+        # It is found out now, so that it is said when the volume is mounted, and stands in the token.
+        with contextlib.suppress(S3backerError):
+            _ = self._store.arriving
         while True:
             self._wake.wait(self.lease.due_in(self._clock()))
             self._wake.clear()

@@ -64,6 +64,8 @@ SHORT_PATIENCE = 30.0
 _EXPECTED = frozenset({200, 204, 206, 304, 404, 412, 416})
 #: Statuses of failures that say that nothing was done: a conflict with another write, a request not implemented.
 _WITHOUT_EFFECT = frozenset({409, 501})
+#: What is answered to a signature that has ended.
+_REFUSED = frozenset({400, 401, 403})
 #: Seconds for which a signature is good at least, while a lease lasts.
 _SHORTEST = 20
 #: How often one request follows the server's clock, its region or new credentials.
@@ -274,13 +276,13 @@ class Engine:
             return False
         # Where it does not, the condition does not hold.
         request = Request("put", "PUT", key, headers={"If-None-Match": "*"}, body=b"", conditional=True, signed_ago=10)
-        try:
-            self.perform(request)
-        except PreconditionFailed:
-            return False
-        except AccessDenied:
-            return True
-        return False
+        for _ in range(_MOST_CORRECTIONS):
+            try:
+                return self._attempt(request, Turn(write=True, apart=True)).status in _REFUSED
+            except Failure:
+                self._sleep(self.policy.first_pause)
+        # All that are known do.
+        return True
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 

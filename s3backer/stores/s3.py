@@ -126,6 +126,12 @@ class S3Store:
         outside = self.fence.outside
         if self._heeds_expiry is None and outside is not None:
             self._heeds_expiry = self._engine.refuses_expired(outside)
+            if not self._heeds_expiry:
+                log.warning(
+                    "the service of %s takes requests whose signatures have ended: after a mount that froze, the next "
+                    "one has to wait a quarter of an hour for what that may still send",
+                    self.name,
+                )
         if self._heeds_expiry is False:
             return _WINDOW + self._engine.arriving
         return self._engine.arriving
