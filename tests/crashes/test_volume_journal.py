@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from s3backer.admin import create_volume
+from s3backer.admin import create_volume, erase_volume
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import (
     AccessDenied,
@@ -368,6 +368,20 @@ def test_a_mount_replays_nothing_where_others_had_the_volume(place: Place) -> No
     )
     assert recovered(place, force=True).blocks == 1
     assert place.content(5 * BLOCK, 2 * BLOCK) == b"b" * BLOCK + b"c" * BLOCK
+
+
+def test_a_volume_that_was_erased_and_made_anew(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, b"a" * BLOCK)
+        volume._driver.flush()
+        volume.write(5 * BLOCK, b"b" * BLOCK)
+        volume.flush()
+    erase_volume(place.store(), "", force=True)
+    create_volume(place.store(), "", size=SIZE, block_size=BLOCK)
+    with pytest.raises(JournalError, match="1 of the 1 blocks in it were changed since"):
+        place.open()
+    assert place.files
+    assert place.objects == {"00000000"}
 
 
 def recovered(place: Place, *, force: bool = False) -> Recovery:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,13 @@ from s3backer.admin import create_volume
 from s3backer.checking.run import Check, CheckOptions
 from s3backer.checking.subject import find_subject
 from s3backer.copying import CopyOptions, copy_volume
-from s3backer.errors import StoreUnreachable, VolumeInUse
+from s3backer.errors import JournalError, StoreUnreachable, VolumeInUse
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.s3 import S3Store
 from tests.support.faulty import FaultyStore
-from tests.support.mounts import needs_mounts
-from tests.support.original import ORIGINAL, needs_original, program_mounted, program_refused, reach
+from tests.support.mounts import PATIENCE, needs_mounts
+from tests.support.original import ORIGINAL, needs_original, program_mounted, program_refused, reach, run_program
 from tests.support.servers import S3Server
 
 SIZE, BLOCK = 4 << 20, 64 << 10
@@ -180,3 +183,37 @@ def test_an_unfinished_copy_is_refused_and_a_finished_one_is_read(s3_server: S3S
     with program_mounted(ORIGINAL, tmp_path / "mnt", *options, bucket) as file:
         assert file.read_bytes() == content
     store.close()
+
+
+DIES = """
+import os, signal, sys
+import s3backer
+volume = s3backer.open(sys.argv[1], journal=int(sys.argv[3]), journal_directory=sys.argv[2], write_delay=3600.0)
+volume.write(0, b"ours" * 1000)
+volume.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_journal_is_not_replayed_over_what_the_original_wrote_since(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = s3_server.make_bucket()
+    url, journals = f"s3://{bucket}", str(tmp_path / "journals")
+    create_volume(S3Store(bucket, s3_server.options()), "", size=SIZE, block_size=BLOCK)
+    died = subprocess.run([sys.executable, "-c", DIES, url, journals, str(16 << 20)], check=False, timeout=PATIENCE)
+    assert died.returncode == -signal.SIGKILL
+    program_refused(ORIGINAL, tmp_path / "mnt", *reach(s3_server), bucket)
+    code, said = run_program(ORIGINAL, tmp_path, *reach(s3_server), "--reset-mounted-flag", bucket)
+    assert code == 0, said
+    content = pattern(4)
+    with program_mounted(ORIGINAL, tmp_path / "mnt", *reach(s3_server), bucket) as file:
+        write_file(file, content)
+    files = sorted((tmp_path / "journals").rglob("*.journal"))
+    with pytest.raises(JournalError, match="somebody else may have written to it since"):
+        s3backer.open(url, journal=16 << 20, journal_directory=journals)
+    assert files and sorted((tmp_path / "journals").rglob("*.journal")) == files
+    with s3backer.open(url, read_only=True) as volume:
+        assert volume.read(0, SIZE) == content
