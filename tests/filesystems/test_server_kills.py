@@ -162,7 +162,8 @@ class Killing:
         self._load(0.2, 1.2)
         if how == "server":
             self._server.kill()
-            self._load(0.4, 1.5)
+            # Whoever reads what is only there waits for it.
+            time.sleep(self._source.uniform(0.4, 1.5))
             self._server.restart()
             self._load(0.2, 1.0)
         steps = [disk.kill for disk in self.disks]
