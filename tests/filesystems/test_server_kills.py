@@ -37,7 +37,7 @@ pytestmark = needs_mounts
 
 #: Bytes of a disk: the smallest that all of these filesystems take.
 SIZE = 320 << 20
-SECTORS = 16_384
+SECTORS = 4096
 KINDS = (*CHECKS, "ext4", "")
 #: Four filesystems each. SeaweedFS takes seconds to start again, MinIO half of one.
 ROUNDS = {"seaweed": ["both", "server"], "minio": ["server", "replaying", "daemon"]}
