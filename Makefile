@@ -20,6 +20,7 @@ check:
 	@tools/bootstrap build
 	@$(PYTHON) tools/run_tests.py --part lint --part unit $(ARGS)
 
+# S3BACKER_MINUTES: how long tests/crashes/test_long_run.py takes; S3BACKER_KILLS: how many writers are killed.
 soak:
 	@tools/bootstrap test
 	@$(PYTHON) tools/run_tests.py --soak $(ARGS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import random
 import re
 import signal
@@ -167,6 +168,7 @@ class FaultProxy:
         latency: Mapping[str, Latency] | None = None,
         up: float | None = None,
         down: float | None = None,
+        remembered: int | None = None,
     ) -> None:
         self._target = target
         self._port = port
@@ -182,7 +184,9 @@ class FaultProxy:
         self._chooser: Callable[[Seen], Fault | None] | None = None
         self._held: list[Held] = []
         self._outage = ""
-        self.seen: list[Seen] = []
+        #: The requests, or the last ``remembered`` of them; how many there were.
+        self.seen: deque[Seen] = deque(maxlen=remembered)
+        self.requests = 0
         #: How many requests met which fault.
         self.counts: Counter[str] = Counter()
         self.keep_bodies = False
@@ -302,7 +306,8 @@ class FaultProxy:
         if headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await read_body(reader, headers)
-        seen = Seen(len(self.seen), method, target, headers, body, head)
+        seen = Seen(self.requests, method, target, headers, body, head)
+        self.requests += 1
         fault = self._decide(seen)
         self.seen.append(seen)
         if self._outage:
@@ -496,7 +501,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         latency=dict(given.latency),
         up=given.up,
         down=given.down,
+        # It may run for days.
+        remembered=0,
     )
+    # It warns of each write to a client that has gone.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     # Whoever is started in the background of a shell has SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -508,7 +517,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"fault_proxy: port {given.port} cannot be used: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"{len(proxy.seen)} requests, {sum(proxy.counts.values())} of them spoilt")
+    print(f"{proxy.requests} requests, {sum(proxy.counts.values())} of them spoilt")
     for kind, count in sorted(proxy.counts.items()):
         print(f"  {kind:<16} {count}")
     return 0

@@ -8,6 +8,7 @@
     fake_size              its size in bytes
     fail                   "silently" or "raise": how the daemon is to fail before it is ready
     stall                  seconds after which closing says that it waits
+    expiry, doubt          of a bucket's writes: seconds for which a signature is good, and by which clocks may differ
 
 Knobs of a real volume; KNOB-reached tells that it was met:
 
@@ -110,6 +111,13 @@ def main() -> int:
         _FakeVolume.size = what.get("fake_size", _FakeVolume.size)
         _FakeVolume.fail = what.get("fail", "")
         replaced["Volume"] = _FakeVolume
+    if "expiry" in what:
+        # Imported here: no other mount needs what takes most of the start-up.
+        from s3backer.s3 import engine
+        from s3backer.stores.s3 import S3Store
+
+        vars(engine)["DOUBT"] = what["doubt"]
+        replaced["open_store"] = lambda url, options: S3Store(url.bucket, options, expiry=what["expiry"])
     if "stall" in what:
         closing._STALL_SECONDS = what["stall"]
     for name, value in replaced.items():
