@@ -35,7 +35,12 @@ ORIGINAL = "/usr/bin/s3backer"
 OURS, DIRECT, JOURNAL, LAZY = "ours", "direct", "journal", "lazy"
 DEFAULTS, TUNED = "defaults", "tuned"
 #: Ours, and what each is told beside.
-_OUR_OWN = {OURS: (), DIRECT: ("--direct-io",), JOURNAL: ("--journal=1GiB",), LAZY: ("--fsync=lazy",)}
+_OUR_OWN = {
+    OURS: ("--journal=none",),
+    DIRECT: ("--journal=none", "--direct-io"),
+    JOURNAL: ("--journal=1GiB",),
+    LAZY: ("--fsync=lazy",),
+}
 PROGRAMS = (OURS, DEFAULTS, TUNED)
 _TUNING = ("-o", "big_writes", "-o", "max_readahead=131072")
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -222,7 +222,13 @@ MOUNT: tuple[Option, ...] = (
         "N/month",
     ),
     Option("--fsync", "lazy_fsync", "honest, or lazy: fsync says yes and does nothing. [honest]", lazy_fsync, "HOW"),
-    Option("--journal", "journal", "Bytes of a local disk for what was written, or none. [none]", journal_size, "SIZE"),
+    Option(
+        "--journal",
+        "journal",
+        "Bytes of a local disk for what was written, or none. [256MiB, none on a disk with less than 1GiB free]",
+        journal_size,
+        "SIZE",
+    ),
     JOURNAL_DIRECTORY,
     Option("--disk-cache", "disk_cache", "Bytes of a local disk for copies of blocks. [none]", positive_size, "SIZE"),
     Option(

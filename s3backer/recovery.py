@@ -98,7 +98,7 @@ def let_expire(
     ``files``: the numbers of those with records.
     """
     lasting, changed = store.lasting, directory.changed_at(files)
-    if not changed:
+    if not lasting or not changed:
         return
     # Where the power failed the disk may have an older time; it went on until this computer started at the latest.
     age = min(time.time() - changed - _NOTE_AGE, boot_time())

@@ -8,8 +8,9 @@ import click
 
 from s3backer.cli.common import options, with_password
 from s3backer.config import MOUNT, pick, store_options, volume_options
-from s3backer.daemon import MountRequest, run_mount
+from s3backer.daemon import run_mount
 from s3backer.frontends.fuse_options import FuseWords, sort_out
+from s3backer.mount_request import MountRequest
 from s3backer.url import VolumeURL
 
 
@@ -49,6 +50,7 @@ def mount_request(url: VolumeURL, mountpoint: str, values: dict[str, Any], fuse:
         mountpoint=mountpoint,
         store_options=store_options(values),
         volume_options=volume_options(values),
+        default_journal=values.get("journal") is None,
         fuse_options=fuse.options,
         uid=fuse.uid,
         gid=fuse.gid,

@@ -40,6 +40,8 @@ from s3backer.logs import state_directory
 #: Bytes of a file, unless blocks are so large that few would fit.
 FILE_BYTES = 64 << 20
 _STEP = 1 << 20
+#: Bytes of a journal that nobody asked for, and those that have to be free where it is.
+_DEFAULT, _LEAST_FREE = 256 << 20, 1 << 30
 _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
@@ -90,6 +92,19 @@ class System:
 def journals_directory() -> Path:
     """Return where the journals of all volumes are on this host, unless they are elsewhere."""
     return state_directory() / "journals"
+
+
+def default_size(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of a journal in a directory, where nobody has said how many: 0 where there is little room."""
+    place = os.path.realpath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        facts = os.statvfs(place)
+    except OSError:
+        return 0
+    roomy = facts.f_bavail * facts.f_frsize >= _LEAST_FREE and os.access(place, os.W_OK | os.X_OK)
+    return _DEFAULT if roomy else 0
 
 
 def has_files(path: str | os.PathLike[str]) -> bool:

@@ -34,8 +34,8 @@ _SPARES = 2
 _RETRY = 5.0
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
-#: Files that there are at least, where their size is not given.
-_LEAST_FILES = 4
+#: Files that there are at least, where their size is not given, and of a journal that is not small.
+_LEAST_FILES, _FILES = 4, 16
 #: Files that the hot part can number, with some to spare, and the largest that it can write, a page less than 4 GiB.
 _MOST_FILES, _LARGEST_FILE = 32_000, (1 << 32) - PAGE
 
@@ -60,7 +60,7 @@ def file_bytes_for(block_size: int, budget: int) -> int:
             f"a journal of {exact_size(budget)} is too small for blocks of {exact_size(block_size)}",
             hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more.",
         )
-    found = max(least, min(FILE_BYTES, budget // _LEAST_FILES), budget // _MOST_FILES) // PAGE * PAGE
+    found = max(least, min(FILE_BYTES, budget // _FILES), budget // _MOST_FILES) // PAGE * PAGE
     if found > _LARGEST_FILE:
         raise UsageError(
             f"no journal goes with blocks of {exact_size(block_size)} and a size of {exact_size(budget)}",

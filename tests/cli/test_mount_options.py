@@ -10,7 +10,7 @@ import pytest
 from s3backer.cli import mount as mount_module
 from s3backer.codec.choice import EncodingOptions
 from s3backer.config import MOUNT, STORE
-from s3backer.daemon import MountRequest
+from s3backer.mount_request import MountRequest
 from s3backer.opening import VolumeOptions
 from s3backer.original_options import ORIGINAL
 from s3backer.stores.options import StoreOptions

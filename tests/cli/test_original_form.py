@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from s3backer import __version__
 from s3backer.cli import COMMANDS
 from s3backer.cli.original_words import parse
-from s3backer.daemon import MountRequest
 from s3backer.errors import UsageError
 from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.mount_request import MountRequest
 from s3backer.original_options import ORIGINAL
 from s3backer.stores.directory import DirectoryStore
 from tests.support.cache_files import Slot, put_cache_file

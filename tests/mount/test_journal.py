@@ -16,8 +16,19 @@ from pathlib import Path
 
 import pytest
 
+from s3backer.admin import create_volume, erase_volume
+from s3backer.control import call
 from s3backer.layouts.token import read_token
-from tests.support.mounts import PATIENCE, Mounted, environment, filesystem, loop_device, needs_mounts, wait_until
+from tests.support.mounts import (
+    PATIENCE,
+    Mounted,
+    environment,
+    filesystem,
+    loop_device,
+    needs_mounts,
+    umount,
+    wait_until,
+)
 from tests.support.tools import run
 from tests.support.workbench import BLOCK, Workbench, lane_first, without_lane, write_unflushed
 
@@ -257,6 +268,51 @@ def test_somebody_else_has_it_now(dead: Bench) -> None:
 
 
 @lane_first
+def command_mounted(bench: Bench, *words: str) -> str:
+    """Mount with the command and its defaults, and return what info says of the journal."""
+    bench.command("mount", str(bench.mountpoint), *words)
+    try:
+        facts = call(bench.ident, "info")
+        assert facts is not None
+        return str(facts["journal"])
+    finally:
+        umount(bench.mountpoint)
+        wait_until(lambda: not bench.token.exists(), "it has ended")
+
+
+@pytest.fixture
+def in_its_directory(journaled: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A bench whose sockets are found from here."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(journaled.directory / "state"))
+    return journaled
+
+
+@lane_first
+def test_there_is_one_where_nothing_is_said(in_its_directory: Bench) -> None:
+    here = in_its_directory.directory / "state" / "s3backer" / "journals"
+    assert f"'directory': '{here}" in command_mounted(in_its_directory)
+    assert not list(here.rglob("*.journal"))
+    for words in (["--journal=none"], ["--fsync=lazy"], ["--read-only"]):
+        assert command_mounted(in_its_directory, *words) == "None"
+
+
+@lane_first
+def test_there_is_none_where_it_cannot_be(in_its_directory: Bench, tmp_path: Path) -> None:
+    """Where nobody has asked for it, that is no error."""
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=100m", "none", str(small))
+    try:
+        assert command_mounted(in_its_directory, f"--journal-directory={small}") == "None"
+        assert command_mounted(in_its_directory, f"--journal-directory={in_its_directory.bucket}") == "None"
+    finally:
+        run("umount", str(small))
+    store = in_its_directory.open_store()
+    erase_volume(store, "")
+    create_volume(store, "", size=256 << 20, block_size=8 << 20)
+    assert command_mounted(in_its_directory, "--memory=1GiB") == "None"
+
+
 def test_a_live_mount_keeps_its_journal(journaled: Bench) -> None:
     with journaled.mounted():
         said = journaled.command("recover", "--journal-directory", str(journaled.journals), code=6)

@@ -226,7 +226,7 @@ def test_the_journal_of_who_was_overtaken_is_kept(place: Place, tmp_path: object
         wait_until(lambda: writer.do("flush") == "VolumeInUse", "it is told")
         assert writer.do("write", 5 * BLOCK, "q", BLOCK) == "ReadOnlyVolume"
         assert writer.do("close") == "VolumeInUse"
-        assert list(os.scandir(f"{tmp_path}/first"))
+        assert os.listdir(f"{tmp_path}/first")
         assert second.read(3 * BLOCK, BLOCK) == b"b" * BLOCK
 
 

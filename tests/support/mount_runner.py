@@ -32,6 +32,7 @@ from typing import Any
 
 from s3backer import closing, daemon
 from s3backer.errors import S3backerError, StoreUnreachable
+from s3backer.mount_request import MountRequest
 from s3backer.opening import VolumeOptions
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
@@ -122,7 +123,7 @@ def main() -> int:
         closing._STALL_SECONDS = what["stall"]
     for name, value in replaced.items():
         setattr(daemon, name, value)
-    request = daemon.MountRequest(
+    request = MountRequest(
         url=VolumeURL.parse(what["url"]),
         mountpoint=what["mountpoint"],
         store_options=StoreOptions(**what.get("store", {})),

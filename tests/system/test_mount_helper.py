@@ -6,8 +6,8 @@ import pytest
 
 from s3backer import daemon
 from s3backer.cli import main as s3backer_main
-from s3backer.daemon import MountRequest
 from s3backer.frontends.fuse_options import has_no_effect
+from s3backer.mount_request import MountRequest
 from s3backer.system.mount_helper import NOT_MOUNTED, OK, WRONG_CALL, main
 
 

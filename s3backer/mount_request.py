@@ -1,0 +1,138 @@
+"""What a mount is asked for, and what can be said of it before the store is asked anything."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from s3backer.disk_cache import cache_directory
+from s3backer.errors import MountError, UsageError
+from s3backer.journal.files import default_size, journals_directory
+from s3backer.mountpoint import check_fuse, check_mountpoint, check_outside, resolve_mountpoint
+from s3backer.opening import VolumeOptions
+from s3backer.process import raise_open_files
+from s3backer.stores.options import StoreOptions
+from s3backer.url import VolumeURL
+
+_PATH_VARIABLES = (
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CA_BUNDLE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only.
+
+    ``lazy_fsync``: fsync and close are answered at once, as by the original. ``uid`` and ``gid`` own the files, None:
+    who mounts. ``default_journal``: have one, where there is room for it. ``stats_mirror``: a file that gets a copy of
+    the statistics every ``stats_interval`` seconds.
+    """
+
+    url: VolumeURL
+    mountpoint: str
+    store_options: StoreOptions
+    volume_options: VolumeOptions
+    foreground: bool = False
+    file_name: str = "file"
+    file_mode: int | None = None
+    stats_name: str | None = "stats"
+    fuse_options: tuple[str, ...] = ()
+    fast_lane: bool = True
+    direct_io: bool = False
+    lazy_fsync: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    default_journal: bool = False
+    stats_mirror: str | None = None
+    stats_interval: float = 1.0
+    quiet: bool = False
+    debug: bool = False
+
+
+def absolute(request: MountRequest) -> MountRequest:
+    """Make every path independent of the working directory, which a daemon leaves."""
+    for name in _PATH_VARIABLES:
+        value = os.environ.get(name, "")
+        if value and not value.startswith("~"):
+            os.environ[name] = os.path.abspath(value)
+    bundle = request.store_options.ca_bundle
+    copies, journals = request.volume_options.disk_cache_directory, request.volume_options.journal_directory
+    return replace(
+        request,
+        mountpoint=resolve_mountpoint(request.mountpoint),
+        stats_mirror=os.path.abspath(request.stats_mirror) if request.stats_mirror else None,
+        store_options=replace(request.store_options, ca_bundle=os.path.abspath(bundle) if bundle else None),
+        volume_options=replace(
+            request.volume_options,
+            disk_cache_directory=os.path.realpath(copies) if copies else None,
+            journal_directory=os.path.realpath(journals) if journals else None,
+        ),
+    )
+
+
+def with_default_journal(request: MountRequest) -> MountRequest:
+    """Give the mount a journal where nothing was said of one, it is of use, and there is room."""
+    options = request.volume_options
+    if not request.default_journal or options.read_only or options.write_through or request.lazy_fsync:
+        return request
+    try:
+        wanted = replace(options, journal=default_size(options.journal_directory or journals_directory()))
+        _check_places(replace(request, volume_options=wanted))
+    except UsageError:
+        return request
+    return replace(request, volume_options=wanted)
+
+
+def _own_directories(options: VolumeOptions) -> list[tuple[str, str]]:
+    """Return where the volume would keep files of its own, each with the option that wants them."""
+    found = []
+    if options.disk_cache is not None:
+        found.append(("--disk-cache", os.path.realpath(options.disk_cache_directory or cache_directory())))
+    if options.journal:
+        found.append(("--journal", os.path.realpath(options.journal_directory or journals_directory())))
+    return found
+
+
+def _check_places(request: MountRequest) -> None:
+    """Raise UsageError where the volume would keep files of its own on itself."""
+    for option, directory in _own_directories(request.volume_options):
+        check_outside(directory, request.mountpoint, option, "on the volume's own mount point")
+        if request.url.scheme == "file":
+            check_outside(directory, os.path.realpath(request.url.path), option, "in the volume's own directory")
+
+
+def check(request: MountRequest) -> set[str]:
+    """Raise for all that can be seen to fail without asking the store; return llfuse's mount options."""
+    names = [request.file_name] if request.stats_name is None else [request.file_name, request.stats_name]
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
+            raise UsageError(f"{name!r} cannot be the name of a file", hint="Use a name without '/'.")
+    if len(set(names)) < len(names):
+        raise UsageError("the file and the statistics file have the same name", hint="Name one differently.")
+    check_mountpoint(
+        request.mountpoint,
+        allow_nonempty="nonempty" in request.fuse_options,
+        volume_directory=request.url.path if request.url.scheme == "file" else None,
+    )
+    _check_places(request)
+    check_fuse()
+    raise_open_files(request.volume_options.threads)
+    try:
+        from s3backer.frontends.fuse_mount import mount_options
+    except ImportError as error:
+        raise MountError(
+            f"llfuse, which speaks to the kernel, cannot be loaded: {error}",
+            hint="It is built from source: apt install gcc python3-dev pkg-config libfuse-dev fuse, "
+            "then pip install llfuse.",
+        ) from None
+    return mount_options(
+        str(request.url),
+        read_only=request.volume_options.read_only,
+        threads=request.volume_options.threads,
+        user=request.fuse_options,
+    )
