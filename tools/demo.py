@@ -158,8 +158,10 @@ class Demo:
         return pid if isinstance(pid, int) else None
 
     def count_requests(self) -> None:
-        """Add the daemon's requests and their price to the totals."""
-        info = self.daemon_info()
+        """Wait until everything is in the bucket, and add the daemon's requests and their price to the totals."""
+        deadline = time.monotonic() + PATIENCE
+        while (info := self.daemon_info())["unsaved_blocks"] and time.monotonic() < deadline:
+            time.sleep(0.1)
         for kind, count in info["requests"].items():
             self.requests[kind] = self.requests.get(kind, 0) + count["requests"]
         self.cost += info["cost"]

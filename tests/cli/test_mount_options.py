@@ -36,7 +36,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[MountRequest]:
 def test_what_was_not_given_has_the_default_of_its_field(run: Run, requests: list[MountRequest]) -> None:
     assert run("mount", "s3://bucket/disk", "/mnt/disk").code == 0
     (request,) = requests
-    assert request == MountRequest(request.url, "/mnt/disk", StoreOptions(), VolumeOptions())
+    assert request == MountRequest(request.url, "/mnt/disk", StoreOptions(), VolumeOptions(), default_journal=True)
 
 
 def test_every_option(run: Run, requests: list[MountRequest], tmp_path: Path) -> None:
