@@ -172,8 +172,11 @@ def unlock_volume(
             if directory is not None:
                 let_expire(store, url, stack.enter_context(directory), [])
             elif token.lease and watch_token(store, prefix, url, token) is not None:
+                # It is what the service is tried with.
                 store.fence.outside = prefix + TOKEN_NAME
-                wait_until_quiet(store, url, quiet_in(store, token))
+                seconds = quiet_in(store, token)
+                store.fence.take_down()
+                wait_until_quiet(store, url, seconds)
             other = remove_token(store, prefix, token)
             if other is not None:
                 raise in_use(url, other)

@@ -133,10 +133,12 @@ class Holder:
                 time.sleep(_RETRY)
 
     def stop(self) -> None:
-        """Renew it no longer, and leave it where it is."""
+        """Renew it no longer, and leave it where it is. What is written from now on must end before the lease does."""
         self._stopping = True
         self._wake.set()
         self._thread.join()
+        if self.lease.lost is None:
+            self._store.fence.take_down()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
 

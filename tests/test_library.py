@@ -15,6 +15,7 @@ import s3backer
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import UsageError, VolumeInUse, VolumeNotFound
+from s3backer.layouts.token import MountToken, in_use
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.options import StoreOptions
@@ -40,7 +41,13 @@ def test_the_readme_example_runs(tmp_path: Path) -> None:
         assert volume.read(4096, 5) == b"hello"
 
 
-def test_it_is_one_disk_of_bytes_for_one_writer(tmp_path: Path) -> None:
+def in_use_now(url: str, token: MountToken) -> None:
+    raise in_use(url, token)
+
+
+def test_it_is_one_disk_of_bytes_for_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another process would look for up to 20 s.
+    monkeypatch.setattr("s3backer.holder.watch_token", lambda store, prefix, url, token, looks: in_use_now(url, token))
     url = make(tmp_path / "disk")
     with s3backer.open(url, memory=8 << 20, threads=2) as volume:
         assert (volume.size, volume.block_size) == (1 << 20, 4096)

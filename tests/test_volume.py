@@ -34,7 +34,7 @@ from s3backer.volume import Volume
 BLOCK = 4096
 SIZE = 64 * BLOCK
 #: Small enough for evictions: the volume is four times the cache.
-SMALL = VolumeOptions(memory=256 * 1024, threads=4, write_delay=0.01)
+SMALL = VolumeOptions(memory=256 * 1024, threads=4, write_delay=0.01, lease=1.0)
 
 
 class BrokenStore(MemoryStore):

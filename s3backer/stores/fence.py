@@ -21,6 +21,10 @@ class Fence:
         """Let ``ask`` decide about every key but ``outside``: it returns the seconds, or raises why not."""
         self._ask, self.outside = ask, outside
 
+    def take_down(self) -> None:
+        """Let everything be written again: nobody else can have the volume yet."""
+        self._ask, self.outside = lambda: math.inf, None
+
     def check(self, key: str) -> float:
         """Return for how many seconds an attempt may take effect; raise StoreError or VolumeInUse if none may."""
         return math.inf if key == self.outside else self._ask()
