@@ -23,7 +23,8 @@ from s3backer.errors import S3backerError, UsageError
 from s3backer.original_options import ORIGINAL
 from s3backer.url import VolumeURL, check_bucket, checked_prefix
 
-_DEFAULTS = {"default_block_size": 4096, "write_delay": 0.25, "list_blocks": False, "patience": 30.0}
+#: That of a journal too: there is no word for it.
+_DEFAULTS = {"default_block_size": 4096, "write_delay": 0.25, "list_blocks": False, "patience": 30.0, "journal": 0}
 _ACCESS_FILE = "~/.s3backer_passwd"
 
 
