@@ -160,6 +160,11 @@ class Holder:
         return seconds
 
     def _put(self, value: int | None) -> None:
+        try:
+            self.lease.sign_for(self._clock())
+        except StoreError:
+            # It may be another's by now, and not every service heeds conditions.
+            self._read_back()
         for _ in range(2):
             sent_at, former = self._clock(), self._token
             try:
@@ -175,15 +180,19 @@ class Holder:
                     began=former.time,
                 )
             except VolumeInUse:
-                found = read_token(self._store, self._prefix)
-                if found is None or found.value not in self._values:
-                    raise self._not_ours(found) from None
-                # It was put by us, and its answer lost.
-                self._token = found
+                # Perhaps it was put by us, and its answer lost.
+                self._read_back()
             else:
                 self.lease.renewed(sent_at)
                 return
         raise StoreError(f"the mount token of {self._url} is not what was read of it a moment ago", hint="Try again.")
+
+    def _read_back(self) -> None:
+        """Take the token as it is in the bucket; VolumeInUse if it is another's."""
+        found = read_token(self._store, self._prefix)
+        if found is None or found.value not in self._values:
+            raise self._not_ours(found)
+        self._token = found
 
     def _not_ours(self, found: MountToken | None) -> VolumeInUse:
         if found is not None:

@@ -109,18 +109,20 @@ def test_nothing_of_the_holder_arrives_after_the_taker_begins(data: st.DataObjec
 
 
 class Bucket(MemoryStore):
-    """One process's view of a bucket. It may be away, and may lose answers."""
+    """One process's view of a bucket. It may be away, may lose answers, and may heed no conditions."""
 
     def __init__(self, other: MemoryStore | None = None) -> None:
         super().__init__()
         if other is not None:
             self._objects = other._objects
-        self.away = self.loses_answers = False
+        self.away = self.loses_answers = self.careless = False
         self.puts = 0
 
     def put(self, *args: object, **facts: object) -> str:
         """Put, or fail, before or after it took effect."""
         self.puts += 1
+        if self.careless:
+            facts.pop("if_match", None)
         if self.away:
             raise StoreError("the store is away", hint="Wait.")
         etag = super().put(*args, **facts)  # type: ignore[arg-type]
@@ -219,6 +221,16 @@ def test_an_answer_that_was_lost_is_no_loss(bucket: Bucket, holder: Holder) -> N
     assert holder.lease.lost is None
     assert holder.give_back() is None
     assert read_token(bucket, "") is None
+
+
+def test_after_a_sleep_it_puts_nothing_over_another_s_token(bucket: Bucket, holder: Holder, clock: Clock) -> None:
+    bucket.careless = True
+    other = write_token(Bucket(bucket), "", "v", replace=read_token(bucket, ""), random_source=SOURCE, lease=TERM)
+    clock.ahead += 1000.0
+    with pytest.raises(VolumeInUse):
+        bucket.put("block", b"1")
+    found = read_token(bucket, "")
+    assert found is not None and found.value == other.value
 
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])
