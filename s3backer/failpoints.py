@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 VARIABLE = "S3BACKER_FAILPOINT"
+#: Seconds after which all threads stand still.
+_STANDING = 0.5
 
 _name, _count, _how = [*os.environ.get(VARIABLE, "").split(":"), "", ""][:3]
 _left = int(_count) if _count.isdecimal() else 1
@@ -29,3 +32,5 @@ def reach(name: str) -> None:
         _left -= 1
         if _left == 0:
             os.kill(os.getpid(), _signal)
+            # Another thread may be the one that gets it, and this one may come as far as here before all stand still.
+            time.sleep(_STANDING)
