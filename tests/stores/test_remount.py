@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("same_clock")
 
 BLOCK = 4096
 SIZE = 16 * BLOCK
-OPTIONS = VolumeOptions(memory=1 << 20, threads=4, write_delay=3600.0)
+OPTIONS = VolumeOptions(memory=1 << 20, threads=4, write_delay=3600.0, lease=3.0)
 EXPIRY = 1
 
 
