@@ -20,7 +20,7 @@ from s3backer.holder import quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
-from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, settle, watch_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.recovery import let_expire, place_of_journal
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
@@ -177,7 +177,12 @@ def unlock_volume(
                 seconds = quiet_in(store, token)
                 store.fence.take_down()
                 wait_until_quiet(store, url, seconds)
-            other = remove_token(store, prefix, token)
+            try:
+                # As it was seen last: a mount that came back meanwhile has renewed it.
+                store.delete(prefix + TOKEN_NAME, if_match=token.etag)
+                other = None
+            except PreconditionFailed:
+                other = read_token(store, prefix)
             if other is not None:
                 raise in_use(url, other)
             if directory is not None:

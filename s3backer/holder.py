@@ -109,10 +109,10 @@ class Holder:
         with self._changing:
             self._put(None)
 
-    def give_back(self) -> MountToken | None:
+    def give_back(self, *, patient: bool = True) -> MountToken | None:
         """Remove the token and return another's that stands there instead.
 
-        While the store is away it waits. Raises StoreError where the store refuses it.
+        While the store is away it waits, if ``patient``. Raises StoreError where the store refuses it.
         """
         self.stop()
         waiting = False
@@ -127,6 +127,8 @@ class Holder:
                 # That is an answer, and asking again would not change it.
                 raise
             except StoreError as error:
+                if not patient:
+                    raise
                 if not waiting:
                     log.warning("%s: all data is stored, waiting to remove the mount token: %s", self._url, error)
                 waiting = True

@@ -8,12 +8,21 @@ its absence. Only a volume without any block takes every password.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
 from s3backer.codec.block import WrongSignature
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
-from s3backer.errors import CorruptObject, ObjectNotFound, UsageError, VolumeInUse, VolumeNotFound, WrongPassword
+from s3backer.errors import (
+    CorruptObject,
+    ObjectNotFound,
+    StoreError,
+    UsageError,
+    VolumeInUse,
+    VolumeNotFound,
+    WrongPassword,
+)
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
 from s3backer.holder import Holder, Looks, take
 from s3backer.journal.files import JournalDirectory
@@ -123,7 +132,9 @@ def prepare(
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
         if holder is not None:
-            holder.give_back()
+            # One that stays ends by itself.
+            with contextlib.suppress(StoreError):
+                holder.give_back(patient=False)
         raise
     return layout, holder
 

@@ -195,9 +195,11 @@ class Volume:
                 return cls(store, layout, options, holder, directory)
             except BaseException:
                 if holder is not None:
-                    holder.give_back()
-                    if directory is not None:
-                        directory.forget_token()
+                    # One that stays ends by itself.
+                    with contextlib.suppress(S3backerError):
+                        holder.give_back(patient=False)
+                        if directory is not None:
+                            directory.forget_token()
                 raise
         except BaseException:
             if directory is not None:

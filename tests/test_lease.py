@@ -365,6 +365,7 @@ def test_whoever_stops_waiting_leaves_the_token(bucket: Bucket) -> None:
         ("1e9 1e9", (3600.0, 3600.0)),
         ("60", (3600.0, 3600.0)),
         ("soon", (3600.0, 3600.0)),
+        ("nan 0", (3600.0, 3600.0)),
         ("", (0.0, 0.0)),
     ],
 )

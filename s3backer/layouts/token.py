@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import socket
 import time
@@ -98,6 +99,8 @@ def _parse_lease(text: str) -> tuple[float, float]:
     try:
         term, after = map(float, text.split())
     except ValueError:
+        return _LONGEST, _LONGEST
+    if not (math.isfinite(term) and math.isfinite(after)):
         return _LONGEST, _LONGEST
     return min(max(term, _SHORTEST), _LONGEST), min(max(after, 0.0), _LONGEST)
 

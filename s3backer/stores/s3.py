@@ -124,7 +124,8 @@ class S3Store:
     def arriving(self) -> float:
         """Seconds for which a write may still take effect that the fence let through at the last moment."""
         outside = self.fence.outside
-        if self._heeds_expiry is None and outside is not None:
+        if self._heeds_expiry is None and outside is not None and self.conditions:
+            # Only where conditions are known to be heeded: else the trial would take effect.
             self._heeds_expiry = self._engine.refuses_expired(outside)
             if not self._heeds_expiry:
                 log.warning(
@@ -285,7 +286,9 @@ class S3Store:
             conditional=bool(condition),
             accepts=self._accepts(if_match, if_none_match),
         )
-        self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(whole)))
+        if key != self.fence.outside:
+            # Each mount token is another one, put in place of the one before: a late one does no harm.
+            self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(whole)))
         try:
             answer = self._engine.perform(request, verify=self._has_etag(key))
         except LostAnswer:

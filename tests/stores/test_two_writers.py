@@ -236,5 +236,6 @@ def test_whether_a_server_heeds_the_end_of_a_signature(place: Place) -> None:
     with Volume.open(store, "", OPTIONS):
         assert store.arriving == pytest.approx(3 * TIMEOUT + 0.2)
         anonymous = S3Store(place.bucket, replace(place._options, anonymous=True))
+        anonymous.conditions = True
         anonymous.fence.put_up("s3backer-mounted", lambda: 60.0)
         assert anonymous.arriving > 900
