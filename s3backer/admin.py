@@ -172,19 +172,13 @@ def unlock_volume(
             if directory is not None:
                 let_expire(store, url, stack.enter_context(directory), [])
             elif token.lease and watch_token(store, prefix, url, token) is not None:
-                # It is what the service is tried with.
-                store.fence.outside = prefix + TOKEN_NAME
-                seconds = quiet_in(store, token)
-                store.fence.take_down()
-                wait_until_quiet(store, url, seconds)
+                wait_until_quiet(store, url, quiet_in(store, token))
             try:
                 # As it was seen last: a mount that came back meanwhile has renewed it.
                 store.delete(prefix + TOKEN_NAME, if_match=token.etag)
-                other = None
             except PreconditionFailed:
-                other = read_token(store, prefix)
-            if other is not None:
-                raise in_use(url, other)
+                if (other := read_token(store, prefix)) is not None:
+                    raise in_use(url, other) from None
             if directory is not None:
                 directory.forget_token()
         settle(store, url)

@@ -115,7 +115,7 @@ class BlockCache:
         self._flush_sequence = 0
         self._flush_count = 0
         #: Why nothing is stored any more.
-        self._given_up: S3backerError | None = None
+        self.given_up: S3backerError | None = None
 
     # ── what the driver asks ─────────────────────────────────────────────────────────────────────────
 
@@ -184,7 +184,7 @@ class BlockCache:
 
     def give_up(self, error: S3backerError) -> None:
         """Store nothing any more; who waits for it gets the error, and so does who comes."""
-        self._given_up = error
+        self.given_up = error
         for waiting in (*self._flushes, *self._parked):
             self._reply(waiting, error)
         self._flushes.clear()
@@ -197,8 +197,8 @@ class BlockCache:
         if not self._unsaved_up_to(request.sequence):
             self._reply(request, None)
             return
-        if self._given_up is not None:
-            self._reply(request, self._given_up)
+        if self.given_up is not None:
+            self._reply(request, self.given_up)
             return
         self._flushes.append(request)
         self._flush_sequence = max(self._flush_sequence, request.sequence)
@@ -340,8 +340,8 @@ class BlockCache:
 
     def _advance(self, request: WriteRequest | TouchRequest, now: float) -> bool:
         """Carry the request as far as it goes; return False if it waits for a slot."""
-        if self._given_up is not None:
-            self._reply(request, self._given_up)
+        if self.given_up is not None:
+            self._reply(request, self.given_up)
             return True
         block = self._touch(request, now) if isinstance(request, TouchRequest) else self._write(request, now)
         if block is None:
@@ -434,7 +434,7 @@ class BlockCache:
 
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""
-        again = self._given_up is None
+        again = self.given_up is None
         while again:
             again = False
             room = self._room()

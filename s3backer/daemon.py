@@ -30,10 +30,10 @@ from s3backer.background import launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, socket_name
 from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
-from s3backer.journal.files import journals_directory
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
 from s3backer.mountpoint import loop_devices, wait_for_size
+from s3backer.opening import VolumeOptions
 from s3backer.process import has_memory_limit, open_standard_descriptors, prepare_process
 from s3backer.signals import Signals
 from s3backer.stores import open_store
@@ -154,21 +154,8 @@ class _Daemon:
         self._redacting.register(request.volume_options.encoding.password)
         store = open_store(request.url, request.store_options)
         ident = socket_name(store, request.url.prefix)
-        options = request.volume_options
-        if options.journal_directory is None:
-            # Without a journal, too: after a crash the next mount here knows that this one has died.
-            with contextlib.suppress(UsageError):
-                options = replace(options, journal_directory=str(journals_directory()))
         try:
-            try:
-                volume = Volume.open(store, request.url.prefix, options, progress=self._replaying)
-            except UsageError as error:
-                if not (request.default_journal and options.journal):
-                    raise
-                # Blocks or memory may be of a size that no journal of this size goes with.
-                options = replace(options, journal=0)
-                volume = Volume.open(store, request.url.prefix, options, progress=self._replaying)
-                log.warning("%s has no journal: %s", request.url, error.message)
+            volume = self._open(store, request.volume_options)
         except BaseException as error:
             store.close()
             if isinstance(error, VolumeInUse):
@@ -193,6 +180,18 @@ class _Daemon:
                     control.stop()
             self._service.close("everything is stored")
             log.info("%s is closed, everything is stored", volume.name)
+
+    def _open(self, store: ObjectStore, options: VolumeOptions) -> Volume:
+        prefix = self._request.url.prefix
+        try:
+            return Volume.open(store, prefix, options, progress=self._replaying)
+        except UsageError as error:
+            if not (self._request.default_journal and options.journal):
+                raise
+            # Blocks or memory may be of a size that no journal of this size goes with.
+            volume = Volume.open(store, prefix, replace(options, journal=0), progress=self._replaying)
+            log.warning("%s has no journal: %s", self._request.url, error.message)
+            return volume
 
     def _replaying(self, done: int, total: int) -> None:
         """Hear that a journal is replayed, or a former mount waited for; a signal ends it."""

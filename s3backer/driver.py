@@ -131,7 +131,7 @@ class Driver:
         self.read_ahead = ReadAhead(slab.block_size, self._widest)
         #: Seconds that reading a block takes, a moving average.
         self._latency: float | None = None
-        self._stopping = self._given_up = False
+        self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
         #: Why the last attempt to store a block failed; None while write-back works.
@@ -244,8 +244,7 @@ class Driver:
         if self._journal is not None:
             # Nobody will replay it: a flush that the journal answers would promise what is not so.
             self._journal.core.give_up()
-        self._given_up = True
-        self._report(error)
+        self.failure = error
         self._call(lambda now: self.cache.give_up(error))
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────
@@ -285,7 +284,7 @@ class Driver:
             thread.join()
 
     def _drain(self, finished: threading.Event) -> None:
-        while not self._given_up:
+        while self.cache.given_up is None:
             try:
                 self.flush()
             except (S3backerError, MemoryError) as error:
@@ -424,7 +423,7 @@ class Driver:
             error = failure
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
-        if not self._given_up:
+        if self.cache.given_up is None:
             self._report(error)
         self._call(lambda now: self.cache.stored(job.block, error, now))
 

@@ -1,7 +1,7 @@
 """Points at which a test lets this process die, as if it were killed there, or stand still.
 
-``S3BACKER_FAILPOINT=NAME``, ``NAME:COUNT`` or ``NAME:COUNT:stop``: at the COUNTth time that the point is reached,
-SIGKILL or SIGSTOP. Without it nothing happens.
+``S3BACKER_FAILPOINT=NAME`` or ``NAME:COUNT``: at the COUNTth time that the point is reached, SIGKILL. Without it
+nothing happens. Who is to stand still is told so by ``arm``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ VARIABLE = "S3BACKER_FAILPOINT"
 #: Seconds after which all threads stand still.
 _STANDING = 0.5
 
-_name, _count, _how = [*os.environ.get(VARIABLE, "").split(":"), "", ""][:3]
+_name, _, _count = os.environ.get(VARIABLE, "").partition(":")
 _left = int(_count) if _count.isdecimal() else 1
-_signal = signal.SIGSTOP if _how == "stop" else signal.SIGKILL
+_signal = signal.SIGKILL
 
 
 def arm(name: str, count: int = 1, *, stop: bool = False) -> None:
-    """Let this process die or stop at a point, as the variable would."""
+    """Let this process die at a point, as the variable would, or stop there."""
     global _name, _left, _signal
     _name, _left, _signal = name, count, signal.SIGSTOP if stop else signal.SIGKILL
 

@@ -26,6 +26,7 @@ from s3backer.layouts.token import (
     TOKEN_NAME,
     MountToken,
     claim_token,
+    count_down,
     in_use,
     read_token,
     remove_token,
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 _RETRY = 1.0
 #: Seconds after which it is noted again that requests are under way.
 _NOTE = 1.0
-#: Seconds between two reports of a wait.
-_LOOK = 0.25
 
 #: Told the seconds that are left of a wait, which it ends by raising.
 Looks = Callable[[float], None]
@@ -206,9 +205,6 @@ class Holder:
 
     def _run(self) -> None:
         complained = False
-        # It is found out now, so that it is said when the volume is mounted, and stands in the token.
-        with contextlib.suppress(S3backerError):
-            _ = self._store.arriving
         while True:
             self._wake.wait(self.lease.due_in(self._clock()))
             self._wake.clear()
@@ -300,7 +296,4 @@ def wait_until_quiet(store: ObjectStore, url: str, seconds: float, looks: Looks 
     if seconds > 0:
         log.warning("%s waits %.0f s for requests of its former mount", url, seconds)
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        if looks:
-            looks(left)
-        time.sleep(min(left, _LOOK))
+    count_down(lambda: until - time.monotonic(), looks)

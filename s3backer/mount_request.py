@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,10 @@ def absolute(request: MountRequest) -> MountRequest:
             os.environ[name] = os.path.abspath(value)
     bundle = request.store_options.ca_bundle
     copies, journals = request.volume_options.disk_cache_directory, request.volume_options.journal_directory
+    if journals is None:
+        # Without a journal, too: after a crash the next mount here knows that this one has died.
+        with contextlib.suppress(UsageError):
+            journals = str(journals_directory())
     return replace(
         request,
         mountpoint=resolve_mountpoint(request.mountpoint),
@@ -78,10 +83,11 @@ def absolute(request: MountRequest) -> MountRequest:
 def with_default_journal(request: MountRequest) -> MountRequest:
     """Give the mount a journal where nothing was said of one, it is of use, and there is room."""
     options = request.volume_options
-    if not request.default_journal or options.read_only or options.write_through or request.lazy_fsync:
+    of_use = not (options.read_only or options.write_through or request.lazy_fsync)
+    if not (request.default_journal and of_use and options.journal_directory):
         return request
     try:
-        wanted = replace(options, journal=default_size(options.journal_directory or journals_directory()))
+        wanted = replace(options, journal=default_size(options.journal_directory))
         _check_places(replace(request, volume_options=wanted))
     except UsageError:
         return request

@@ -65,13 +65,13 @@ class Port:
         self._driver = driver
         self._keeper = keeper
         self._calls, self._writes = gates
-        self._read_only = read_only
+        #: Why no write is taken; empty: it is.
+        self._refused = "was opened read-only" if read_only else ""
         self._write_through = write_through
         #: Called, and waited for, when what callers may reach has changed.
         self.on_end: Callable[[int], None] = lambda end: None
         #: Called, and waited for, when no write may be taken any more.
         self.on_lost: Callable[[], None] = lambda: None
-        self._lost = False
 
     @property
     def read_ahead(self) -> ReadAhead:
@@ -86,12 +86,16 @@ class Port:
     @property
     def slow_writes(self) -> bool:
         """Whether no write may be taken by the slab alone."""
-        return self._read_only or self._write_through or self._lost
+        return bool(self._refused) or self._write_through
 
     def lose(self) -> None:
         """Take no write any more: the volume is somebody else's. When it returns, none is under way in the slab."""
-        self._read_only = self._lost = True
+        self._refused = "is somebody else's now"
         self.on_lost()
+
+    def refusal(self) -> ReadOnlyVolume | None:
+        """Return what a writer is told where no write is taken, None where it is."""
+        return ReadOnlyVolume(f"{self.name} {self._refused}") if self._refused else None
 
     def prefetch(self, blocks: range) -> None:
         """Fetch blocks before they are asked for."""
@@ -125,9 +129,9 @@ class Port:
         if stay is None:
             return False
         room = self.end() - offset
-        if self._read_only or room <= 0 < len(data):
+        if self._refused or room <= 0 < len(data):
             stay.leave()
-            done(self._refusal(), 0)
+            done(self.refusal() or _no_space(), 0)
             return True
         taken = min(len(data), max(room, 0))
 
@@ -150,9 +154,9 @@ class Port:
         stay = self._enter(self._calls, self._writes)
         if stay is None:
             return False
-        if self._read_only or offset + length > self.end():
+        if self._refused or offset + length > self.end():
             stay.leave()
-            done(self._refusal())
+            done(self.refusal() or _no_space())
             return True
 
         def finish(error: Error) -> None:
@@ -185,12 +189,6 @@ class Port:
         call.cancelled = True
         for request in call.requests:
             self._driver.cancel(request, Interrupted())
-
-    def _refusal(self) -> Error:
-        if self._read_only:
-            why = "is somebody else's now" if self._lost else "was opened read-only"
-            return ReadOnlyVolume(f"{self.name} {why}")
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _wait_for(self, call: Call, request: Request) -> None:
         call.requests.append(request)
@@ -290,3 +288,7 @@ class _Zeroing:
         length = min(self._driver.zero_step, self._stop - self._offset)
         self._offset += length
         return self._driver.begin_zero(self._offset - length, length, self.go_on)
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -62,7 +62,6 @@ def has_memory_limit(groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgro
             if not controllers and _version2_has_limit(groups, path):
                 return True
     return False
-    return False
 
 
 def _version1_has_limit(top: str, path: str) -> bool:

@@ -29,7 +29,7 @@ from typing import ParamSpec, Self
 from s3backer import _fast
 from s3backer.disk_cache import DiskCache, open_disk_cache
 from s3backer.driver import Driver, Waiter
-from s3backer.errors import JournalError, ReadOnlyVolume, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import JournalError, S3backerError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import check_geometry
@@ -90,8 +90,6 @@ class Volume:
             ) from None
         self._began = time.monotonic()
         self._directory = directory
-        #: Whether it is somebody else's.
-        self._lost = False
         #: The value of the token in place of the one that the journal knows.
         self._new_token: int | None = None
         journal = None
@@ -317,8 +315,7 @@ class Volume:
         if self._survey is not None:
             self._survey.join()
         try:
-            lost = None if self._holder is None else self._holder.lease.lost
-            if self._holder is not None and lost is None:
+            if self._holder is not None and not self._lost:
                 settle(self._store, self.name, waits)
                 if self._keeper is not None:
                     self._keeper.end()
@@ -374,7 +371,6 @@ class Volume:
     def _give_up(self, error: VolumeInUse) -> None:
         """Write nothing any more: the volume is somebody else's."""
         log.critical("%s is lost: %s. It is read-only here from now on, and flushes fail", self.name, error.message)
-        self._lost = True
         self.port.lose()
         self._driver.give_up(error)
 
@@ -390,6 +386,11 @@ class Volume:
     def _close_disk_cache(self) -> None:
         if self._disk_cache is not None:
             self._disk_cache.close()
+
+    @property
+    def _lost(self) -> bool:
+        """Whether it is somebody else's."""
+        return self._holder is not None and self._holder.lease.lost is not None
 
     # ── facts ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -460,10 +461,9 @@ class Volume:
             self._driver.flush()
 
     def _check_writable(self) -> None:
-        if self._lost:
-            raise ReadOnlyVolume(f"{self.name} is somebody else's now")
-        if self.read_only:
-            raise ReadOnlyVolume(f"{self.name} was opened read-only")
+        refusal = self.port.refusal()
+        if refusal is not None:
+            raise refusal
 
     def _set_end(self, end: int) -> None:
         """Change what callers may reach, while no write is under way."""

@@ -47,6 +47,15 @@ def minio() -> Iterator[MinioServer]:
 
 
 @pytest.fixture(params=["seaweed", "minio"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    """Return a server that nobody else uses, as it is killed."""
+    if request.param == "minio" and find_minio() is None:
+        pytest.skip(NOT_BUILT)
+    with MinioServer() if request.param == "minio" else SeaweedServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["seaweed", "minio"])
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Return the one server and the other: for what has to hold on both."""
     server = request.getfixturevalue(request.param)

@@ -211,11 +211,15 @@ def settle(store: ObjectStore, url: str, waits: Callable[[float], None] | None =
     left = store.settles_in()
     if left > 0:
         log.warning("%s waits %.0f s for requests whose answers were lost", url, left)
-    while left > 0:
-        if waits:
-            waits(left)
-        time.sleep(min(left, _LOOK))
-        left = store.settles_in()
+    count_down(store.settles_in, waits)
+
+
+def count_down(left: Callable[[], float], looks: Callable[[float], None] | None) -> None:
+    """Wait until no seconds are ``left``; ``looks`` is called now and then with how many are, and may raise."""
+    while (seconds := left()) > 0:
+        if looks:
+            looks(seconds)
+        time.sleep(min(seconds, _LOOK))
 
 
 def in_use(url: str, token: MountToken | None) -> VolumeInUse:

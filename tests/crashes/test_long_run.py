@@ -28,17 +28,16 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.support.minio_program import NOT_BUILT, find_minio
 from tests.support.mounts import Mounted, needs_mounts
 from tests.support.proxied import proxied
-from tests.support.servers import MinioServer, S3Server, SeaweedServer
+from tests.support.servers import S3Server
 from tests.support.stamping import TIMEOUT, BucketBench, Stamper
 from tools.fault_proxy import KINDS
 
@@ -254,15 +253,6 @@ class LongRun:
                 for disk in self._disks:
                     if disk.mount is not None:
                         disk.look()
-
-
-@pytest.fixture(params=["seaweed", "minio"])
-def own_server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    """Return a server that nobody else uses, as it is killed."""
-    if request.param == "minio" and find_minio() is None:
-        pytest.skip(NOT_BUILT)
-    with MinioServer() if request.param == "minio" else SeaweedServer() as server:
-        yield server
 
 
 @pytest.mark.timeout(0)

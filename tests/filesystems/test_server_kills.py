@@ -19,7 +19,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,9 +26,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.filesystem_load import CHECKS, Load, Promised, check_device
-from tests.support.minio_program import NOT_BUILT, find_minio
 from tests.support.mounts import Mounted, filesystem, loop_device, needs_mounts, wait_until
-from tests.support.servers import MinioServer, S3Server, SeaweedServer
+from tests.support.servers import S3Server, SeaweedServer
 from tests.support.stamping import BucketBench, Stamper
 from tests.support.tools import run
 
@@ -197,15 +195,6 @@ class Killing:
         for disk, start in zip(self.disks, before, strict=True):
             wait_until(lambda: disk.ended or disk.progress > start + 2, "the load goes on")  # noqa: B023
             assert not disk.ended, f"the load on {disk.kind or 'the raw disk'} has ended: {disk.problem!r}"
-
-
-@pytest.fixture(params=["seaweed", "minio"])
-def own_server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    """Return a server that nobody else uses, as it is killed."""
-    if request.param == "minio" and find_minio() is None:
-        pytest.skip(NOT_BUILT)
-    with MinioServer() if request.param == "minio" else SeaweedServer() as server:
-        yield server
 
 
 def kill(server: S3Server, directory: Path, rounds: list[str], seed: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -268,6 +269,17 @@ def test_somebody_else_has_it_now(dead: Bench) -> None:
 
 
 @lane_first
+@contextlib.contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """Mount a filesystem of that size."""
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
+    try:
+        yield place
+    finally:
+        run("umount", str(place))
+
+
 def command_mounted(bench: Bench, *words: str) -> str:
     """Mount with the command and its defaults, and return what info says of the journal."""
     bench.command("mount", str(bench.mountpoint), *words)
@@ -299,14 +311,9 @@ def test_there_is_one_where_nothing_is_said(in_its_directory: Bench) -> None:
 @lane_first
 def test_there_is_none_where_it_cannot_be(in_its_directory: Bench, tmp_path: Path) -> None:
     """Where nobody has asked for it, that is no error."""
-    small = tmp_path / "small"
-    small.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=100m", "none", str(small))
-    try:
+    with small_disk(tmp_path / "small", "100m") as small:
         assert command_mounted(in_its_directory, f"--journal-directory={small}") == "None"
-        assert command_mounted(in_its_directory, f"--journal-directory={in_its_directory.bucket}") == "None"
-    finally:
-        run("umount", str(small))
+    assert command_mounted(in_its_directory, f"--journal-directory={in_its_directory.bucket}") == "None"
     store = in_its_directory.open_store()
     erase_volume(store, "")
     create_volume(store, "", size=256 << 20, block_size=8 << 20)
@@ -390,17 +397,12 @@ def test_too_small_a_journal(journaled: Bench) -> None:
 
 @without_lane
 def test_a_disk_without_room_for_it(journaled: Bench, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small))
-    try:
+    with small_disk(tmp_path / "small", "512k") as small:
         code, text = journaled.run(volume={"journal_directory": str(small / "j")})
         assert code == 9
         assert "has no room for another file: No space left on device" in text
         assert "--journal-directory" in text
         assert not journaled.token.exists()
-    finally:
-        run("umount", str(small))
 
 
 def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None:
@@ -414,7 +416,7 @@ def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None
     try:
         with journaled.mounted(volume={"journal_directory": str(disk / "j")}) as mount:
             write(mount, DATA, sync=True)
-            old = journaled.token.read_bytes()
+            _, _, old, *_ = journaled.token.read_text().split("\n")
             run("xfs_io", "-x", "-c", "shutdown", str(disk))
             fresh = bytes(reversed(DATA))
             descriptor = os.open(mount.file, os.O_RDWR)
@@ -428,7 +430,7 @@ def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None
                 os.close(descriptor)
             # What fsync has promised is in the bucket now, and the journal can not be replayed over it.
             assert journaled.stored(0, len(fresh)) == fresh
-            assert journaled.token.read_bytes() != old
+            assert journaled.token.read_text().split("\n")[2] != old
             kill(mount)
     finally:
         run("umount", str(disk))

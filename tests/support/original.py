@@ -72,6 +72,9 @@ def program_refused(program: Sequence[str | Path], mountpoint: Path, *words: str
     """Try to mount, see it refused with the exit code 1, and return what was said."""
     mountpoint.mkdir(exist_ok=True)
     code, said = run_program(program, mountpoint.parent, *words, str(mountpoint))
+    if find_mount(str(mountpoint)):
+        # It has mounted in the background.
+        umount(mountpoint)
     assert code == 1, (code, said)
     return said
 
