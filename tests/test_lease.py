@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s3backer.admin import unlock_volume
 from s3backer.errors import ObjectNotFound, StoreError, VolumeInUse
 from s3backer.holder import Holder, take
 from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token, remove_token, write_token
@@ -355,6 +356,23 @@ def test_whoever_stops_waiting_leaves_the_token(bucket: Bucket) -> None:
         take(bucket, "", "v", found, force=False, looks=stop)
     after = read_token(bucket, "")
     assert after is not None and after.value != found.value and after.lease == TERM
+
+
+def test_unlock_leaves_a_mount_that_comes_back_while_it_waits(bucket: Bucket) -> None:
+    found = put(bucket, lease=1.0)
+    bucket.arriving = 1.5
+
+    def come_back() -> None:
+        claim_token(Bucket(bucket), "", "v", value=found.value, replace=found, random_source=SOURCE, lease=1.0)
+
+    # After the term that it watches.
+    late = threading.Timer(1.75, come_back)
+    late.start()
+    with pytest.raises(VolumeInUse):
+        unlock_volume(bucket, "")
+    late.join()
+    after = read_token(bucket, "")
+    assert after is not None and after.etag != found.etag
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,24 @@ def test_a_failed_open_leaves_the_bucket_as_it_was(store: BrokenStore) -> None:
     assert keys(store) == before
 
 
+def test_where_the_store_goes_away_after_the_token_was_put_opening_ends(
+    store: BrokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go_away(*_: object) -> None:
+        store.broken = True
+        raise StoreError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s3backer.opening.refuse_if_changed", go_away)
+        with pytest.raises(StoreError, match="the store is away"):
+            Volume.open(store, "p/", SMALL)
+    # Its token stays, and ends by itself.
+    assert "p/s3backer-mounted" in keys(store)
+    store.broken = False
+    Volume.open(store, "p/", SMALL).close()
+    assert "p/s3backer-mounted" not in keys(store)
+
+
 def test_close_waits_until_the_store_is_back(store: BrokenStore) -> None:
     volume = Volume.open(store, "p/", SMALL)
     store.broken = True
