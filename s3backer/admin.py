@@ -16,11 +16,11 @@ from itertools import islice
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import JournalError, PreconditionFailed, UsageError, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
-from s3backer.holder import quiet_in, wait_until_quiet
+from s3backer.holder import quiet_in, take, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
-from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, settle, watch_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.recovery import let_expire, place_of_journal
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
@@ -119,12 +119,35 @@ def erase_volume(
 ) -> int:
     """Delete every block and then the token; return the number of blocks.
 
-    Raises VolumeInUse where it is mounted, unless ``force``. ``progress`` is called with the blocks deleted so far.
-    Block 0 goes last, so that an interrupted erase is still seen as a volume.
+    Raises VolumeInUse where it is mounted, unless ``force``: a mount that may be alive first loses the volume, which
+    takes as long as a take-over. ``progress`` is called with the blocks deleted so far. Block 0 goes last, so that an
+    interrupted erase is still seen as a volume.
     """
+    url = volume_name(store, prefix)
     token = read_token(store, prefix)
     if token is not None and not force:
-        raise in_use(volume_name(store, prefix), token)
+        raise in_use(url, token)
+    if token is None or not token.lease:
+        erased = _erase_blocks(store, prefix, progress)
+        if token is not None:
+            store.delete(prefix + TOKEN_NAME)
+    else:
+        holder = take(store, prefix, url, token, force=True)
+        try:
+            erased = _erase_blocks(store, prefix, progress)
+        except BaseException:
+            holder.stop()
+            raise
+        other = holder.give_back(patient=False)
+        if other is not None:
+            raise in_use(url, other)
+    settle(store, url)
+    if progress:
+        progress(erased)
+    return erased
+
+
+def _erase_blocks(store: ObjectStore, prefix: str, progress: Callable[[int], None] | None) -> int:
     erased = 0
     last: list[str] = []
     with ThreadPoolExecutor(_ERASE_THREADS, thread_name_prefix="s3backer-erase") as pool:
@@ -138,13 +161,7 @@ def erase_volume(
     # While block 0 is there nobody makes a volume here, which late deletions would eat.
     settle(store, volume_name(store, prefix))
     store.delete_many(last)
-    erased += len(last)
-    if token is not None:
-        store.delete(prefix + TOKEN_NAME)
-    settle(store, volume_name(store, prefix))
-    if progress:
-        progress(erased)
-    return erased
+    return erased + len(last)
 
 
 def unlock_volume(
@@ -168,17 +185,14 @@ def unlock_volume(
         )
     if token is not None:
         with contextlib.ExitStack() as stack:
-            directory = _note_of(store, prefix, token, journal_directory)
+            directory = _home_of(store, prefix, token, journal_directory)
             if directory is not None:
-                let_expire(store, url, stack.enter_context(directory), [])
+                let_expire(store, url, stack.enter_context(directory), [], token)
             elif token.lease and watch_token(store, prefix, url, token) is not None:
                 wait_until_quiet(store, url, quiet_in(store, token))
-            try:
-                # As it was seen last: a mount that came back meanwhile has renewed it.
-                store.delete(prefix + TOKEN_NAME, if_match=token.etag)
-            except PreconditionFailed:
-                if (other := read_token(store, prefix)) is not None:
-                    raise in_use(url, other) from None
+            # As it was seen last: a mount that came back meanwhile has renewed it.
+            if (other := remove_token(store, prefix, token)) is not None:
+                raise in_use(url, other)
             if directory is not None:
                 directory.forget_token()
         settle(store, url)
@@ -187,18 +201,15 @@ def unlock_volume(
     return token
 
 
-def _note_of(
+def _home_of(
     store: ObjectStore, prefix: str, token: MountToken, journal_directory: str | None
 ) -> JournalDirectory | None:
-    """Return the locked directory in which the token was noted: its mount was one of this host's, and has died.
-
-    None if it is not known to be.
-    """
+    """Return the locked directory of the token's mount, which then has died; None if that is not known."""
     with contextlib.suppress(UsageError, JournalError):
         path = place_of_journal(store, prefix, VolumeOptions(journal_directory=journal_directory))
         if has_files(path):
             directory = JournalDirectory(path)
-            if directory.token == token.value:
+            if directory.home == token.home:
                 return directory
             directory.close()
     return None

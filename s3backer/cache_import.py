@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 from s3backer import _fast
 from s3backer.cache_file import CacheFile
-from s3backer.errors import CorruptObject, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import CorruptObject, PreconditionFailed, S3backerError, UsageError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, Metadata
-from s3backer.layouts.token import SHARED_TOKEN, MountToken, claim_token, in_use, read_token, remove_token, settle
+from s3backer.layouts.token import MountToken, in_use, new_token, put_token, read_token, remove_token, settle
 from s3backer.opening import VolumeOptions, find_layout, refuse_if_changed, volume_name
 from s3backer.stores.base import ObjectStore
 from s3backer.units import exact_size
@@ -106,16 +106,13 @@ class CacheImport:
 
     def _run(self, progress: Progress) -> None:
         prefix = self.layout.prefix
-        source = random.SystemRandom()
         self.file.check_unchanged()
-        token = claim_token(
-            self.store,
-            prefix,
-            self.url,
-            value=self.file.header.token or source.randrange(1, SHARED_TOKEN),
-            replace=self.found,
-            random_source=source,
-        )
+        token = new_token(random.SystemRandom(), value=self.file.header.token)
+        try:
+            # Whatever is raised, none is removed: a repeat finds this value or the former one.
+            token = put_token(self.store, prefix, token, former=self.found)
+        except PreconditionFailed:
+            raise in_use(self.url, read_token(self.store, prefix)) from None
         refuse_if_changed(self.store, prefix, self.options, self.metadata)
         self._for_all("storing blocks", self._write, progress)
         fresh = self._fresh_layout()

@@ -55,7 +55,7 @@ from s3backer.geometry import MIB, check_geometry
 from s3backer.layouts.block_set import BlockSet
 from s3backer.layouts.classic import MAX_BLOCKS, ClassicLayout, parse_metadata
 from s3backer.layouts.copy_note import CopyNote
-from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, settle, write_token
+from s3backer.layouts.token import MountToken, in_use, new_token, read_token, remove_token, settle, write_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ObjectStore
 
@@ -231,9 +231,7 @@ class _Copy:
             self._require_ours(found, note)
         elif next(volume_objects(self._store, prefix), None) is not None:
             raise self._exists()
-        token = write_token(
-            self._store, prefix, self._name, replace=found, random_source=random.SystemRandom(), copy=note
-        )
+        token = write_token(self._store, prefix, self._name, new_token(random.SystemRandom(), copy=note), former=found)
         for entry, block in volume_objects(self._store, prefix):
             if block is None:
                 continue

@@ -335,13 +335,16 @@ class _Daemon:
             if _stays_open(operations):
                 # Storing may take long, and would be for nothing.
                 raise _in_the_way(mount.mountpoint, file, os.strerror(errno.EBUSY))
-            _reporting(volume, volume.flush, progress)
+            if not volume.lost:
+                _reporting(volume, volume.flush, progress)
             try:
                 mount.unmount()
             except OSError as error:
                 raise _in_the_way(mount.mountpoint, file, error.strerror) from None
             self._request_stop()
-            return {"pid": os.getpid(), "mountpoint": mount.mountpoint, "settles_in": volume.settles_in}
+            answer = {"pid": os.getpid(), "mountpoint": mount.mountpoint, "settles_in": volume.settles_in}
+            left = volume.left_unsaved()
+            return answer if left is None else answer | {"left_unsaved": [left.message, left.hint]}
 
         server = ControlServer(
             control_path(ident), {"info": info, "flush": flush, "resize": resize, "unmount": unmount}

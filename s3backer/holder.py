@@ -6,7 +6,10 @@
 Guarantees
   * From the first moment on it is renewed, also while its taker still waits for the former holder's requests.
   * Nothing is written while the lease has not been renewed in time (s3backer/lease.py), and nothing ever again once
-    the token is another's.
+    the token is another's. Ours is what was put here, by its nonce: its value is known to a copy of the directory, too.
+  * Where the conditions of PUTs are not known to be heeded, it is read before each renewal: of two that want the
+    volume one finds the other's.
+  * A request to remove it that may still arrive is waited for before the next one.
   * Before a write is sent, this host notes that requests are under way, if there is a directory to note it in: who
     finds this process dead knows how long to wait.
 """
@@ -18,18 +21,30 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
-from s3backer.errors import AccessDenied, BucketNotFound, JournalError, S3backerError, StoreError, VolumeInUse
+from s3backer.errors import (
+    AccessDenied,
+    BucketNotFound,
+    JournalError,
+    PreconditionFailed,
+    S3backerError,
+    StoreError,
+    VolumeInUse,
+)
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.token import (
     TOKEN_NAME,
     MountToken,
-    claim_token,
     count_down,
     in_use,
+    new_token,
+    put_token,
     read_token,
     remove_token,
+    settle,
     watch_token,
     write_token,
 )
@@ -39,8 +54,10 @@ from s3backer.stores.base import ObjectStore
 
 log = logging.getLogger(__name__)
 
-#: Pause in seconds between two attempts to give the token back.
-_RETRY = 1.0
+#: Pause in seconds between two attempts to give the token back, and for how long the first renewal is tried.
+_RETRY, _TRY = 1.0, 10.0
+#: How many puttings of the token are remembered: as many as may still arrive.
+_REMEMBERED = 256
 #: Seconds after which it is noted again that requests are under way.
 _NOTE = 1.0
 
@@ -49,7 +66,10 @@ Looks = Callable[[float], None]
 
 
 class Holder:
-    """The mount token of one volume, held. ``sent_at``: when the request was sent that put it, on ``clock``."""
+    """The mount token of one volume, held. ``sent_at``: when the request was sent that put it, on ``clock``.
+
+    ``token.arriving`` is what whoever finds it has to wait, until ``settled`` says that only our own requests count.
+    """
 
     def __init__(
         self,
@@ -67,8 +87,10 @@ class Holder:
         self._clock = clock
         self._random = random.SystemRandom()
         self._token = token
-        #: Each value that it may have in the bucket.
-        self._values = {token.value}
+        #: The nonces of those that were put here, and may be in the bucket.
+        self._nonces = deque([token.nonce], maxlen=_REMEMBERED)
+        #: Seconds in which requests may arrive that are not ours.
+        self._owed = token.arriving
         self.lease = Lease(url, token.lease, sent_at)
         #: Called once, by any thread, when the token has become another's.
         self.on_lost: Callable[[VolumeInUse], None] = lambda error: None
@@ -92,15 +114,18 @@ class Holder:
     def confirm(self) -> None:
         """Raise VolumeInUse unless the token in the bucket is still ours."""
         found = read_token(self._store, self._prefix)
-        if found is None or found.value not in self._values:
+        if not self._is_ours(found):
             error = self._not_ours(found)
             self._lose(error)
             raise error
 
+    def settled(self) -> None:
+        """Hear that no request of a former mount can take effect any more."""
+        self._owed = 0.0
+
     def change(self, value: int) -> None:
         """Give the token another value. Raises StoreError, and then it has the one or the other; VolumeInUse."""
         with self._changing:
-            self._values.add(value)
             self._put(value)
 
     def renew(self) -> None:
@@ -117,10 +142,12 @@ class Holder:
         waiting = False
         while True:
             try:
-                other = remove_token(self._store, self._prefix, self._token)
-                if other is not None and other.value in self._values:
-                    # It was put, and its answer lost.
+                other: MountToken | None = self._token
+                while other is not None and self._is_ours(other):
+                    # Not always the last one: one was put, perhaps, and its answer lost.
                     other = remove_token(self._store, self._prefix, other)
+                if other is None:
+                    self._store.fence.take_down()
                 return other
             except (AccessDenied, BucketNotFound):
                 # That is an answer, and asking again would not change it.
@@ -132,21 +159,23 @@ class Holder:
                     log.warning("%s: all data is stored, waiting to remove the mount token: %s", self._url, error)
                 waiting = True
                 time.sleep(_RETRY)
+                # The next mount's token must not meet that request.
+                settle(self._store, self._url)
 
     def stop(self) -> None:
-        """Renew it no longer, and leave it where it is. What is written from now on must end before the lease does."""
+        """Renew it no longer, and leave it where it is. Soon nothing can be written from here any more."""
         self._stopping = True
         self._wake.set()
         self._thread.join()
-        if self.lease.lost is None:
-            self._store.fence.take_down()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _may_write(self) -> float:
+    def _may_write(self, wait: bool) -> float:
         try:
             seconds = self.lease.sign_for(self._clock())
         except StoreError:
+            if not wait:
+                raise
             # As after the computer has slept: with the store there it takes no longer than a request.
             with self._attempted:
                 self._wake.set()
@@ -161,26 +190,19 @@ class Holder:
         return seconds
 
     def _put(self, value: int | None) -> None:
-        try:
-            self.lease.sign_for(self._clock())
-        except StoreError:
-            # It may be another's by now, and not every service heeds conditions.
+        if self._store.conditions is not True:
             self._read_back()
         for _ in range(2):
-            sent_at, former = self._clock(), self._token
+            sent_at = self._clock()
+            token = self._token.anew(
+                self._random,
+                value=self._token.value if value is None else value,
+                arriving=max(self._store.arriving, self._owed),
+            )
+            self._nonces.append(token.nonce)
             try:
-                self._token = claim_token(
-                    self._store,
-                    self._prefix,
-                    self._url,
-                    value=former.value if value is None else value,
-                    replace=former,
-                    random_source=self._random,
-                    journal=former.journal,
-                    lease=former.lease,
-                    began=former.time,
-                )
-            except VolumeInUse:
+                self._token = put_token(self._store, self._prefix, token, former=self._token)
+            except PreconditionFailed:
                 # Perhaps it was put by us, and its answer lost.
                 self._read_back()
             else:
@@ -191,9 +213,12 @@ class Holder:
     def _read_back(self) -> None:
         """Take the token as it is in the bucket; VolumeInUse if it is another's."""
         found = read_token(self._store, self._prefix)
-        if found is None or found.value not in self._values:
+        if found is None or not self._is_ours(found):
             raise self._not_ours(found)
         self._token = found
+
+    def _is_ours(self, found: MountToken | None) -> bool:
+        return found is not None and found.nonce in self._nonces
 
     def _not_ours(self, found: MountToken | None) -> VolumeInUse:
         if found is not None:
@@ -210,6 +235,9 @@ class Holder:
             self._wake.clear()
             if self._stopping:
                 return
+            if self.lease.due_in(self._clock()) > 0:
+                # Somebody is waiting for it, and the last attempt has just failed.
+                continue
             try:
                 self.renew()
                 if complained:
@@ -251,39 +279,78 @@ def take(
 ) -> Holder:
     """Put a mount token where there is ``found``, or none, and return it when its former holder cannot write any more.
 
-    A mount that renewed its token and has no journal has died when it does not renew it any more. ``force``: also where
-    that cannot be known, or flushed data is in a journal elsewhere. ``looks`` is called while it waits. Raises
-    VolumeInUse. When ``looks`` raises, the token stays: whoever comes next has to wait as well.
+    A mount that renewed its token and has no journal has died when it does not renew it any more, if the store can
+    tell. ``force``: also where that cannot be known, or flushed data is in a journal elsewhere. ``directory``: where it
+    is noted; without a journal it may have no room for that. ``looks`` is called while it waits. Raises VolumeInUse.
+    When ``looks`` raises, the token stays: whoever comes next has to wait as well.
     """
     ended = False
     if found is not None and not force:
-        if not found.lease or found.journal:
+        if not found.lease or found.journal or not store.fenced:
             raise in_use(url, found)
         found = watch_token(store, prefix, url, found, looks)
         ended = True
-    sent_at = boot_time()
-    token = write_token(
-        store,
-        prefix,
-        url,
-        replace=found,
-        random_source=random.SystemRandom(),
-        journal=journal,
-        lease=lease,
-        on_value=directory.note_token if directory else None,
-    )
-    holder = Holder(store, prefix, url, token, sent_at, directory=directory)
+    owed = 0.0
     if found is not None and found.lease:
+        owed = quiet_in(store, found) + (0.0 if ended else found.lease)
+    token = new_token(random.SystemRandom(), journal=journal, lease=lease, arriving=max(store.arriving, owed))
+    if directory is not None:
         try:
-            if ended:
+            directory.note_token(token.value)
+            token = replace(token, home=directory.home)
+        except JournalError as error:
+            if journal:
+                raise
+            log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error.message)
+            directory = None
+    sent_at = boot_time()
+    try:
+        token = write_token(store, prefix, url, token, former=found)
+    except VolumeInUse:
+        if directory is not None:
+            directory.forget_token()
+        raise
+    holder = Holder(store, prefix, url, token, sent_at, directory=directory)
+    try:
+        _renew_once(holder, looks)
+    except BaseException:
+        holder.stop()
+        if not owed:
+            # One in place of another's stays: what is waited for now, the next one has to wait for as well.
+            with contextlib.suppress(S3backerError):
+                holder.give_back(patient=False)
+                if directory is not None:
+                    directory.forget_token()
+        raise
+    if owed:
+        try:
+            if ended and found is not None:
                 log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
             if directory is not None:
-                directory.note_busy()
-            wait_until_quiet(store, url, quiet_in(store, found) + (0.0 if ended else found.lease), looks)
+                with contextlib.suppress(JournalError):
+                    directory.note_busy()
+            wait_until_quiet(store, url, owed, looks)
         except BaseException:
             holder.stop()
             raise
+    holder.settled()
     return holder
+
+
+def _renew_once(holder: Holder, looks: Looks | None) -> None:
+    """See whether a token that could be put can also be put in place of the one before."""
+    until = time.monotonic() + _TRY
+    while True:
+        try:
+            holder.renew()
+            return
+        except StoreError as error:
+            left = until - time.monotonic()
+            if isinstance(error, (AccessDenied, BucketNotFound)) or left <= 0:
+                raise
+            if looks:
+                looks(left)
+            time.sleep(min(left, _RETRY))
 
 
 def quiet_in(store: ObjectStore, token: MountToken) -> float:

@@ -7,9 +7,12 @@
 A crash anywhere in between leaves the journal and a token that is its own: the next attempt begins anew, and what was
 written twice is the same.
 
-Only where the token in the bucket is still that of the journal's mount has nobody else had the volume since. Otherwise
-a mount refuses, and so does ``recover`` unless it is forced: what the journal knows of its own blocks says nothing of
-the others, and a filesystem would be mixed from two times.
+Only where the token in the bucket has the value that the journal's mount gave it has nobody else had the volume since.
+Otherwise a mount refuses, and so does ``recover`` unless it is forced: what the journal knows of its own blocks says
+nothing of the others, and a filesystem would be mixed from two times.
+
+Who has the directory's lock, and finds this directory and this start of the host in the token, knows that its mount has
+died. Else, as after a loss of power or in a copy of the directory, it is watched for a term whether that mount lives.
 
 Requests of the process that died may still arrive. So a replay waits until they have expired, counted from the last
 write to the journal, or the last note that requests were under way, whichever is later; a replay notes it too.
@@ -35,6 +38,7 @@ from s3backer.errors import (
     BucketNotFound,
     JournalError,
     ObjectNotFound,
+    PreconditionFailed,
     S3backerError,
     UsageError,
     VolumeInUse,
@@ -45,7 +49,16 @@ from s3backer.journal.files import JournalDirectory, has_files, journals_directo
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import MountToken, claim_token, in_use, read_token, remove_token, settle
+from s3backer.layouts.token import (
+    MountToken,
+    in_use,
+    new_token,
+    put_token,
+    read_token,
+    remove_token,
+    settle,
+    watch_token,
+)
 from s3backer.opening import VolumeOptions, find_layout, volume_name
 from s3backer.s3.server_clock import boot_time
 from s3backer.stores.base import Buffer, ObjectStore
@@ -91,14 +104,25 @@ def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) ->
 
 
 def let_expire(
-    store: ObjectStore, url: str, directory: JournalDirectory, files: Iterable[int], looks: Looks | None = None
+    store: ObjectStore,
+    url: str,
+    directory: JournalDirectory,
+    files: Iterable[int],
+    token: MountToken | None,
+    looks: Looks | None = None,
 ) -> None:
     """Wait until no request of the process that had the directory can take effect any more.
 
-    ``files``: the numbers of those with records.
+    ``files``: the numbers of those with records; ``token``: that process's, if it is there.
     """
     lasting, changed = store.lasting, directory.changed_at(files)
-    if not lasting or not changed:
+    if not lasting or changed == 0:
+        return
+    if token is not None:
+        # It may have waited itself, for a mount that it had taken the volume from.
+        lasting += max(0.0, token.arriving - store.arriving)
+    if changed is None:
+        wait_until_quiet(store, url, lasting, looks)
         return
     # Where the power failed the disk may have an older time; it went on until this computer started at the latest.
     age = min(time.time() - changed - _NOTE_AGE, boot_time())
@@ -191,12 +215,11 @@ class Recoverer:
         found = self.found
         if self.empty:
             return Recovery(0, 0.0, 0)
-        token = read_token(self._store, self._prefix)
-        if token is not None and token.value == self._directory.disowned:
+        token = self._find_token(progress)
+        disowned = token is not None and token.value == self._directory.disowned
+        if disowned:
             log.warning("%s: all of its journal is in the bucket; only its files could not be removed", self._url)
-            self._expire_and_end(token, progress)
-            return Recovery(0, 0.0, 0)
-        if not found.pending:
+        if disowned or not found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
         verdict = decide(None if token is None else token.value, found)
@@ -210,43 +233,55 @@ class Recoverer:
         try:
             reach("replay-begins")
             layout.confirm = holder.confirm
-            self._let_expire(progress)
-            if token is not None and token.lease and not isinstance(verdict, Ours):
-                # Somebody else's, by force.
-                quiet = token.lease + quiet_in(self._store, token)
-                wait_until_quiet(self._store, self._url, quiet, lambda left: progress(0, found.data_bytes))
+            self._let_expire(token, progress)
+            holder.settled()
             beyond = self._write(layout, progress)
             settle(self._store, self._url)
             reach("replayed")
         finally:
             holder.stop()
-        self._end(holder.token)
+        self._end(holder.token, holder)
         return Recovery(len(found.pending), found.files[0].header.created, beyond)
+
+    def _find_token(self, progress: Progress) -> MountToken | None:
+        """Return the token, if there is one, when its mount is dead, or not known to be one of this directory's.
+
+        Raises VolumeInUse if it is one of this directory's and lives, as where that is a copy of another host's.
+        """
+        token = read_token(self._store, self._prefix)
+        if token is None or not token.lease or not self._is_mine(token) or self._died_here(token):
+            return token
+        total = self._found_bytes
+        return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, total))
 
     def _hold(self, token: MountToken | None) -> Holder:
         """Carry on with the mount that wrote the journal."""
-        sent_at = boot_time()
-        mine = claim_token(
-            self._store,
-            self._prefix,
-            self._url,
+        store, source = self._store, random.SystemRandom()
+        mine = new_token(
+            source,
             value=self.found.header.token,
-            replace=token,
-            random_source=random.SystemRandom(),
             journal=self._directory.place,
             lease=self._options.lease,
+            arriving=max(quiet_in(store, token) if token else store.arriving, self._owed(token)),
+            home=self._directory.home,
         )
-        return Holder(self._store, self._prefix, self._url, mine, sent_at, directory=self._directory)
+        sent_at = boot_time()
+        try:
+            # Whatever is raised, no token is removed: who comes next finds this value or the former one.
+            mine = put_token(store, self._prefix, mine, former=token)
+        except PreconditionFailed:
+            raise in_use(self._url, read_token(store, self._prefix)) from None
+        return Holder(store, self._prefix, self._url, mine, sent_at, directory=self._directory)
 
-    def discard(self) -> int | None:
+    def discard(self, progress: Progress = lambda done, total: None) -> int | None:
         """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket.
 
-        None where that cannot be seen, because it is damaged.
+        None where that cannot be seen, because it is damaged. Raises VolumeInUse where the mount is alive.
         """
         blocks = None
         with contextlib.suppress(JournalError):
             blocks = len(self.found.pending)
-        self._end(read_token(self._store, self._prefix))
+        self._expire_and_end(self._find_token(progress), progress)
         return blocks
 
     def save(self, path: str, progress: Progress = lambda done, total: None) -> None:
@@ -272,27 +307,39 @@ class Recoverer:
 
     def _expire_and_end(self, token: MountToken | None, progress: Progress) -> None:
         """End it where nothing has to be replayed; whoever mounts next reads what the last requests have made."""
-        if token is not None and token.value in self._values:
-            self._let_expire(progress)
+        if token is not None and self._is_mine(token):
+            self._let_expire(token, progress)
         self._end(token)
 
-    @property
-    def _values(self) -> set[int | None]:
-        """Each value of a token of this host's."""
+    def _is_mine(self, token: MountToken) -> bool:
+        """Whether a token is that of a mount that had this directory, or a copy of it."""
         values = {self._directory.token}
         with contextlib.suppress(JournalError):
             values |= {session.token for session in self.found.sessions}
-        return values
+        return token.value in values or self._died_here(token)
 
-    def _end(self, token: MountToken | None) -> None:
-        """Remove the journal, and then the token if it is this host's."""
-        mine = token is not None and token.value in self._values
+    def _died_here(self, token: MountToken) -> bool:
+        """Whether the token's mount is known to be dead: it had this directory, which is locked now."""
+        return token.home == self._directory.home
+
+    def _owed(self, token: MountToken | None) -> float:
+        """Return for how many seconds requests of a token's mount may take effect from now on, if it is dead or taken.
+
+        0.0 for one that died here: its directory says since when.
+        """
+        if token is None or not token.lease or self._died_here(token):
+            return 0.0
+        return quiet_in(self._store, token) + (0.0 if self._is_mine(token) else token.lease)
+
+    def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
+        """Remove the journal, and then the token if it is this host's, or held."""
+        mine = token is not None and self._is_mine(token)
         if token is not None and mine:
             self._directory.note_token(token.value)
         self._directory.remove_all()
         reach("replay-removed")
         if token is not None and mine:
-            other = remove_token(self._store, self._prefix, token)
+            other = holder.give_back(patient=False) if holder else remove_token(self._store, self._prefix, token)
             if other is not None:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")
@@ -391,9 +438,21 @@ class Recoverer:
         if isinstance(failure, _FINAL) or time.monotonic() - self._failing_since > _PATIENCE:
             raise failure
 
-    def _let_expire(self, progress: Progress) -> None:
-        files = [file.number for file in self.found.files]
-        let_expire(self._store, self._url, self._directory, files, lambda left: progress(0, self.found.data_bytes))
+    def _let_expire(self, token: MountToken | None, progress: Progress) -> None:
+        """Wait until nothing of a former mount can take effect any more. ``token``: see ``_find_token``."""
+        files: list[int] = []
+        with contextlib.suppress(JournalError):
+            files = [file.number for file in self.found.files]
+        total = self._found_bytes
+        let_expire(self._store, self._url, self._directory, files, token, lambda left: progress(0, total))
+        wait_until_quiet(self._store, self._url, self._owed(token), lambda left: progress(0, total))
+
+    @property
+    def _found_bytes(self) -> int:
+        """Bytes of what is in the journal, 0 where it is damaged."""
+        with contextlib.suppress(JournalError):
+            return self.found.data_bytes
+        return 0
 
     def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
         """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""

@@ -315,7 +315,7 @@ class Volume:
         if self._survey is not None:
             self._survey.join()
         try:
-            if self._holder is not None and not self._lost:
+            if self._holder is not None and not self.lost:
                 settle(self._store, self.name, waits)
                 if self._keeper is not None:
                     self._keeper.end()
@@ -337,8 +337,8 @@ class Volume:
                 if self._keeper is not None:
                     self._keeper.end(keep=True)
                 self._closed = True
-                if self.unsaved:
-                    raise self._left_unsaved()
+                if (left := self.left_unsaved()) is not None:
+                    raise left
         finally:
             self._store.close()
             if self._directory is not None:
@@ -374,7 +374,10 @@ class Volume:
         self.port.lose()
         self._driver.give_up(error)
 
-    def _left_unsaved(self) -> VolumeInUse:
+    def left_unsaved(self) -> VolumeInUse | None:
+        """Return what is not stored and never will be from here, because the volume was lost; None if nothing is."""
+        if not self.lost or not self.unsaved:
+            return None
         what = f"{self.unsaved} blocks that were written here are not in the bucket of {self.name}, which was lost"
         if self._keeper is None:
             return VolumeInUse(what, hint="They are gone: without a journal they were in memory only.")
@@ -388,7 +391,7 @@ class Volume:
             self._disk_cache.close()
 
     @property
-    def _lost(self) -> bool:
+    def lost(self) -> bool:
         """Whether it is somebody else's."""
         return self._holder is not None and self._holder.lease.lost is not None
 
@@ -410,8 +413,8 @@ class Volume:
             "volume": self.name,
             "size": self.size,
             "block_size": self.block_size,
-            "read_only": self.read_only or self._lost,
-            "lost": self._lost,
+            "read_only": self.read_only or self.lost,
+            "lost": self.lost,
             "opened": self._opened,
             "unsaved_blocks": self.unsaved,
             "write_back_error": None if self._driver.failure is None else str(self._driver.failure),

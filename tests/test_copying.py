@@ -28,7 +28,7 @@ from s3backer.errors import (
 from s3backer.layouts.block_set import BlockSet
 from s3backer.layouts.classic import ClassicLayout, block_name, parse_block_name
 from s3backer.layouts.copy_note import CopyNote
-from s3backer.layouts.token import TOKEN_NAME, read_token, write_token
+from s3backer.layouts.token import TOKEN_NAME, new_token, read_token, write_token
 from s3backer.opening import VolumeOptions, prepare
 from s3backer.stores.base import ObjectStore, StoredObject
 from s3backer.stores.memory import MemoryStore
@@ -389,7 +389,7 @@ def test_a_volume_that_is_there_is_left_alone(key: str, resume: bool) -> None:
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_mounted_target_is_left_alone(resume: bool) -> None:
     target = MemoryStore("memory:target")
-    write_token(target, "new/", "", replace=None, random_source=random.Random(1))
+    write_token(target, "new/", "", new_token(random.Random(1)), former=None)
     with pytest.raises(VolumeInUse, match="is mounted"):
         copy(make_source(sample(), KIB, SECRET), target, resume=resume)
     assert keys(target) == {"new/" + TOKEN_NAME}
@@ -419,7 +419,7 @@ def test_a_later_run_ends_an_earlier_one() -> None:
         if (kind, key) == ("put", "new/00000003"):
             token = read_token(target, "new/")
             assert token is not None and token.copy is not None
-            write_token(target, "new/", "", replace=token, random_source=random.Random(1), copy=token.copy)
+            write_token(target, "new/", "", new_token(random.Random(1), copy=token.copy), former=token)
 
     with pytest.raises(VolumeInUse, match="was replaced"):
         copy(source, FaultyStore(target, watch=second_run))
@@ -442,7 +442,7 @@ def test_a_run_looks_for_its_token_while_it_copies(monkeypatch: pytest.MonkeyPat
 
 
 def mark_mounted(store: MemoryStore) -> None:
-    write_token(store, "old/", "", replace=None, random_source=random.Random(1))
+    write_token(store, "old/", "", new_token(random.Random(1)), former=None)
 
 
 def test_a_mounted_source_is_refused_unless_forced() -> None:
@@ -523,7 +523,7 @@ def test_blocks_beyond_the_end_are_told(caplog: pytest.LogCaptureFixture) -> Non
 def test_an_unfinished_copy_is_no_source() -> None:
     source = make_source(sample(), KIB, SECRET)
     note = CopyNote("somewhere", 1, 1, False, "", 0, "")
-    write_token(source, "old/", "", replace=None, random_source=random.Random(1), copy=note)
+    write_token(source, "old/", "", new_token(random.Random(1), copy=note), former=None)
     with pytest.raises(VolumeInUse, match="unfinished copy of somewhere"):
         copy(source, MemoryStore("memory:target"), force=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3backer.admin import unlock_volume
-from s3backer.errors import ObjectNotFound, StoreError, VolumeInUse
+from s3backer.errors import AccessDenied, ObjectNotFound, StoreError, VolumeInUse
 from s3backer.holder import Holder, take
-from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token, remove_token, write_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, remove_token, write_token
 from s3backer.lease import TERM, Lease, Watch
 from s3backer.stores.memory import MemoryStore
 from tests.support.mounts import wait_until
@@ -110,14 +110,21 @@ def test_nothing_of_the_holder_arrives_after_the_taker_begins(data: st.DataObjec
 
 
 class Bucket(MemoryStore):
-    """One process's view of a bucket. It may be away, may lose answers, and may heed no conditions."""
+    """One process's view of a bucket.
+
+    It may be away, may lose answers, may heed no conditions, and may let nothing be replaced.
+    """
 
     def __init__(self, other: MemoryStore | None = None) -> None:
         super().__init__()
         if other is not None:
             self._objects = other._objects
-        self.away = self.loses_answers = self.careless = False
+        self.away = self.loses_answers = self.careless = self.keeps = False
         self.puts = 0
+        #: Called with the key before a DELETE, and whether its answer is lost.
+        self.on_delete: Callable[[str], bool] = lambda key: False
+        #: When what was lost has expired.
+        self.settled_at = 0.0
 
     def put(self, *args: object, **facts: object) -> str:
         """Put, or fail, before or after it took effect."""
@@ -126,10 +133,22 @@ class Bucket(MemoryStore):
             facts.pop("if_match", None)
         if self.away:
             raise StoreError("the store is away", hint="Wait.")
+        if self.keeps and facts.get("if_match"):
+            raise AccessDenied("nothing may be replaced", hint="Ask for it.")
         etag = super().put(*args, **facts)  # type: ignore[arg-type]
         if self.loses_answers:
             raise StoreError("the answer was lost", hint="Wait.")
         return etag
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """Delete, or fail."""
+        if self.on_delete(key):
+            raise StoreError("the answer was lost", hint="Wait.")
+        super().delete(key, if_match=None if self.careless else if_match)
+
+    def settles_in(self) -> float:
+        """Return how long what was lost may still take effect."""
+        return max(0.0, self.settled_at - time.monotonic())
 
 
 class Clock:
@@ -154,7 +173,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def holder(bucket: Bucket, clock: Clock) -> Iterator[Holder]:
-    token = write_token(bucket, "", "v", replace=None, random_source=SOURCE, lease=TERM, journal="/there")
+    token = write_token(bucket, "", "v", new_token(SOURCE, lease=TERM, journal="/there"), former=None)
     made = Holder(bucket, "", "v", token, clock(), clock=clock)
     yield made
     made.stop()
@@ -166,13 +185,13 @@ def test_it_renews_and_says_the_same(bucket: Bucket, holder: Holder) -> None:
     after = read_token(bucket, "")
     assert before is not None and after is not None
     assert before.etag != after.etag
-    assert replace(before, etag="") == replace(after, etag="")
+    assert replace(before, etag="", nonce="") == replace(after, etag="", nonce="")
     assert after.lease == TERM and after.journal == "/there"
     holder.confirm()
 
 
 def test_it_renews_by_itself(bucket: Bucket) -> None:
-    token = write_token(bucket, "", "v", replace=None, random_source=SOURCE, lease=1.0)
+    token = write_token(bucket, "", "v", new_token(SOURCE, lease=1.0), former=None)
     holder = Holder(bucket, "", "v", token, time.monotonic(), clock=time.monotonic)
     try:
         etags: set[str] = set()
@@ -225,8 +244,8 @@ def test_an_answer_that_was_lost_is_no_loss(bucket: Bucket, holder: Holder) -> N
 
 
 def test_after_a_sleep_it_puts_nothing_over_another_s_token(bucket: Bucket, holder: Holder, clock: Clock) -> None:
-    bucket.careless = True
-    other = write_token(Bucket(bucket), "", "v", replace=read_token(bucket, ""), random_source=SOURCE, lease=TERM)
+    bucket.careless, bucket.conditions = True, None
+    other = write_token(Bucket(bucket), "", "v", new_token(SOURCE, lease=TERM), former=read_token(bucket, ""))
     clock.ahead += 1000.0
     with pytest.raises(VolumeInUse):
         bucket.put("block", b"1")
@@ -234,9 +253,91 @@ def test_after_a_sleep_it_puts_nothing_over_another_s_token(bucket: Bucket, hold
     assert found is not None and found.value == other.value
 
 
+def test_a_token_of_the_same_value_is_another_s(bucket: Bucket, holder: Holder) -> None:
+    """As that of who replays a copy of the journal: its value is what the journal knows."""
+    other = Bucket(bucket)
+    found = read_token(other, "")
+    assert found is not None
+    theirs = put_token(other, "", found.anew(SOURCE), former=found)
+    with pytest.raises(VolumeInUse):
+        holder.renew()
+    with pytest.raises(VolumeInUse):
+        holder.confirm()
+    left = holder.give_back()
+    assert left is not None and left.etag == theirs.etag
+
+
+def test_where_conditions_are_not_heeded_nothing_is_renewed_over_another_s(bucket: Bucket) -> None:
+    """Two have put their tokens, and both heard that it went well: one of them finds the other's."""
+    bucket.careless, bucket.conditions = True, False
+    first = take(bucket, "", "v", None, force=False, lease=1.0)
+    other = Bucket(bucket)
+    other.careless, other.conditions = True, False
+    second = take(other, "", "v", read_token(other, ""), force=True, looks=lambda left: first.stop())
+    with pytest.raises(VolumeInUse):
+        first.renew()
+    second.renew()
+    assert first.give_back() is not None
+    assert second.give_back() is None
+
+
+def test_writers_do_not_make_it_ask_more_often_while_the_store_is_away(bucket: Bucket, clock: Clock) -> None:
+    term = 6.0
+    token = write_token(bucket, "", "v", new_token(SOURCE, lease=term), former=None)
+    holder = Holder(bucket, "", "v", token, clock(), clock=clock)
+    clock.ahead += 1000.0
+    bucket.away = True
+    with pytest.raises(StoreError):
+        bucket.fence.check("block")
+    puts = bucket.puts
+
+    def write() -> None:
+        for _ in range(3):
+            with pytest.raises(StoreError):
+                bucket.fence.check("block")
+
+    began = time.monotonic()
+    threads = [threading.Thread(target=write) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    # A twentieth of the term is between two attempts.
+    assert bucket.puts - puts <= (time.monotonic() - began) / (term / 20) + 2
+    with pytest.raises(StoreError):
+        bucket.fence.check("block", wait=False)
+    holder.stop()
+
+
+def test_a_removal_that_may_still_arrive_is_waited_for(bucket: Bucket) -> None:
+    """Before the next attempt, which looks whose token it is: not every service heeds the condition of a DELETE."""
+    bucket.careless = True
+    holder = take(bucket, "", "v", None, force=False)
+    lost = [0.0]
+    theirs: list[MountToken] = []
+
+    def lose(key: str) -> bool:
+        if lost[0]:
+            assert time.monotonic() >= bucket.settled_at
+            return False
+        lost[0], bucket.settled_at = time.monotonic(), time.monotonic() + 3.0
+        other = Bucket(bucket)
+        threading.Timer(
+            2.0,
+            lambda: theirs.append(put_token(other, "", new_token(SOURCE, lease=TERM), former=read_token(other, ""))),
+        ).start()
+        return True
+
+    bucket.on_delete = lose
+    left = holder.give_back()
+    assert time.monotonic() >= lost[0] + 3.0
+    assert left is not None and left.etag == theirs[0].etag
+    assert read_token(bucket, "") is not None
+
+
 @pytest.mark.parametrize("how", ["replaced", "removed"])
 def test_it_notices_that_the_token_is_another_s(bucket: Bucket, how: str) -> None:
-    token = write_token(bucket, "", "v", replace=None, random_source=SOURCE, lease=1.0)
+    token = write_token(bucket, "", "v", new_token(SOURCE, lease=1.0), former=None)
     holder = Holder(bucket, "", "v", token, time.monotonic(), clock=time.monotonic)
     told: list[VolumeInUse] = []
     holder.on_lost = told.append
@@ -246,7 +347,7 @@ def test_it_notices_that_the_token_is_another_s(bucket: Bucket, how: str) -> Non
     if how == "replaced":
         while True:
             try:
-                new = write_token(other, "", "v", replace=read_token(other, ""), random_source=SOURCE)
+                new = write_token(other, "", "v", new_token(SOURCE), former=read_token(other, ""))
                 break
             except VolumeInUse:
                 continue
@@ -269,7 +370,7 @@ def test_it_notices_that_the_token_is_another_s(bucket: Bucket, how: str) -> Non
 
 
 def put(bucket: MemoryStore, *, lease: float = 0.0, journal: str = "") -> MountToken:
-    return write_token(Bucket(bucket), "", "v", replace=None, random_source=SOURCE, lease=lease, journal=journal)
+    return write_token(Bucket(bucket), "", "v", new_token(SOURCE, lease=lease, journal=journal), former=None)
 
 
 def test_a_token_without_a_lease_never_ends(bucket: Bucket) -> None:
@@ -324,6 +425,55 @@ def test_a_mount_that_ends_meanwhile_is_no_obstacle(bucket: Bucket) -> None:
     assert holder.give_back() is None
 
 
+def test_where_a_stopped_write_may_go_on_silence_is_no_death(bucket: Bucket) -> None:
+    found = put(bucket, lease=1.0)
+    bucket.fenced = False
+    with pytest.raises(VolumeInUse) as caught:
+        take(bucket, "", "v", found, force=False)
+    assert "s3backer unlock" in caught.value.hint
+    assert take(bucket, "", "v", found, force=True).give_back() is None
+
+
+def test_a_token_that_may_be_put_but_not_replaced_is_found_out_at_once(bucket: Bucket) -> None:
+    bucket.keeps = True
+    with pytest.raises(AccessDenied, match="nothing may be replaced"):
+        take(bucket, "", "v", None, force=False)
+    assert read_token(bucket, "") is None
+
+
+def test_what_is_waited_for_is_passed_on(bucket: Bucket) -> None:
+    """Whoever finds the token of a take-over that was interrupted waits for the mount before it, too."""
+    found = put(bucket, lease=1.0)
+    found = put_token(bucket, "", replace(found, arriving=5.0), former=found)
+
+    def stop(left: float) -> None:
+        if left > 4.0:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        take(bucket, "", "v", found, force=True, lease=1.0, looks=stop)
+    after = read_token(bucket, "")
+    assert after is not None and (after.lease, after.arriving) == (1.0, 6.0)
+    began = time.monotonic()
+    holder = take(bucket, "", "v", after, force=False, lease=1.0)
+    assert time.monotonic() - began >= 7.0
+    # After that only its own requests count.
+    holder.renew()
+    after = read_token(bucket, "")
+    assert after is not None and after.arriving == 0.0
+    assert holder.give_back() is None
+
+
+def test_an_answer_that_was_lost_removes_no_token_that_stood_for_a_wait(bucket: Bucket) -> None:
+    found = put(bucket, lease=1.0)
+    bucket.loses_answers = True
+    with pytest.raises(StoreError, match="lost"):
+        take(bucket, "", "v", found, force=True)
+    assert read_token(bucket, "") is not None
+    bucket.loses_answers = False
+    remove_token(bucket, "", found)
+
+
 def test_of_two_that_want_it_one_gets_it(bucket: Bucket) -> None:
     found = put(bucket, lease=1.0)
     results: list[Holder | VolumeInUse] = []
@@ -363,7 +513,7 @@ def test_unlock_leaves_a_mount_that_comes_back_while_it_waits(bucket: Bucket) ->
     bucket.arriving = 1.5
 
     def come_back() -> None:
-        claim_token(Bucket(bucket), "", "v", value=found.value, replace=found, random_source=SOURCE, lease=1.0)
+        put_token(Bucket(bucket), "", found.anew(SOURCE), former=found)
 
     # After the term that it watches.
     late = threading.Timer(1.75, come_back)
@@ -388,7 +538,7 @@ def test_unlock_leaves_a_mount_that_comes_back_while_it_waits(bucket: Bucket) ->
     ],
 )
 def test_leases_that_others_have_written(bucket: Bucket, text: str, seconds: tuple[float, float]) -> None:
-    token = claim_token(bucket, "", "v", value=1, replace=None, random_source=SOURCE, lease=5.0)
+    token = put_token(bucket, "", new_token(SOURCE, lease=5.0), former=None)
     assert token.lease == 5.0
     found = bucket.get(TOKEN_NAME)
     metadata = {**found.info.metadata, "s3backer-lease": text}

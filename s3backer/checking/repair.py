@@ -29,7 +29,7 @@ from s3backer.checking.objects import Examiner
 from s3backer.checking.subject import Subject
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, VolumeInUse
 from s3backer.layouts.classic import BLOCK_CONTENT_TYPE, META_BLOCK_SIZE, META_SIZE, parse_metadata, read_metadata
-from s3backer.layouts.token import remove_token, settle, write_token
+from s3backer.layouts.token import new_token, remove_token, settle, write_token
 from s3backer.units import exact_size
 
 _THREADS = 16
@@ -102,7 +102,7 @@ def perform(subject: Subject, planned: Iterable[Repair], done: Callable[[Repair,
     Raises VolumeInUse where the volume is mounted, StoreError where the store fails; what was done by then stays.
     """
     store, prefix = subject.store, subject.layout.prefix
-    token = write_token(store, prefix, subject.name, replace=None, random_source=random.SystemRandom())
+    token = write_token(store, prefix, subject.name, new_token(random.SystemRandom()), former=None)
     try:
         said = read_metadata(store, prefix, hash_prefix=subject.layout.hash_prefix)
         if said != subject.said:

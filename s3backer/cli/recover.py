@@ -40,7 +40,8 @@ def command(url: str, **values: Any) -> None:
         with JournalDirectory(place) as directory:
             recoverer = Recoverer(target.store, target.url.prefix, opening, directory)
             if discard:
-                blocks = recoverer.discard()
+                with progress("giving the journal up") as show:
+                    blocks = recoverer.discard(show)
                 lost = "it was damaged" if blocks is None else f"{blocks} blocks in it were not in the bucket"
                 print(f"{place} was given up, {lost}")
                 return

@@ -11,7 +11,7 @@ import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
 from s3backer.control import call, control_path
-from s3backer.errors import MountError, S3backerError
+from s3backer.errors import MountError, S3backerError, VolumeInUse
 from s3backer.mountpoint import FUSE_TYPE, find_mount, resolve_mountpoint, unmount
 
 #: Seconds for a daemon to say which mount it serves.
@@ -71,6 +71,10 @@ def _unmount(ident: str) -> None:
                 print(f"waits {seconds:.0f} s for requests whose answers were lost", file=sys.stderr)
             if process is not None:
                 select.select([process], [], [])
+            left = None if answer is None else answer.get("left_unsaved")
+            if isinstance(left, list):
+                message, hint = map(str, left)
+                raise VolumeInUse(message, hint=hint)
     finally:
         if process is not None:
             os.close(process)

@@ -5,7 +5,8 @@
     the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed
     ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is
                      removed; and "disowned", if with that value the journal is nobody's any more
-    ``busy``         changed every second while requests that change the bucket may be under way
+    ``busy``         changed every second while requests that change the bucket may be under way; there, from before
+                     the token is, with the time 0 until then: to change it needs no room
 
 Guarantees
   * A file has the name NUMBER.journal only while its header is on the disk.
@@ -28,6 +29,7 @@ import fcntl
 import os
 import re
 import stat
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -50,6 +52,7 @@ _TOKEN, _NEW_TOKEN = "token", "token.new"
 _DISOWNED = b"disowned"
 _BUSY = "busy"
 _LOOK = "Look at that directory."
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -105,6 +108,14 @@ def default_size(path: str | os.PathLike[str]) -> int:
         return 0
     roomy = facts.f_bavail * facts.f_frsize >= _LEAST_FREE and os.access(place, os.W_OK | os.X_OK)
     return _DEFAULT if roomy else 0
+
+
+def _boot_id() -> str:
+    """Return what names this start of the host; another one each time where the system does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 def has_files(path: str | os.PathLike[str]) -> bool:
@@ -192,24 +203,50 @@ class JournalDirectory:
         found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
         return sorted(int(match[1]) for match in found if match)
 
-    def changed_at(self, numbers: Iterable[int]) -> float:
-        """Return when one of these files was written last, or a mount busy, in seconds since 1970; 0: never."""
+    @property
+    def home(self) -> str:
+        """What tells this directory from a copy of it, and this start of the host from the next one.
+
+        Who has it locked and finds it in a token knows that the token's mount has died.
+        """
+        facts = os.fstat(self._lock)
+        return f"{_boot_id()} {facts.st_dev:x} {facts.st_ino:x}"
+
+    def changed_at(self, numbers: Iterable[int]) -> float | None:
+        """Return when one of these files was written last, or a mount busy, in seconds since 1970; 0: never.
+
+        None where that is not known: the note could not be made.
+        """
         times = [0.0]
         for name in (_BUSY, *map(file_name, numbers)):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 times.append(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mtime)
+            except FileNotFoundError:
+                if name == _BUSY and self.token is not None:
+                    return None
         return max(times)
 
     def note_busy(self) -> None:
         """Note that requests that change the bucket may be under way now. Raises JournalError."""
         try:
-            try:
-                os.utime(_BUSY, dir_fd=self._descriptor, follow_symlinks=False)
-            except FileNotFoundError:
-                os.close(self._system.create(_BUSY, self._descriptor))
-                self._system.sync(self._descriptor)
+            self._make_busy()
+            os.utime(_BUSY, dir_fd=self._descriptor, follow_symlinks=False)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                # Then nobody believes an older time.
+                self._system.remove(_BUSY, self._descriptor)
             raise self._error("has no room for a note", error) from None
+
+    def _make_busy(self) -> None:
+        try:
+            fd = self._system.create(_BUSY, self._descriptor)
+        except FileExistsError:
+            return
+        try:
+            os.utime(fd, (0, 0))
+        finally:
+            os.close(fd)
+        self._system.sync(self._descriptor)
 
     def open(self, number: int, *, writable: bool = False) -> int:
         """Return a descriptor of a file. Raises JournalError."""
@@ -309,10 +346,12 @@ class JournalDirectory:
 
     def _remove_all(self, names: list[str]) -> None:
         for name in names:
-            if _NAME.fullmatch(name) or name == _BUSY:
+            if _NAME.fullmatch(name):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
                 reach("end-half-done")
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(_BUSY, (0, 0), dir_fd=self._descriptor, follow_symlinks=False)
         self._system.sync(self._descriptor)
         self._system.remove(_ENDED, self._descriptor)
 
@@ -351,6 +390,7 @@ class JournalDirectory:
         ``disowned``: once the bucket has it, all that the journal holds is there too.
         """
         try:
+            self._make_busy()
             if self._token_note == (value, disowned):
                 return
             with contextlib.suppress(FileNotFoundError):
@@ -369,8 +409,9 @@ class JournalDirectory:
     def forget_token(self) -> None:
         """Note that the token was removed, or is none of ours. Raises JournalError."""
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self._system.remove(_TOKEN, self._descriptor)
+            for name in (_TOKEN, _BUSY):
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.remove(name, self._descriptor)
         except OSError as error:
             raise self._error("cannot be changed", error) from None
 

@@ -7,16 +7,19 @@ r"""The mount token: the object by which a writer says that the volume is in use
                s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
                s3backer-lease: seconds within which a mount that lives puts it anew, and those for which its requests
                    may take effect after that; only if it does
+               s3backer-home: what tells the mount's directory from every other one, and one start of its host from
+                   the next (JournalDirectory.home); only if it has one
 
 Whoever finds no token may write, and knows nothing of requests whose answers were lost. So before it is removed these
 have to have expired: ``settle``.
 
 The original reads and writes the same object, so each refuses a volume that the other has mounted.
 The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
-same second by the same host must not have the same one. A fourth line is there while a copy is unfinished
-(layouts/copy_note.py): nothing opens such a volume, not even by force. After a renewal the fourth line is a random
-number. Unlike the original we create it with ``If-None-Match: *``: of two mounts at once exactly one wins. A token
-without a lease, as the original's, never ends by itself.
+same second by the same host must not have the same one. The fourth is a random number, another one each time that it is
+put: by it a holder knows its own token, whoever else may have its value. While a copy is unfinished its note is there
+instead (layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the original we create it with
+``If-None-Match: *``: of two mounts at once exactly one wins. A token without a lease, as the original's, never ends by
+itself.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ import random
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, Self
 from urllib.parse import quote, unquote
 
 from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
@@ -41,6 +45,7 @@ TOKEN_NAME = "s3backer-mounted"
 TOKEN_METADATA = "s3backer-mount-token"
 JOURNAL_METADATA = "s3backer-journal"
 LEASE_METADATA = "s3backer-lease"
+HOME_METADATA = "s3backer-home"
 SHARED_TOKEN = 0x7FFFFFFF
 #: Seconds that a lease may last.
 _SHORTEST, _LONGEST = 1.0, 3600.0
@@ -58,6 +63,7 @@ class MountToken:
 
     ``journal``: the directory of the mount's journal on its host, "" if it has none. ``lease``: seconds after which
     its holder has renewed it, 0: it does not; ``arriving``: those in which its last requests may still take effect.
+    ``home``: see above; ``nonce``: the random number, "" if it has none.
     """
 
     value: int
@@ -68,6 +74,16 @@ class MountToken:
     journal: str = ""
     lease: float = 0.0
     arriving: float = 0.0
+    home: str = ""
+    nonce: str = ""
+
+    def anew(self, random_source: random.Random, **changes: Any) -> Self:
+        """Return the token as it is to be put next: with another nonce, and with ``changes``."""
+        return replace(self, nonce=f"{random_source.getrandbits(64):016x}", **changes)
+
+    def is_put_of(self, other: MountToken) -> bool:
+        """Return whether both come from the same putting."""
+        return (self.value, self.nonce) == (other.value, other.nonce)
 
     def describe(self) -> str:
         """Return who mounted and when, for messages."""
@@ -86,10 +102,21 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
     except ValueError:
         value = 0
     host, began, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
-    note = CopyNote.parse(b"".join(found.body.split(b"\n", 4)[3:4]))
-    journal = _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, "")))
+    fourth = b"".join(found.body.split(b"\n", 4)[3:4])
     lease, arriving = _parse_lease(found.info.metadata.get(LEASE_METADATA, ""))
-    return MountToken(value or 1, _printable(host), _printable(began), found.info.etag, note, journal, lease, arriving)
+    note = CopyNote.parse(fourth)
+    return MountToken(
+        value or 1,
+        _printable(host),
+        _printable(began),
+        found.info.etag,
+        note,
+        _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, ""))),
+        lease,
+        arriving,
+        _printable(found.info.metadata.get(HOME_METADATA, "")),
+        "" if note else _printable(fourth.decode("utf-8", "replace")),
+    )
 
 
 def _parse_lease(text: str) -> tuple[float, float]:
@@ -105,95 +132,66 @@ def _parse_lease(text: str) -> tuple[float, float]:
     return min(max(term, _SHORTEST), _LONGEST), min(max(after, 0.0), _LONGEST)
 
 
+def new_token(
+    random_source: random.Random, *, value: int = 0, copy: CopyNote | None = None, **facts: Any
+) -> MountToken:
+    """Return a token of this host and of now that was not put yet; of a random value, if none is given.
+
+    ``facts``: those of MountToken.
+    """
+    value = value or random_source.randrange(1, SHARED_TOKEN)
+    token = MountToken(value, socket.gethostname(), datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"), "", copy, **facts)
+    return token if copy else token.anew(random_source)
+
+
+def put_token(store: ObjectStore, prefix: str, token: MountToken, *, former: MountToken | None) -> MountToken:
+    """Put a token in place of ``former``, or of none, and return it with its ETag.
+
+    Raises PreconditionFailed if something else is there, StoreError; then perhaps it was put all the same.
+    """
+    metadata = {TOKEN_METADATA: f"{token.value:08x}"}
+    if token.journal:
+        metadata[JOURNAL_METADATA] = quote(token.journal, safe="/")
+    if token.lease:
+        metadata[LEASE_METADATA] = f"{token.lease:g} {token.arriving:g}"
+    if token.home:
+        metadata[HOME_METADATA] = token.home
+    fourth = token.copy.text() if token.copy else token.nonce
+    etag = store.put(
+        prefix + TOKEN_NAME,
+        f"{token.host}\n{token.time}\n{token.value:08x}\n{fourth}\n".encode(),
+        content_type="text/plain",
+        metadata=metadata,
+        if_match=former.etag if former else None,
+        if_none_match=former is None,
+    )
+    return replace(token, etag=etag)
+
+
 def write_token(
-    store: ObjectStore,
-    prefix: str,
-    url: str,
-    *,
-    replace: MountToken | None,
-    random_source: random.Random,
-    copy: CopyNote | None = None,
-    journal: str = "",
-    lease: float = 0.0,
-    on_value: Callable[[int], None] | None = None,
+    store: ObjectStore, prefix: str, url: str, token: MountToken, *, former: MountToken | None
 ) -> MountToken:
-    """Put a new token in place of ``replace`` (or of none) and return it; with ``copy`` it locks an unfinished copy.
+    """Begin to hold a volume: put ``token`` in place of ``former``, or of none, and return it with its ETag.
 
-    ``journal``: where the mount keeps its own. ``lease``: seconds within which it will be renewed. ``on_value`` is told
-    its value before it is put. Raises VolumeInUse if somebody else put one in between.
+    Raises VolumeInUse if somebody else put one in between.
     """
-    value = random_source.randrange(1, SHARED_TOKEN)
-    if on_value:
-        on_value(value)
-    host = socket.gethostname()
-    began = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     try:
-        etag = store.put(
-            prefix + TOKEN_NAME,
-            (f"{host}\n{began}\n{value:08x}\n" + (f"{copy.text()}\n" if copy else "")).encode(),
-            content_type="text/plain",
-            metadata=_metadata(value, journal, lease, store.arriving),
-            if_match=replace.etag if replace else None,
-            if_none_match=replace is None,
-        )
-    except PreconditionFailed:
-        found = read_token(store, prefix)
-        raise in_use(url, found) from None
-    except StoreError:
-        # It may have taken effect although its answer was lost. An unfinished copy must not lose its mark, though:
-        # the new one serves as well as the old one.
-        if replace is None or replace.copy is None:
-            with contextlib.suppress(StoreError):
-                remove_token(store, prefix, MountToken(value, host, began, ""))
-        raise
-    return MountToken(value, host, began, etag, copy, journal, lease, store.arriving)
-
-
-def _metadata(value: int, journal: str, lease: float, arriving: float) -> dict[str, str]:
-    where = {JOURNAL_METADATA: quote(journal, safe="/")} if journal else {}
-    how_long = {LEASE_METADATA: f"{lease:g} {arriving:g}"} if lease else {}
-    return {TOKEN_METADATA: f"{value:08x}", **where, **how_long}
-
-
-def claim_token(
-    store: ObjectStore,
-    prefix: str,
-    url: str,
-    *,
-    value: int,
-    replace: MountToken | None,
-    random_source: random.Random,
-    journal: str = "",
-    lease: float = 0.0,
-    began: str = "",
-) -> MountToken:
-    """Put a token of a given value in place of ``replace`` (or of none): carry on with the mount that had it.
-
-    ``began``: when that did, now if it is not given. Raises VolumeInUse if somebody else put one in between. Whatever
-    is raised, no token is removed: who carries on after a failure has to find this value or the former one.
-    """
-    host = socket.gethostname()
-    began = began or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    # The value stays, so that the ETag needs something else by which it differs.
-    body = f"{host}\n{began}\n{value:08x}\n{random_source.getrandbits(64):016x}\n"
-    try:
-        etag = store.put(
-            prefix + TOKEN_NAME,
-            body.encode(),
-            content_type="text/plain",
-            metadata=_metadata(value, journal, lease, store.arriving),
-            if_match=replace.etag if replace else None,
-            if_none_match=replace is None,
-        )
+        return put_token(store, prefix, token, former=former)
     except PreconditionFailed:
         raise in_use(url, read_token(store, prefix)) from None
-    return MountToken(value, host, began, etag, None, journal, lease, store.arriving)
+    except StoreError:
+        # It may have taken effect although its answer was lost. In place of another one it has to stay: that may have
+        # been the mark of an unfinished copy, or of a mount whose requests may still be under way.
+        if former is None:
+            with contextlib.suppress(StoreError):
+                remove_token(store, prefix, token)
+        raise
 
 
 def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToken | None:
-    """Remove the token if it is still ours; return another's token that stands there instead."""
+    """Remove the token if it is the one that was put then; return another one that stands there instead."""
     found = read_token(store, prefix)
-    if found is not None and found.value != mine.value:
+    if found is not None and not found.is_put_of(mine):
         return found
     if found is not None:
         try:

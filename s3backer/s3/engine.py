@@ -210,7 +210,7 @@ class Engine:
                 raise closed(self.place)
             sent_at, region = boot_time(), self.place.region
             try:
-                self._ask_fence(request)
+                self._ask_fence(request, wait=True)
                 turn = self._take_turn(request)
                 # Once more: it may have waited for its place for longer than a signature lasts.
                 sent_at, region = boot_time(), self.place.region
@@ -290,12 +290,12 @@ class Engine:
         """Whether it changes the mount token: that must wait for nothing."""
         return request.writes and request.resource == self.fence.outside
 
-    def _ask_fence(self, request: Request) -> float:
+    def _ask_fence(self, request: Request, *, wait: bool) -> float:
         """Return for how many seconds a request may be signed."""
         if not request.writes:
             return math.inf
         try:
-            return min(self.fence.check(key) for key in request.keys or (request.resource,))
+            return min(self.fence.check(key, wait=wait) for key in request.keys or (request.resource,))
         except StoreError as error:
             raise Failure(error, retried=True, unsettled=False) from None
 
@@ -432,7 +432,7 @@ class Engine:
         # TLS keeps the body whole and its checksum is signed; on plain http the signature has to cover it.
         payload = UNSIGNED_PAYLOAD if self._secure else payload_hash(request.body or b"")
         if request.writes:
-            expiry = 1 if request.signed_ago else max(1, int(min(self._expiry, self._ask_fence(request))))
+            expiry = 1 if request.signed_ago else max(1, int(min(self._expiry, self._ask_fence(request, wait=False))))
             now -= request.signed_ago
             target = self._signer.sign_until(request.method, path, query, headers, payload, keys, now, expiry)
             return target, headers

@@ -90,6 +90,10 @@ class ObjectStore(Protocol):
 
     #: Whether anything may be written now.
     fence: Fence
+    #: Whether what the fence has let through takes effect within ``arriving`` seconds or never.
+    fenced: bool
+    #: Whether the conditions of a PUT are heeded; None: nobody has seen it yet.
+    conditions: bool | None
     #: Seconds after the end of a process for which its writes may still take effect.
     lasting: float
 

@@ -10,6 +10,8 @@
 Guarantees
   * A put is a file written and fsynced beside its place, renamed, and the directory fsynced. A crash at any
     point leaves the old or the new object, with the metadata that belongs to it.
+  * The fence is asked again right before that rename, or the unlink. Whoever is stopped between the two, or waits for a
+    disk that hangs, may complete it whenever it goes on: nobody's death is certain from his silence (``fenced``).
   * Changes of one key by several threads and processes happen one after the other; conditions are exact
     between them. ``if_none_match`` is a hard link: exact even against programs that ignore the locks.
   * No symbolic link below DIR is ever followed, no pipe or device opened. Listings name them, reading one is an
@@ -136,6 +138,8 @@ class DirectoryStore:
         self.delayed = False
         self.lasting = self.arriving = 0.0
         self.fence = Fence()
+        self.fenced = False
+        self.conditions: bool | None = True
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
@@ -215,7 +219,7 @@ class DirectoryStore:
                 place = call.directory((PRIVATE, "objects"), create=True)
                 self._write(call, place, _sidecar_name(key), sidecar.encode(key, both))
             try:
-                self._write(call, parent, names[-1], body, new_only=if_none_match)
+                self._write(call, parent, names[-1], body, new_only=if_none_match, key=key)
             except FileExistsError:
                 raise PreconditionFailed(key) from None
             if entries and new.plain:
@@ -244,6 +248,7 @@ class DirectoryStore:
                 with suppress(FileNotFoundError, IsADirectoryError):
                     if if_match is not None and _quoted(digest_file(parent, names[-1])[1]) != if_match:
                         raise PreconditionFailed(key)
+                    self.fence.check(key, wait=False)
                     os.unlink(names[-1], dir_fd=parent)
                 described = self._sidecar_exists(call, key)
             # Also for a file that is gone: whoever unlinked it may have failed before this.
@@ -341,8 +346,10 @@ class DirectoryStore:
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, call: _Call, place: int, name: str, body: Body, *, new_only: bool = False) -> None:
-        """Put a whole file into a directory, atomically and durably.
+    def _write(
+        self, call: _Call, place: int, name: str, body: Body, *, new_only: bool = False, key: str | None = None
+    ) -> None:
+        """Put a whole file into a directory, atomically and durably; that of the object ``key`` if the fence agrees.
 
         FileExistsError if it must be new and is not.
         """
@@ -354,6 +361,8 @@ class DirectoryStore:
             while unwritten:
                 unwritten.take(os.writev(descriptor, unwritten.next_ones()))
             os.fsync(descriptor)
+            if key is not None:
+                self.fence.check(key, wait=False)
             if new_only and self._link(temporaries, temporary, place, name):
                 os.unlink(temporary, dir_fd=temporaries)
             else:

@@ -1,6 +1,7 @@
 """The fence of a store: whether anything may be written now. Who holds a volume's lease puts it up (holder.py).
 
-Every attempt of every write asks it, also one that is repeated; reads do not. The mount token is outside of it.
+Every attempt of every write asks it, also one that is repeated; reads do not. The mount token is outside of it: there
+each call is one attempt, since only who keeps it knows whether another one is right.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ class Fence:
     def __init__(self) -> None:
         #: The key that is outside.
         self.outside: str | None = None
-        self._ask: Callable[[], float] = lambda: math.inf
+        self._ask: Callable[[bool], float] = lambda wait: math.inf
 
-    def put_up(self, outside: str, ask: Callable[[], float]) -> None:
-        """Let ``ask`` decide about every key but ``outside``: it returns the seconds, or raises why not."""
+    def put_up(self, outside: str, ask: Callable[[bool], float]) -> None:
+        """Let ``ask`` decide about every key but ``outside``: it returns the seconds, or raises why not.
+
+        It is told whether it may wait for an answer.
+        """
         self._ask, self.outside = ask, outside
 
     def take_down(self) -> None:
         """Let everything be written again: nobody else can have the volume yet."""
-        self._ask, self.outside = lambda: math.inf, None
+        self._ask, self.outside = lambda wait: math.inf, None
 
-    def check(self, key: str) -> float:
-        """Return for how many seconds an attempt may take effect; raise StoreError or VolumeInUse if none may."""
-        return math.inf if key == self.outside else self._ask()
+    def check(self, key: str, *, wait: bool = True) -> float:
+        """Return for how many seconds an attempt may take effect; raise StoreError or VolumeInUse if none may.
+
+        ``wait``: some seconds for an answer, where that may help. Not for who holds what others need.
+        """
+        return math.inf if key == self.outside else self._ask(wait)

@@ -30,6 +30,8 @@ class MemoryStore:
         self.delayed = False
         self.lasting = self.arriving = 0.0
         self.fence = Fence()
+        self.fenced = True
+        self.conditions: bool | None = True
         self.counters = RequestCounters()
         self._lock = threading.Lock()
         self._objects: dict[str, StoredObject] = {}

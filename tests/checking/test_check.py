@@ -19,7 +19,7 @@ from s3backer.checking.subject import find_subject
 from s3backer.codec.choice import EncodingOptions
 from s3backer.codec.encryption import SIGNATURE_METADATA
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import write_token
+from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from tests.support.damage import (
     BESIDE,
@@ -213,7 +213,7 @@ def test_what_goes_away_while_it_is_checked_is_no_damage() -> None:
         store = Leaving()
         store._objects = dict(world.store._objects)
         if token:
-            write_token(store, PREFIX, "", replace=None, random_source=random.Random(1))
+            write_token(store, PREFIX, "", new_token(random.Random(1)), former=None)
         with Check(find_subject(store, PREFIX, VolumeOptions()), CheckOptions()) as check:
             check.run()
             expected = {("mounted", ""): 1} if token else {("changed", victim): 1}

@@ -12,7 +12,7 @@ import pytest
 import s3backer
 from s3backer.admin import create_volume
 from s3backer.errors import CorruptObject
-from s3backer.layouts.token import write_token
+from s3backer.layouts.token import new_token, write_token
 from s3backer.stores.s3 import S3Store
 from tests.support.commands import Run
 from tests.support.mounts import mounts_below, needs_mounts
@@ -137,7 +137,7 @@ def test_blocks_without_metadata_are_not_created_over(run: Run, store: S3Store, 
 def test_a_volume_that_is_mounted_elsewhere_is_left_alone(
     command: str, run: Run, run_apart: Run, store: S3Store, bucket: str, tmp_path: Path
 ) -> None:
-    write_token(store, "disk/", "", replace=None, random_source=random.Random(1))
+    write_token(store, "disk/", "", new_token(random.Random(1)), former=None)
     before = snapshot(store)
     url = f"s3://{bucket}/disk"
     (tmp_path / "mnt").mkdir()

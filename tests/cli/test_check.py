@@ -17,7 +17,7 @@ import pytest
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions
 from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, parse_metadata
-from s3backer.layouts.token import TOKEN_NAME, read_token, write_token
+from s3backer.layouts.token import TOKEN_NAME, new_token, read_token, write_token
 from s3backer.opening import VolumeOptions, prepare
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.directory import DirectoryStore
@@ -68,7 +68,7 @@ def fill(store: ObjectStore, prefix: str, *, blocks: int = 16, **values: Any) ->
 
 
 def lock(store: ObjectStore, prefix: str = "") -> None:
-    write_token(store, prefix, "", replace=None, random_source=random.Random(1))
+    write_token(store, prefix, "", new_token(random.Random(1)), former=None)
 
 
 def facts(answer: Any) -> dict[str, Any]:

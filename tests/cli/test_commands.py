@@ -15,7 +15,7 @@ import pytest
 import s3backer
 from s3backer.errors import UsageError
 from s3backer.layouts.copy_note import CopyNote
-from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.units import parse_size
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 def lock(volume: Path) -> None:
     """Mark the volume as mounted by somebody."""
-    write_token(DirectoryStore(volume), "", "", replace=None, random_source=random.Random(1))
+    write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
 
 
 def test_create_makes_the_directory_and_info_tells(run: Run, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_erase_refuses_a_mounted_volume_unless_forced(run: Run, volume: Path) ->
 def test_an_unfinished_copy_without_any_block_is_given_up(run: Run, tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
     note = CopyNote("somewhere", MIB, MIB, False, "", 0, "")
-    write_token(DirectoryStore(tmp_path), "", "", replace=None, random_source=random.Random(1), copy=note)
+    write_token(DirectoryStore(tmp_path), "", "", new_token(random.Random(1), copy=note), former=None)
     answer = run("erase", url, "--yes", "--force")
     assert (answer.code, answer.out) == (0, f"erased {url}: 0 blocks\n")
     assert not (tmp_path / TOKEN_NAME).exists()

@@ -18,7 +18,7 @@ import s3backer
 from s3backer import config
 from s3backer.admin import create_volume
 from s3backer.errors import VolumeInUse
-from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.s3 import S3Store
@@ -157,7 +157,7 @@ def test_what_is_there_is_not_copied_over(run: Run, volume: Path, tmp_path: Path
 
 
 def test_a_mounted_source_needs_force(run: Run, volume: Path, tmp_path: Path) -> None:
-    write_token(DirectoryStore(volume), "", "", replace=None, random_source=random.Random(1))
+    write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
     target = tmp_path / "target"
     answer = run("copy", f"file://{volume}", f"file://{target}")
     assert answer.code == 6 and "is mounted" in answer.sentence() and "--force" in answer.hint()

@@ -20,7 +20,7 @@ from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import ObjectNotFound, StoreUnreachable
 from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, ClassicLayout
 from s3backer.layouts.copy_note import CopyNote
-from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token, write_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 from tests.support.cache_files import Slot, put_cache_file
@@ -36,7 +36,7 @@ STALE = Slot(4, b"c" * BLOCK, dirty=False, etag=b"e" * 16)
 def mark(volume: Path, value: int) -> None:
     """Mark the volume as mounted with this token, as the crashed mount did."""
     store = DirectoryStore(volume)
-    claim_token(store, "", "", value=value, replace=read_token(store, ""), random_source=random.Random(1))
+    put_token(store, "", new_token(random.Random(1), value=value), former=read_token(store, ""))
 
 
 def token_of(volume: Path) -> MountToken | None:
@@ -233,7 +233,7 @@ def test_an_unfinished_copy_is_refused_even_by_force(run: Run, volume: Path, cac
     """Even one that has block 0: a second run may be writing what has changed in its source."""
     store = DirectoryStore(volume)
     note = CopyNote("somewhere", 8 << 20, BLOCK, False, "", 0, "")
-    write_token(store, "", "", replace=None, random_source=random.Random(1), copy=note)
+    write_token(store, "", "", new_token(random.Random(1), copy=note), former=None)
     seen = tree(volume)
     for more in ([], ["--force"]):
         answer = run("import-cache", str(cache), f"file://{volume}", *more)

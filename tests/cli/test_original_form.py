@@ -15,7 +15,7 @@ from s3backer import __version__
 from s3backer.cli import COMMANDS
 from s3backer.cli.original_words import parse
 from s3backer.errors import UsageError
-from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
 from s3backer.mount_request import MountRequest
 from s3backer.original_options import ORIGINAL
 from s3backer.stores.directory import DirectoryStore
@@ -156,7 +156,7 @@ def test_a_directory_as_a_bucket(run: Run, requests: list[MountRequest], tmp_pat
 
 def test_erase_and_reset(run: Run, volume: Path) -> None:
     def lock() -> None:
-        write_token(DirectoryStore(volume), "", "", replace=None, random_source=random.Random(1))
+        write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
 
     lock()
     assert run("--test", "--reset-mounted-flag", str(volume)).code == 0

@@ -18,7 +18,7 @@ import pytest
 
 from s3backer.control import ControlServer, Progress, socket_name
 from s3backer.errors import MountError, UsageError
-from s3backer.layouts.token import TOKEN_NAME, write_token
+from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
 from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL
 from tests.support.commands import Run, tree
@@ -79,7 +79,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(volume: Path, sockets: Path) -> Iterator[Daemon]:
-    write_token(DirectoryStore(volume), "", "", replace=None, random_source=random.Random(1))
+    write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)

@@ -33,11 +33,13 @@ from s3backer.errors import (
     VolumeInUse,
     WrongPassword,
 )
+from s3backer.holder import Holder
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import parse_block_name
-from s3backer.layouts.token import TOKEN_NAME, MountToken, claim_token, read_token, write_token
+from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
 from s3backer.opening import VolumeOptions
-from s3backer.recovery import Recoverer, Recovery, place_of_journal
+from s3backer.recovery import Recoverer, Recovery, let_expire, place_of_journal
+from s3backer.s3.server_clock import boot_time
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
 from s3backer.volume import Volume
@@ -57,7 +59,7 @@ def _leave_out(path: str, names: list[str]) -> set[str]:
 def _copy(source: str, target: str) -> None:
     # A file that is being prepared gets its name meanwhile; nothing is in it yet.
     with contextlib.suppress(FileNotFoundError):
-        shutil.copy(source, target)
+        shutil.copy2(source, target)
 
 
 class Place:
@@ -95,10 +97,19 @@ class Place:
             shutil.copytree(self.directory, copy, ignore=_leave_out, copy_function=_copy)
         finally:
             volume.close()
-        for name in ("bucket", "journals"):
-            shutil.rmtree(self.directory / name)
-            (copy / name).rename(self.directory / name)
+        shutil.rmtree(self.bucket)
+        (copy / "bucket").rename(self.bucket)
+        self.put_back(copy / "journals")
         shutil.rmtree(copy)
+
+    def put_back(self, journals: Path) -> None:
+        """Let the directory of the journal have these files; its lock stays, as it would."""
+        for old in self.journals.glob("*/*"):
+            if old.name != "lock":
+                old.unlink()
+        for new in journals.glob("*/*"):
+            if new.name != "lock":
+                new.rename(self.journals / new.relative_to(journals))
 
     def content(self, offset: int, length: int, **changes: Any) -> bytes:
         with self.open(**changes) as volume:
@@ -297,6 +308,173 @@ def test_who_has_lost_the_volume_promises_nothing_any_more(tmp_path: Path, journ
     first.close()
 
 
+#: Seconds of a lease that a test lives to see the end of.
+SHORT = 1.0
+
+
+@pytest.fixture
+def ended(place: Place) -> Place:
+    """A volume whose mount was killed after a write."""
+    place.options = replace(place.options, lease=SHORT)
+    with place.killed() as volume:
+        volume.write(BLOCK, b"data" + bytes(BLOCK - 4))
+    return place
+
+
+@contextmanager
+def _alive(place: Place) -> Iterator[Callable[[], None]]:
+    """Let somebody renew the token, as the mount of which the directory is a copy; yields what ends that."""
+    found = read_token(place.store(), "")
+    assert found is not None
+    holder = Holder(place.store(), "", "", found, boot_time())
+    holder.renew()
+    try:
+        yield holder.stop
+    finally:
+        holder.stop()
+
+
+@pytest.mark.parametrize("what", ["moved", "restarted"])
+def test_a_journal_elsewhere_than_its_mount_waits_for_that_to_be_silent(
+    ended: Place, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A copied directory, a copied machine or one that lost its power: the token's mount may live, or not."""
+    if what == "moved":
+        shutil.copytree(ended.journals, ended.directory / "copied")
+        shutil.rmtree(ended.journals)
+        (ended.directory / "copied").rename(ended.journals)
+    else:
+        started = ended.directory / "boot_id"
+        started.write_text("another start\n")
+        monkeypatch.setattr("s3backer.journal.files._BOOT_ID", started)
+    with _alive(ended) as end:
+        for attempt in (
+            lambda directory: Recoverer(ended.store(), "", ended.options, directory).replay(),
+            lambda directory: Recoverer(ended.store(), "", ended.options, directory).replay(force=True),
+            lambda directory: Recoverer(ended.store(), "", ended.options, directory).discard(),
+        ):
+            path = place_of_journal(ended.store(), "", ended.options)
+            with JournalDirectory(path) as directory, pytest.raises(VolumeInUse, match="that mount is alive"):
+                attempt(directory)
+        with pytest.raises(VolumeInUse, match="that mount is alive"):
+            ended.open()
+        end()
+        began = time.monotonic()
+        assert ended.content(BLOCK, 4) == b"data"
+        assert time.monotonic() - began >= SHORT
+    assert not ended.files
+
+
+def test_a_mount_whose_journal_is_replayed_from_a_copy_notices_it(ended: Place) -> None:
+    """Its value stays, as the journal knows it."""
+    found = read_token(ended.store(), "")
+    assert found is not None
+    first = Holder(ended.store(), "", "", found, boot_time())
+    second = replace(ended.options, journal_directory=str(ended.journals))
+    with JournalDirectory(place_of_journal(ended.store(), "", second)) as directory:
+        recoverer = Recoverer(ended.store(), "", second, directory)
+        holder = recoverer._hold(read_token(ended.store(), ""))
+        try:
+            assert holder.token.value == found.value
+            with pytest.raises(VolumeInUse):
+                first.renew()
+        finally:
+            first.stop()
+            holder.stop()
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+def test_a_disk_without_room_for_a_note(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, journal: int
+) -> None:
+    """A journal needs it; without one it is only the next mount that has to wait."""
+
+    def full(self: JournalDirectory, value: int, *, disowned: bool = False) -> None:
+        raise JournalError("no room for a note", hint="Free some space.")
+
+    monkeypatch.setattr(JournalDirectory, "note_token", full)
+    if journal:
+        with pytest.raises(JournalError, match="no room"):
+            place.open(journal=journal)
+        assert read_token(place.store(), "") is None
+        return
+    with place.open(journal=0) as volume:
+        volume.write(0, b"x")
+        found = read_token(place.store(), "")
+        assert found is not None and not found.home
+    assert "cannot know by itself" in caplog.text
+
+
+def test_a_refused_mount_leaves_no_word_of_a_crash(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    with place.open():
+        elsewhere = {"journal": 0, "journal_directory": str(place.directory / "elsewhere")}
+        real = read_token(place.store(), "")
+        assert real is not None
+        # It is put between its look and its own attempt.
+        with pytest.raises(VolumeInUse), monkeypatched_look():
+            place.open(**elsewhere)
+    place.content(0, 1, **elsewhere)
+    assert "was not unmounted" not in caplog.text
+
+
+@contextmanager
+def monkeypatched_look() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s3backer.opening.read_token", lambda store, prefix: None)
+        yield
+
+
+def test_how_long_the_requests_of_who_died_are_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Since the last note; for all of the time where no note could be made; not at all where nothing was written."""
+    path = place_of_journal(place.store(), "", place.options)
+    store = MemoryStore()
+    store.lasting, store.arriving = 100.0, 40.0
+    waits: list[float] = []
+    monkeypatch.setattr("s3backer.recovery.wait_until_quiet", lambda s, u, seconds, looks=None: waits.append(seconds))
+    monkeypatch.setattr("s3backer.recovery.boot_time", lambda: 1e6)
+    token = MountToken(5, "", "", "", lease=60.0, arriving=90.0)
+    with JournalDirectory(path) as directory:
+        directory.note_token(5)
+        let_expire(store, "v", directory, [], token)
+        assert not waits
+        directory.note_busy()
+        let_expire(store, "v", directory, [], None)
+        let_expire(store, "v", directory, [], token)
+        assert waits == pytest.approx([102.0, 152.0], abs=1.0)
+        os.unlink(f"{path}/busy")
+        let_expire(store, "v", directory, [], token)
+        assert waits[2:] == [150.0]
+        # The end of a session, with which everything is in the bucket.
+        directory.note_busy()
+        directory.remove_all()
+        let_expire(store, "v", directory, [], token)
+        assert waits[3:] == []
+
+
+def test_erase_by_force_takes_the_volume_from_who_has_it(tmp_path: Path) -> None:
+    store = Shared()
+    create_volume(store, "", size=SIZE, block_size=BLOCK)
+    options = VolumeOptions(memory=4 << 20, threads=4, write_delay=NEVER, list_blocks=False, lease=SHORT)
+    first = Volume.open(store, "", options)
+    for block in range(20):
+        first.write(block * BLOCK, b"a" * BLOCK)
+    first.flush()
+    other, lost = Shared(store), []
+
+    def watch(erased: int) -> None:
+        lost.append(first.facts()["lost"])
+
+    assert erase_volume(other, "", force=True, progress=watch) == 20
+    assert all(lost)
+    with pytest.raises((ReadOnlyVolume, VolumeInUse)):
+        first.write(0, b"b")
+        first.flush()
+    first.close()
+    assert not other.list("").entries
+
+
 @pytest.mark.parametrize("journaled", [True, False])
 def test_what_was_written_when_it_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journaled: bool) -> None:
     """Flushes fail, waiting writers get an answer, closing ends and says what is where, and a journal is kept."""
@@ -321,7 +499,7 @@ def test_what_was_written_when_it_was_lost(tmp_path: Path, monkeypatch: pytest.M
     wait_until(lambda: first._driver.failure is not None, "nothing can be stored")
     assert writer.is_alive()
     other = write_token(
-        Shared(store), "", "", replace=read_token(Shared(store), ""), random_source=random.Random(1), lease=60.0
+        Shared(store), "", "", new_token(random.Random(1), lease=60.0), former=read_token(Shared(store), "")
     )
     assert first._holder is not None
     with pytest.raises(VolumeInUse):
@@ -371,7 +549,7 @@ def test_a_mount_replays_nothing_where_others_had_the_volume(place: Place) -> No
 
 
 def test_a_volume_that_was_erased_and_made_anew(place: Place) -> None:
-    with place.killed() as volume:
+    with place.killed(lease=SHORT) as volume:
         volume.write(5 * BLOCK, b"a" * BLOCK)
         volume._driver.flush()
         volume.write(5 * BLOCK, b"b" * BLOCK)
@@ -539,7 +717,7 @@ def test_a_token_changed_by_a_request_whose_answer_was_lost(place: Place, monkey
             volume.flush()
             with monkeypatch.context() as patch:
                 patch.setattr(JournalDirectory, "remove_all", _refuse)
-                patch.setattr("s3backer.holder.claim_token", _lost(claim_token))
+                patch.setattr("s3backer.holder.put_token", _lost(put_token))
                 disk.sync_error = errno.EIO
                 volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
                 with pytest.raises(StoreError, match="lost"):
@@ -548,9 +726,10 @@ def test_a_token_changed_by_a_request_whose_answer_was_lost(place: Place, monkey
                 # Nobody tries once more before the end.
                 shutil.copytree(place.directory, place.directory / "then", ignore=_leave_out, copy_function=_copy)
         if not closed:
-            for name in ("bucket", "journals"):
-                shutil.rmtree(place.directory / name)
-                (place.directory / "then" / name).rename(place.directory / name)
+            shutil.rmtree(place.bucket)
+            (place.directory / "then" / "bucket").rename(place.bucket)
+            place.put_back(place.directory / "then" / "journals")
+            shutil.rmtree(place.directory / "then")
             assert read_token(place.store(), "") is not None
         assert place.content(BLOCK, 3) == b"new"
         assert read_token(place.store(), "") is None

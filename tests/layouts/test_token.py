@@ -8,7 +8,7 @@ import re
 import pytest
 
 from s3backer.errors import VolumeInUse
-from s3backer.layouts.token import MountToken, in_use, read_token, remove_token, write_token
+from s3backer.layouts.token import MountToken, in_use, new_token, read_token, remove_token, write_token
 from s3backer.stores.memory import MemoryStore
 
 SOURCE = random.Random(1)
@@ -16,30 +16,30 @@ SOURCE = random.Random(1)
 
 def test_its_form_is_the_originals() -> None:
     store = MemoryStore()
-    token = write_token(store, "p/", "memory:p/", replace=None, random_source=SOURCE)
+    token = write_token(store, "p/", "memory:p/", new_token(SOURCE), former=None)
     found = store.get("p/s3backer-mounted")
     assert found.info.content_type == "text/plain"
     assert re.fullmatch(r"[0-9a-f]{8}", found.info.metadata["s3backer-mount-token"])
-    assert re.fullmatch(rb"[^\n]+\n\d{8}T\d{6}Z\n[0-9a-f]{8}\n", found.body)
+    assert re.fullmatch(rb"[^\n]+\n\d{8}T\d{6}Z\n[0-9a-f]{8}\n[0-9a-f]{16}\n", found.body)
     assert read_token(store, "p/") == token
     assert 1 <= token.value <= 0x7FFFFFFE
 
 
 def test_only_one_of_two_mounts_wins() -> None:
     store = MemoryStore()
-    write_token(store, "", "memory:", replace=None, random_source=SOURCE)
+    write_token(store, "", "memory:", new_token(SOURCE), former=None)
     with pytest.raises(VolumeInUse, match="is mounted by"):
-        write_token(store, "", "memory:", replace=None, random_source=SOURCE)
+        write_token(store, "", "memory:", new_token(SOURCE), former=None)
     seen = read_token(store, "")
-    write_token(store, "", "memory:", replace=seen, random_source=SOURCE)
+    write_token(store, "", "memory:", new_token(SOURCE), former=seen)
     with pytest.raises(VolumeInUse):
-        write_token(store, "", "memory:", replace=seen, random_source=SOURCE)
+        write_token(store, "", "memory:", new_token(SOURCE), former=seen)
 
 
 def test_only_our_own_token_is_removed() -> None:
     store = MemoryStore()
-    mine = write_token(store, "", "memory:", replace=None, random_source=SOURCE)
-    other = write_token(store, "", "memory:", replace=mine, random_source=SOURCE)
+    mine = write_token(store, "", "memory:", new_token(SOURCE), former=None)
+    other = write_token(store, "", "memory:", new_token(SOURCE), former=mine)
     assert remove_token(store, "", mine) == other
     assert read_token(store, "") == other
     assert remove_token(store, "", other) is None

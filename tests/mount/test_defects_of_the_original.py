@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from s3backer.layouts.token import write_token
+from s3backer.layouts.token import new_token, write_token
 from s3backer.mountpoint import find_mount
 from s3backer.signals import IGNORED_SIGNALS, STOP_SIGNALS
 from s3backer.stores.s3 import S3Store
@@ -219,7 +219,7 @@ def test_4_nothing_dirty_is_dropped_when_the_token_has_gone(volume: Workbench, w
             import random
 
             store = volume.open_store()
-            write_token(store, "", "", replace=None, random_source=random.Random(1))
+            write_token(store, "", "", new_token(random.Random(1)), former=None)
             store.close()
         write(mount.file, 64 * BLOCK, DATA)
         assert volume.stored(64 * BLOCK, len(DATA)) == DATA

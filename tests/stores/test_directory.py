@@ -309,6 +309,33 @@ def test_errors_of_the_system_are_explained_and_leave_nothing(bucket, store, mon
     assert store.counters.snapshot()["put"].failures == 1
 
 
+@pytest.mark.parametrize("change", ["put", "put if absent", "delete"])
+def test_the_fence_is_asked_again_right_before_the_change(bucket, store, change):
+    """Between the first look and that moment a process may have been stopped for as long as a lease."""
+    if change != "put if absent":
+        store.put("key", b"theirs", content_type=BLOCK)
+    before, asked = files_of(bucket), []
+
+    def ask(wait):
+        asked.append(wait)
+        if not wait:
+            raise StoreError("the lease has ended", hint="Wait.")
+        return 1.0
+
+    store.fence.put_up("token", ask)
+    with pytest.raises(StoreError, match="the lease has ended"):
+        if change == "delete":
+            store.delete("key")
+        else:
+            store.put("key", b"ours", content_type=BLOCK, if_none_match=change != "put")
+    assert asked == [True, False]
+    assert files_of(bucket) == before
+    assert not before or store.get("key").body == b"theirs"
+    assert not list((bucket / ".s3backer" / "tmp").iterdir())
+    store.put("token", b"outside")
+    store.delete("token")
+
+
 def test_without_hard_links_the_lock_has_to_do(store, monkeypatch):
     def link(*arguments, **options):
         raise OSError(errno.EPERM, "no links here")

@@ -233,9 +233,12 @@ def test_the_journal_of_who_was_overtaken_is_kept(place: Place, tmp_path: object
 @both
 def test_whether_a_server_heeds_the_end_of_a_signature(place: Place) -> None:
     store = place.store()
-    with Volume.open(store, "", OPTIONS):
+    with Volume.open(store, "", OPTIONS) as volume:
+        volume.write(0, b"x" * 2 * BLOCK)
+        volume.flush()
+        assert store.conditions
         assert store.arriving == pytest.approx(3 * TIMEOUT + 0.2)
         anonymous = S3Store(place.bucket, replace(place._options, anonymous=True))
         anonymous.conditions = True
-        anonymous.fence.put_up("s3backer-mounted", lambda: 60.0)
+        anonymous.fence.put_up("s3backer-mounted", lambda wait: 60.0)
         assert anonymous.arriving > 900

@@ -16,7 +16,7 @@ from s3backer.cache_calls import Store
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.replay import scan
 from s3backer.journal.service import Mount, WriteJournal
-from s3backer.layouts.token import write_token
+from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer
 from s3backer.url import volume_id
@@ -47,9 +47,9 @@ class CrashWorld(World):
 
     def make_cache(self, policy: WritePolicy) -> BlockCache:
         self.directory = JournalDirectory(self.path / "journal")
-        self.token = write_token(
-            self.store.inner, _PREFIX, "", replace=None, random_source=self.random, on_value=self.directory.note_token
-        )
+        token = new_token(self.random)
+        self.directory.note_token(token.value)
+        self.token = write_token(self.store.inner, _PREFIX, "", token, former=None)
         self.journal = WriteJournal(
             self.directory,
             self.slab,

@@ -24,7 +24,7 @@ from s3backer.layouts.classic import (
     block_name,
 )
 from s3backer.layouts.copy_note import CopyNote
-from s3backer.layouts.token import write_token
+from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from tests.support.kept import KeepingStore
 
@@ -320,7 +320,7 @@ def without_the_first_block(world: World) -> None:
 
 
 def mounted(world: World) -> None:
-    write_token(world.store, PREFIX, "", replace=None, random_source=random.Random(1))
+    write_token(world.store, PREFIX, "", new_token(random.Random(1)), former=None)
     world.find("mounted", "")
 
 
@@ -329,7 +329,7 @@ def an_unfinished_copy(world: World) -> None:
     note = CopyNote(
         "s3://old/disk", world.layout.size, BLOCK_SIZE, world.hashed, world.codec.content_encoding, 0, "check"
     )
-    write_token(world.store, PREFIX, "", replace=None, random_source=random.Random(1), copy=note)
+    write_token(world.store, PREFIX, "", new_token(random.Random(1), copy=note), former=None)
     world.store.lose(world.layout.key(0))
     world.find("unfinished-copy", "")
 

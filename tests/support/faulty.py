@@ -35,6 +35,8 @@ class FaultyStore:
         self.lasting = store.lasting
         self.arriving = store.arriving
         self.fence = store.fence
+        self.fenced = store.fenced
+        self.conditions: bool | None = store.conditions
         self.delayed = store.delayed
         self.endpoint = getattr(store, "endpoint", "")
         self.counters = store.counters

@@ -71,6 +71,8 @@ class WorldStore:
         self.place = self.inner.place
         self.lasting = self.arriving = LASTING
         self.fence = self.inner.fence
+        self.fenced = True
+        self.conditions: bool | None = True
         self.counters = self.inner.counters
 
     def _around(self, effect: Callable[[], _T]) -> _T:
