@@ -14,7 +14,7 @@ cdef extern from "_checksum.h" nogil:
 
 cdef enum:
     # Bytes below which letting others run costs more than the sum.
-    _LONG = 4096
+    _LONG = 262144
 
 s3b_checksum_init()
 

@@ -11,7 +11,8 @@
     storing      1       -        1      copied by begin_store, settled by end_store
 
 Guarantees
-  * Every call on a slab is atomic: one mutex, taken and held without the GIL, and never held while Python runs.
+  * Every call on a slab is atomic: one mutex, which nobody waits for with the GIL, and which is never held while Python
+    runs. Who has it needs neither the GIL nor anything else.
   * Only clean slots are evicted, by S3-FIFO (``_eviction.pxi``). ``unsaved`` slots never exceed ``dirty_limit``, apart
     from those that were touched.
   * What a pinned slot shows stays as it is until it is unpinned (``_pins.pxi``). Only a write to a pinned block and
@@ -33,12 +34,19 @@ from libc.string cimport memcpy, memset
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_trylock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_cond_init(pthread_cond_t *, void *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
     int pthread_cond_broadcast(pthread_cond_t *)
     int pthread_cond_destroy(pthread_cond_t *)
+
+cdef extern from "Python.h":
+    ctypedef struct PyThreadState:
+        pass
+    PyThreadState *PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState *)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *, size_t, int, int, int, long)
@@ -83,6 +91,8 @@ cdef enum:
     _BATCH = 256
     # Bytes from which the zero scan lets other threads run. Below, the scan takes less time than handing over.
     _LONG_SCAN = 16384
+    # Bytes from which a copy does: it takes a hundredth of a millisecond then.
+    _LONG_COPY = 262144
 
 
 cdef inline uint64_t spread(uint64_t block, int hash_shift) noexcept nogil:
@@ -100,6 +110,24 @@ include "_invariants.pxi"
 
 
 # ── the slab ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+cdef inline PyThreadState *enter(Slab slab, Py_ssize_t length) noexcept:
+    """Lock a slab to copy ``length`` bytes; without the GIL only if that takes long, or somebody has the lock.
+
+    Handing the GIL over among many threads takes longer than a short copy. Up to ``leave`` no Python object is touched.
+    """
+    cdef PyThreadState *away = NULL
+    if length > _LONG_COPY or pthread_mutex_trylock(&slab._lock) != 0:
+        away = PyEval_SaveThread()
+        pthread_mutex_lock(&slab._lock)
+    return away
+
+
+cdef inline void leave(Slab slab, PyThreadState *away) noexcept:
+    pthread_mutex_unlock(&slab._lock)
+    if away:
+        PyEval_RestoreThread(away)
+
 
 cdef Py_ssize_t _map_bytes_of(Py_ssize_t block_size) noexcept nogil:
     """Bytes of one bitmap of a slot, whole words."""
@@ -332,10 +360,9 @@ cdef class Slab:
     def contains(self, uint64_t block):
         """Return whether the block has a slot."""
         cdef int32_t index
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            pthread_mutex_unlock(&self._lock)
+        cdef PyThreadState *away = enter(self, 0)
+        index = self._find(block)
+        leave(self, away)
         return index >= 0
 
     def next_held(self, uint64_t block, uint64_t stop):
@@ -359,11 +386,10 @@ cdef class Slab:
         """Return whether the block has a slot and every sector of it is valid."""
         cdef int32_t index
         cdef bint whole
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            whole = index >= 0 and self._slot[index].valid == self._sectors
-            pthread_mutex_unlock(&self._lock)
+        cdef PyThreadState *away = enter(self, 0)
+        index = self._find(block)
+        whole = index >= 0 and self._slot[index].valid == self._sectors
+        leave(self, away)
         return whole
 
     def copy_out(self, uint64_t block, Py_ssize_t start, out):
@@ -372,19 +398,19 @@ cdef class Slab:
         cdef Py_ssize_t stop
         cdef int32_t index
         cdef bint whole
+        cdef PyThreadState *away
         PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
         stop = start + view.len
         if start < 0 or stop > self._block_size:
             PyBuffer_Release(&view)
             raise ValueError(f"bytes {start} to {stop} are not in a block of {self._block_size}")
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            whole = index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT)
-            if whole:
-                memcpy(view.buf, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
-                note_use(self, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
-            pthread_mutex_unlock(&self._lock)
+        away = enter(self, view.len)
+        index = self._find(block)
+        whole = index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT)
+        if whole:
+            memcpy(view.buf, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
+            note_use(self, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
+        leave(self, away)
         PyBuffer_Release(&view)
         return whole
 
@@ -396,22 +422,22 @@ cdef class Slab:
         cdef Py_buffer view
         cdef const unsigned char *data = NULL
         cdef int32_t index
+        cdef PyThreadState *away
         if body is not None:
             PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
             if view.len != self._block_size:
                 PyBuffer_Release(&view)
                 raise ValueError(f"a body of {len(body)} bytes is not a block of {self._block_size}")
             data = <const unsigned char *>view.buf
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            if index < 0:
-                index = allocate(self, block, ahead)
-            elif not ahead:
-                note_use(self, index, self._sectors)
-            if index >= 0:
-                fill_gaps(self, index, data)
-            pthread_mutex_unlock(&self._lock)
+        away = enter(self, self._block_size)
+        index = self._find(block)
+        if index < 0:
+            index = allocate(self, block, ahead)
+        elif not ahead:
+            note_use(self, index, self._sectors)
+        if index >= 0:
+            fill_gaps(self, index, data)
+        leave(self, away)
         if body is not None:
             PyBuffer_Release(&view)
         return index >= 0
@@ -420,15 +446,14 @@ cdef class Slab:
         """Make a block dirty as it is, without regard to the limit; False unless it is fully valid."""
         cdef int32_t index
         cdef bint whole
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            index = self._find(block)
-            whole = index >= 0 and self._slot[index].valid == self._sectors
-            if whole:
-                self.sequence += 1
-                note_use(self, index, 1)
-                mark_dirty(self, index, 0, 1, now)
-            pthread_mutex_unlock(&self._lock)
+        cdef PyThreadState *away = enter(self, 0)
+        index = self._find(block)
+        whole = index >= 0 and self._slot[index].valid == self._sectors
+        if whole:
+            self.sequence += 1
+            note_use(self, index, 1)
+            mark_dirty(self, index, 0, 1, now)
+        leave(self, away)
         return whole
 
     # ── writing back ─────────────────────────────────────────────────────────────────────────────────────
@@ -440,15 +465,15 @@ cdef class Slab:
         """
         cdef Py_ssize_t room = min(limit, <Py_ssize_t>self._slots), count, i
         cdef Slot *found
+        cdef PyThreadState *away
         if room <= 0:
             return []
         found = <Slot *>malloc(room * sizeof(Slot))
         if not found:
             raise MemoryError
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            count = list_dirty(self, found, room)
-            pthread_mutex_unlock(&self._lock)
+        away = enter(self, 0)
+        count = list_dirty(self, found, room)
+        leave(self, away)
         try:
             return [
                 (found[i].block, found[i].first_sequence, found[i].dirty_since, found[i].valid == self._sectors)
@@ -460,10 +485,9 @@ cdef class Slab:
     def oldest_dirty_sequence(self):
         """Return the sequence of the oldest write that is not on its way to the bucket, 0 if there is none."""
         cdef uint64_t sequence
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            sequence = self._slot[self._dirty.oldest].first_sequence if self._dirty.oldest >= 0 else 0
-            pthread_mutex_unlock(&self._lock)
+        cdef PyThreadState *away = enter(self, 0)
+        sequence = self._slot[self._dirty.oldest].first_sequence if self._dirty.oldest >= 0 else 0
+        leave(self, away)
         return sequence
 
     def begin_store(self, uint64_t block):
@@ -476,11 +500,10 @@ cdef class Slab:
         cdef unsigned char *target = <unsigned char *>PyBytes_AS_STRING(body)
         cdef uint64_t sequence = 0, as_of
         cdef bint ready, zero = False
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            ready = start_store(self, block, target, &sequence, &zero)
-            as_of = self.sequence
-            pthread_mutex_unlock(&self._lock)
+        cdef PyThreadState *away = enter(self, self._block_size)
+        ready = start_store(self, block, target, &sequence, &zero)
+        as_of = self.sequence
+        leave(self, away)
         if not ready:
             raise ValueError(f"block {block} cannot be stored now")
         return sequence, as_of, None if zero else body
@@ -488,10 +511,9 @@ cdef class Slab:
     def end_store(self, uint64_t block, bint stored):
         """Settle a store: its sectors are in the bucket, or else dirty as they were before."""
         cdef bint ready
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            ready = settle_store(self, block, stored)
-            pthread_mutex_unlock(&self._lock)
+        cdef PyThreadState *away = enter(self, 0)
+        ready = settle_store(self, block, stored)
+        leave(self, away)
         if not ready:
             raise ValueError(f"block {block} is not being stored")
 
