@@ -22,7 +22,7 @@ from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metad
 from s3backer.layouts.listing import Claim, is_in, walk
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
 from s3backer.opening import VolumeOptions, volume_name
-from s3backer.recovery import let_expire, place_of_journal
+from s3backer.recovery import expires_in, place_of_journal
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
 from s3backer.volume import Volume
 
@@ -187,9 +187,9 @@ def unlock_volume(
         with contextlib.ExitStack() as stack:
             directory = _home_of(store, prefix, token, journal_directory)
             if directory is not None:
-                let_expire(store, url, stack.enter_context(directory), [], token)
+                wait_until_quiet(store, url, expires_in(store, stack.enter_context(directory), [], token))
             elif token.lease and watch_token(store, prefix, url, token) is not None:
-                wait_until_quiet(store, url, quiet_in(store, token))
+                wait_until_quiet(store, url, quiet_in(store, token, ended=True))
             # As it was seen last: a mount that came back meanwhile has renewed it.
             if (other := remove_token(store, prefix, token)) is not None:
                 raise in_use(url, other)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from s3backer import _fast
 from s3backer.cache_file import CacheFile
 from s3backer.errors import CorruptObject, PreconditionFailed, S3backerError, UsageError, VolumeInUse
+from s3backer.holder import quiet_in, wait_until_quiet
 from s3backer.layouts.classic import ClassicLayout, Metadata
 from s3backer.layouts.token import MountToken, in_use, new_token, put_token, read_token, remove_token, settle
 from s3backer.opening import VolumeOptions, find_layout, refuse_if_changed, volume_name
@@ -113,6 +114,9 @@ class CacheImport:
             token = put_token(self.store, prefix, token, former=self.found)
         except PreconditionFailed:
             raise in_use(self.url, read_token(self.store, prefix)) from None
+        if self.found is not None:
+            # By force: a mount that lives has to notice it first.
+            wait_until_quiet(self.store, self.url, quiet_in(self.store, self.found, ended=False))
         refuse_if_changed(self.store, prefix, self.options, self.metadata)
         self._for_all("storing blocks", self._write, progress)
         fresh = self._fresh_layout()

@@ -6,7 +6,7 @@
 Guarantees
   * From the first moment on it is renewed, also while its taker still waits for the former holder's requests.
   * Nothing is written while the lease has not been renewed in time (s3backer/lease.py), and nothing ever again once
-    the token is another's. Ours is what was put here, by its nonce: its value is known to a copy of the directory, too.
+    the token is another's. Ours is what was put here, by its session: its value a copy of the directory has, too.
   * Where the conditions of PUTs are not known to be heeded, it is read before each renewal: of two that want the
     volume one finds the other's.
   * A request to remove it that may still arrive is waited for before the next one.
@@ -21,7 +21,6 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -56,8 +55,6 @@ log = logging.getLogger(__name__)
 
 #: Pause in seconds between two attempts to give the token back, and for how long the first renewal is tried.
 _RETRY, _TRY = 1.0, 10.0
-#: How many puttings of the token are remembered: as many as may still arrive.
-_REMEMBERED = 256
 #: Seconds after which it is noted again that requests are under way.
 _NOTE = 1.0
 
@@ -68,7 +65,7 @@ Looks = Callable[[float], None]
 class Holder:
     """The mount token of one volume, held. ``sent_at``: when the request was sent that put it, on ``clock``.
 
-    ``token.arriving`` is what whoever finds it has to wait, until ``settled`` says that only our own requests count.
+    Whoever finds it has to wait for ``token.owed`` seconds, until ``settled`` says that only our own requests count.
     """
 
     def __init__(
@@ -87,10 +84,8 @@ class Holder:
         self._clock = clock
         self._random = random.SystemRandom()
         self._token = token
-        #: The nonces of those that were put here, and may be in the bucket.
-        self._nonces = deque([token.nonce], maxlen=_REMEMBERED)
         #: Seconds in which requests may arrive that are not ours.
-        self._owed = token.arriving
+        self._owed = token.owed
         self.lease = Lease(url, token.lease, sent_at)
         #: Called once, by any thread, when the token has become another's.
         self.on_lost: Callable[[VolumeInUse], None] = lambda error: None
@@ -197,9 +192,9 @@ class Holder:
             token = self._token.anew(
                 self._random,
                 value=self._token.value if value is None else value,
-                arriving=max(self._store.arriving, self._owed),
+                arriving=self._store.arriving,
+                owed=self._owed,
             )
-            self._nonces.append(token.nonce)
             try:
                 self._token = put_token(self._store, self._prefix, token, former=self._token)
             except PreconditionFailed:
@@ -218,7 +213,7 @@ class Holder:
         self._token = found
 
     def _is_ours(self, found: MountToken | None) -> bool:
-        return found is not None and found.nonce in self._nonces
+        return found is not None and found.session == self._token.session
 
     def _not_ours(self, found: MountToken | None) -> VolumeInUse:
         if found is not None:
@@ -290,13 +285,14 @@ def take(
             raise in_use(url, found)
         found = watch_token(store, prefix, url, found, looks)
         ended = True
-    owed = 0.0
-    if found is not None and found.lease:
-        owed = quiet_in(store, found) + (0.0 if ended else found.lease)
-    token = new_token(random.SystemRandom(), journal=journal, lease=lease, arriving=max(store.arriving, owed))
+    owed = quiet_in(store, found, ended=ended) if found is not None else 0.0
+    token = new_token(random.SystemRandom(), journal=journal, lease=lease, arriving=store.arriving, owed=owed)
     if directory is not None:
         try:
             directory.note_token(token.value)
+            if owed:
+                # Whoever comes next, should this process die, counts from here.
+                directory.note_busy()
             token = replace(token, home=directory.home)
         except JournalError as error:
             if journal:
@@ -326,9 +322,6 @@ def take(
         try:
             if ended and found is not None:
                 log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
-            if directory is not None:
-                with contextlib.suppress(JournalError):
-                    directory.note_busy()
             wait_until_quiet(store, url, owed, looks)
         except BaseException:
             holder.stop()
@@ -353,9 +346,14 @@ def _renew_once(holder: Holder, looks: Looks | None) -> None:
             time.sleep(min(left, _RETRY))
 
 
-def quiet_in(store: ObjectStore, token: MountToken) -> float:
-    """Return for how many seconds after the end of its lease requests of a token's mount may still take effect."""
-    return max(store.arriving, token.arriving)
+def quiet_in(store: ObjectStore, token: MountToken, *, ended: bool) -> float:
+    """Return for how many seconds requests of a token's mount, or of the one before it, may still take effect.
+
+    From now on, if it cannot renew it any more; ``ended``: its lease has ended.
+    """
+    if not token.lease:
+        return 0.0
+    return max(max(store.arriving, token.arriving) + (0.0 if ended else token.lease), token.owed)
 
 
 def wait_until_quiet(store: ObjectStore, url: str, seconds: float, looks: Looks | None = None) -> None:

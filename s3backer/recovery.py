@@ -44,7 +44,7 @@ from s3backer.errors import (
     VolumeInUse,
 )
 from s3backer.failpoints import reach
-from s3backer.holder import Holder, Looks, quiet_in, wait_until_quiet
+from s3backer.holder import Holder, quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
@@ -103,31 +103,23 @@ def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) ->
     )
 
 
-def let_expire(
-    store: ObjectStore,
-    url: str,
-    directory: JournalDirectory,
-    files: Iterable[int],
-    token: MountToken | None,
-    looks: Looks | None = None,
-) -> None:
-    """Wait until no request of the process that had the directory can take effect any more.
+def expires_in(
+    store: ObjectStore, directory: JournalDirectory, files: Iterable[int], token: MountToken | None
+) -> float:
+    """Return for how many seconds requests of the process that had the directory may still take effect.
 
     ``files``: the numbers of those with records; ``token``: that process's, if it is there.
     """
     lasting, changed = store.lasting, directory.changed_at(files)
-    if not lasting or changed == 0:
-        return
-    if token is not None:
-        # It may have waited itself, for a mount that it had taken the volume from.
-        lasting += max(0.0, token.arriving - store.arriving)
-    if changed is None:
-        wait_until_quiet(store, url, lasting, looks)
-        return
+    if token is not None and token.lease:
+        # It may have been more patient, or have waited itself for a mount that it had taken the volume from.
+        lasting = max(lasting + max(0.0, token.arriving - store.arriving), token.owed)
+    if changed is None or not lasting:
+        return lasting
     # Where the power failed the disk may have an older time; it went on until this computer started at the latest.
     age = min(time.time() - changed - _NOTE_AGE, boot_time())
     # A clock that was set says nothing.
-    wait_until_quiet(store, url, lasting - age if age >= -_NOTE_AGE else lasting, looks)
+    return max(0.0, lasting - age if age >= -_NOTE_AGE else lasting) if changed else 0.0
 
 
 def take_journal(
@@ -229,11 +221,13 @@ class Recoverer:
             raise self._refusal(verdict, token)
         layout, _ = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
+        # As of now: what is noted next is that this replay has begun.
+        until = time.monotonic() + self._quiet_in(token)
         holder = self._hold(token)
         try:
             reach("replay-begins")
             layout.confirm = holder.confirm
-            self._let_expire(token, progress)
+            self._wait_until(until, progress)
             holder.settled()
             beyond = self._write(layout, progress)
             settle(self._store, self._url)
@@ -262,9 +256,14 @@ class Recoverer:
             value=self.found.header.token,
             journal=self._directory.place,
             lease=self._options.lease,
-            arriving=max(quiet_in(store, token) if token else store.arriving, self._owed(token)),
+            arriving=store.arriving,
+            owed=self._quiet_in(token),
             home=self._directory.home,
         )
+        if mine.owed:
+            # Whoever comes next, should this process die, counts from here.
+            with contextlib.suppress(JournalError):
+                self._directory.note_busy()
         sent_at = boot_time()
         try:
             # Whatever is raised, no token is removed: who comes next finds this value or the former one.
@@ -308,7 +307,7 @@ class Recoverer:
     def _expire_and_end(self, token: MountToken | None, progress: Progress) -> None:
         """End it where nothing has to be replayed; whoever mounts next reads what the last requests have made."""
         if token is not None and self._is_mine(token):
-            self._let_expire(token, progress)
+            self._wait_until(time.monotonic() + self._quiet_in(token), progress)
         self._end(token)
 
     def _is_mine(self, token: MountToken) -> bool:
@@ -322,24 +321,30 @@ class Recoverer:
         """Whether the token's mount is known to be dead: it had this directory, which is locked now."""
         return token.home == self._directory.home
 
-    def _owed(self, token: MountToken | None) -> float:
-        """Return for how many seconds requests of a token's mount may take effect from now on, if it is dead or taken.
-
-        0.0 for one that died here: its directory says since when.
-        """
-        if token is None or not token.lease or self._died_here(token):
-            return 0.0
-        return quiet_in(self._store, token) + (0.0 if self._is_mine(token) else token.lease)
+    def _quiet_in(self, token: MountToken | None) -> float:
+        """Return for how many seconds nothing may be written. ``token``: see ``_find_token``; it is dead, or taken."""
+        files: list[int] = []
+        with contextlib.suppress(JournalError):
+            files = [file.number for file in self.found.files]
+        seconds = expires_in(self._store, self._directory, files, token)
+        if token is None or self._died_here(token):
+            return seconds
+        # Its directory says nothing of it, or no more than it did when it was copied.
+        return max(seconds, quiet_in(self._store, token, ended=self._is_mine(token)))
 
     def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
         """Remove the journal, and then the token if it is this host's, or held."""
         mine = token is not None and self._is_mine(token)
         if token is not None and mine:
-            self._directory.note_token(token.value)
+            # Where its files cannot be removed it is still nobody's.
+            self._directory.note_token(token.value, disowned=token.value == self._directory.disowned)
         self._directory.remove_all()
         reach("replay-removed")
         if token is not None and mine:
             other = holder.give_back(patient=False) if holder else remove_token(self._store, self._prefix, token)
+            while other is not None and self._died_here(other):
+                # The last renewal of the process that died, which has arrived meanwhile.
+                other = remove_token(self._store, self._prefix, other)
             if other is not None:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")
@@ -438,14 +443,9 @@ class Recoverer:
         if isinstance(failure, _FINAL) or time.monotonic() - self._failing_since > _PATIENCE:
             raise failure
 
-    def _let_expire(self, token: MountToken | None, progress: Progress) -> None:
-        """Wait until nothing of a former mount can take effect any more. ``token``: see ``_find_token``."""
-        files: list[int] = []
-        with contextlib.suppress(JournalError):
-            files = [file.number for file in self.found.files]
+    def _wait_until(self, until: float, progress: Progress) -> None:
         total = self._found_bytes
-        let_expire(self._store, self._url, self._directory, files, token, lambda left: progress(0, total))
-        wait_until_quiet(self._store, self._url, self._owed(token), lambda left: progress(0, total))
+        wait_until_quiet(self._store, self._url, until - time.monotonic(), lambda left: progress(0, total))
 
     @property
     def _found_bytes(self) -> int:

@@ -5,8 +5,9 @@ r"""The mount token: the object by which a writer says that the volume is in use
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
                s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
-               s3backer-lease: seconds within which a mount that lives puts it anew, and those for which its requests
-                   may take effect after that; only if it does
+               s3backer-lease: seconds within which a mount that lives puts it anew, those for which its requests may
+                   take effect after that, and those for which requests of the mount before it may, from when it was
+                   put; only if it does
                s3backer-home: what tells the mount's directory from every other one, and one start of its host from
                    the next (JournalDirectory.home); only if it has one
 
@@ -14,12 +15,13 @@ Whoever finds no token may write, and knows nothing of requests whose answers we
 have to have expired: ``settle``.
 
 The original reads and writes the same object, so each refuses a volume that the other has mounted.
+
 The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
-same second by the same host must not have the same one. The fourth is a random number, another one each time that it is
-put: by it a holder knows its own token, whoever else may have its value. While a copy is unfinished its note is there
-instead (layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the original we create it with
-``If-None-Match: *``: of two mounts at once exactly one wins. A token without a lease, as the original's, never ends by
-itself.
+same second by the same host must not have the same one. The fourth is a random number. Half of it is another one each
+time that it is put; by the other half a holder knows its own token, whoever else may have its value. While a copy is
+unfinished its note is there instead (layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the
+original we create it with ``If-None-Match: *``: of two mounts at once exactly one wins. A token without a lease, as the
+original's, never ends by itself.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ JOURNAL_METADATA = "s3backer-journal"
 LEASE_METADATA = "s3backer-lease"
 HOME_METADATA = "s3backer-home"
 SHARED_TOKEN = 0x7FFFFFFF
+#: Digits of a nonce that say who put it; the others are new each time.
+_SESSION = 16
 #: Seconds that a lease may last.
 _SHORTEST, _LONGEST = 1.0, 3600.0
 #: Bytes of which no token has so many.
@@ -62,7 +66,8 @@ class MountToken:
     """What the token object says. ``etag`` is that of the object read. ``copy``: it locks an unfinished copy.
 
     ``journal``: the directory of the mount's journal on its host, "" if it has none. ``lease``: seconds after which
-    its holder has renewed it, 0: it does not; ``arriving``: those in which its last requests may still take effect.
+    its holder has renewed it, 0: it does not; ``arriving``: those in which its last requests may still take effect;
+    ``owed``: those in which requests of the mount before it may, from when it was put.
     ``home``: see above; ``nonce``: the random number, "" if it has none.
     """
 
@@ -74,12 +79,19 @@ class MountToken:
     journal: str = ""
     lease: float = 0.0
     arriving: float = 0.0
+    owed: float = 0.0
     home: str = ""
     nonce: str = ""
 
+    @property
+    def session(self) -> str:
+        """What all that one holder puts has in common, and nothing else; "" where that is not known."""
+        return self.nonce[:_SESSION]
+
     def anew(self, random_source: random.Random, **changes: Any) -> Self:
-        """Return the token as it is to be put next: with another nonce, and with ``changes``."""
-        return replace(self, nonce=f"{random_source.getrandbits(64):016x}", **changes)
+        """Return the token as its holder puts it next: with another nonce, and with ``changes``."""
+        session = self.session or f"{random_source.getrandbits(64):016x}"
+        return replace(self, nonce=f"{session}{random_source.getrandbits(64):016x}", **changes)
 
     def is_put_of(self, other: MountToken) -> bool:
         """Return whether both come from the same putting."""
@@ -103,7 +115,7 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
         value = 0
     host, began, *_ = [*found.body[:4096].decode("utf-8", "replace").split("\n"), ""]
     fourth = b"".join(found.body.split(b"\n", 4)[3:4])
-    lease, arriving = _parse_lease(found.info.metadata.get(LEASE_METADATA, ""))
+    lease, arriving, owed = _parse_lease(found.info.metadata.get(LEASE_METADATA, ""))
     note = CopyNote.parse(fourth)
     return MountToken(
         value or 1,
@@ -114,22 +126,23 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
         _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, ""))),
         lease,
         arriving,
+        owed,
         _printable(found.info.metadata.get(HOME_METADATA, "")),
         "" if note else _printable(fourth.decode("utf-8", "replace")),
     )
 
 
-def _parse_lease(text: str) -> tuple[float, float]:
-    """Return the seconds of a lease, and those after it; of what cannot be read, the longest."""
+def _parse_lease(text: str) -> tuple[float, float, float]:
+    """Return the seconds of a lease, those after it, and those owed; of what cannot be read, the longest."""
     if not text:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     try:
-        term, after = map(float, text.split())
+        term, arriving, owed = map(float, text.split())
     except ValueError:
-        return _LONGEST, _LONGEST
-    if not (math.isfinite(term) and math.isfinite(after)):
-        return _LONGEST, _LONGEST
-    return min(max(term, _SHORTEST), _LONGEST), min(max(after, 0.0), _LONGEST)
+        return _LONGEST, _LONGEST, _LONGEST
+    if not all(map(math.isfinite, (term, arriving, owed))):
+        return _LONGEST, _LONGEST, _LONGEST
+    return min(max(term, _SHORTEST), _LONGEST), min(max(arriving, 0.0), _LONGEST), min(max(owed, 0.0), _LONGEST)
 
 
 def new_token(
@@ -153,7 +166,7 @@ def put_token(store: ObjectStore, prefix: str, token: MountToken, *, former: Mou
     if token.journal:
         metadata[JOURNAL_METADATA] = quote(token.journal, safe="/")
     if token.lease:
-        metadata[LEASE_METADATA] = f"{token.lease:g} {token.arriving:g}"
+        metadata[LEASE_METADATA] = f"{token.lease:g} {token.arriving:g} {token.owed:g}"
     if token.home:
         metadata[HOME_METADATA] = token.home
     fourth = token.copy.text() if token.copy else token.nonce

@@ -287,8 +287,8 @@ class Engine:
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
     def _is_outside(self, request: Request) -> bool:
-        """Whether it changes the mount token: that must wait for nothing."""
-        return request.writes and request.resource == self.fence.outside
+        """Whether it reads or changes the mount token while that is held: it must wait for nothing."""
+        return bool(request.resource) and request.resource == self.fence.outside
 
     def _ask_fence(self, request: Request, *, wait: bool) -> float:
         """Return for how many seconds a request may be signed."""
@@ -302,7 +302,7 @@ class Engine:
     def _take_turn(self, request: Request) -> Turn:
         """Wait until the request may begin; ``_attempt`` has to follow, which ends its turn."""
         if self._is_outside(request):
-            return Turn(write=True, apart=True)
+            return Turn(write=request.writes, apart=True)
         self._last_at_least(self._upload.take(request.size) if request.writes else 0.0)
         turn = self.limiter.begin(write=request.writes)
         if turn is None:
@@ -349,7 +349,8 @@ class Engine:
                 seconds=seconds,
                 failed=answer is None or not (answer.status in _EXPECTED or request.signed_ago),
             )
-        self._last_at_least(self._download.take(len(answer.body)))
+        if not turn.apart:
+            self._last_at_least(self._download.take(len(answer.body)))
         self._known = self._known or answer.status < 500
         # A portal or a proxy on the way has a clock of its own.
         off = is_from_s3(answer) and self._server_clock.observe(answer, asked) and not self._options.anonymous

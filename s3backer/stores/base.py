@@ -99,10 +99,7 @@ class ObjectStore(Protocol):
 
     @property
     def arriving(self) -> float:
-        """Seconds for which a write may still take effect that the fence let through at the last moment.
-
-        May ask the service whether it heeds the end of a signature.
-        """
+        """Seconds for which a write may still take effect that the fence let through at the last moment."""
 
     @property
     def place(self) -> str:

@@ -124,16 +124,6 @@ class S3Store:
     @property
     def arriving(self) -> float:
         """Seconds for which a write may still take effect that the fence let through at the last moment."""
-        outside = self.fence.outside
-        if self._heeds_expiry is None and outside is not None and self.conditions:
-            # Only where conditions are known to be heeded: else the trial would take effect.
-            self._heeds_expiry = self._engine.refuses_expired(outside)
-            if not self._heeds_expiry:
-                log.warning(
-                    "the service of %s takes requests whose signatures have ended: after a mount that froze, the next "
-                    "one has to wait a quarter of an hour for what that may still send",
-                    self.name,
-                )
         if self._heeds_expiry is False:
             return _WINDOW + self._engine.arriving
         return self._engine.arriving
@@ -311,6 +301,7 @@ class S3Store:
         self._checksums.learn(sums, answer)
         if request.conditional and self.conditions is None and not is_token:
             answer = self._try_conditions(request) or answer
+            self._try_expiry()
         return quoted_etag(answer.headers["etag"])
 
     def put_large(
@@ -421,6 +412,19 @@ class S3Store:
                 self.endpoint,
             )
         return last
+
+    def _try_expiry(self) -> None:
+        """See whether a signature that has ended is refused, while there is a lease that rests on it."""
+        outside = self.fence.outside
+        # Only where conditions are known to be heeded: else the trial would take effect.
+        if self._heeds_expiry is None and outside is not None and self.conditions:
+            self._heeds_expiry = self._engine.refuses_expired(outside)
+            if not self._heeds_expiry:
+                log.warning(
+                    "the service of %s takes requests whose signatures have ended: after a mount that froze, the next "
+                    "one has to wait a quarter of an hour for what that may still send",
+                    self.name,
+                )
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object. Absent already is a success; PreconditionFailed where the server heeds the condition."""

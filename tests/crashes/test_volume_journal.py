@@ -33,12 +33,12 @@ from s3backer.errors import (
     VolumeInUse,
     WrongPassword,
 )
-from s3backer.holder import Holder
+from s3backer.holder import Holder, take
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
 from s3backer.opening import VolumeOptions
-from s3backer.recovery import Recoverer, Recovery, let_expire, place_of_journal
+from s3backer.recovery import Recoverer, Recovery, expires_in, place_of_journal
 from s3backer.s3.server_clock import boot_time
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
@@ -256,6 +256,13 @@ def test_where_its_files_cannot_be_removed_either_the_token_changes(
         assert before.value != after.value
         files = place.files
     assert files and place.files == files
+    # The same trouble once more, on the way in.
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalDirectory, "remove_all", _refuse)
+        with pytest.raises(JournalError):
+            place.open()
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        assert directory.disowned is not None
     # Nobody else replays it, and this host does not need to.
     with pytest.raises(VolumeInUse):
         place.open(journal_directory=str(place.directory / "elsewhere"))
@@ -424,33 +431,92 @@ def monkeypatched_look() -> Iterator[None]:
         yield
 
 
-def test_how_long_the_requests_of_who_died_are_waited_for(
-    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_how_long_the_requests_of_who_died_are_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Since the last note; for all of the time where no note could be made; not at all where nothing was written."""
-    path = place_of_journal(place.store(), "", place.options)
     store = MemoryStore()
-    store.lasting, store.arriving = 100.0, 40.0
-    waits: list[float] = []
-    monkeypatch.setattr("s3backer.recovery.wait_until_quiet", lambda s, u, seconds, looks=None: waits.append(seconds))
     monkeypatch.setattr("s3backer.recovery.boot_time", lambda: 1e6)
     token = MountToken(5, "", "", "", lease=60.0, arriving=90.0)
-    with JournalDirectory(path) as directory:
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+
+        def wait(found: MountToken | None) -> float:
+            return expires_in(store, directory, [], found)
+
         directory.note_token(5)
-        let_expire(store, "v", directory, [], token)
-        assert not waits
+        store.lasting, store.arriving = 100.0, 40.0
+        assert wait(token) == 0.0
         directory.note_busy()
-        let_expire(store, "v", directory, [], None)
-        let_expire(store, "v", directory, [], token)
-        assert waits == pytest.approx([102.0, 152.0], abs=1.0)
-        os.unlink(f"{path}/busy")
-        let_expire(store, "v", directory, [], token)
-        assert waits[2:] == [150.0]
+        assert wait(None) == pytest.approx(102.0, abs=1.0)
+        assert wait(token) == pytest.approx(152.0, abs=1.0)
+        assert wait(replace(token, owed=500.0)) == pytest.approx(502.0, abs=1.0)
+        os.unlink(f"{directory.path}/busy")
+        assert wait(token) == 150.0
         # The end of a session, with which everything is in the bucket.
         directory.note_busy()
         directory.remove_all()
-        let_expire(store, "v", directory, [], token)
-        assert waits[3:] == []
+        assert wait(token) == 0.0
+        # Where nothing arrives late, but a mount had waited for another one's lease.
+        directory.note_busy()
+        store.lasting = store.arriving = 0.0
+        assert wait(replace(token, arriving=0.0)) == 0.0
+        assert wait(replace(token, arriving=0.0, owed=60.0)) == pytest.approx(62.0, abs=1.0)
+
+
+def _stop_at_once(*_: object) -> None:
+    raise InterruptedError
+
+
+def test_a_take_over_that_was_interrupted_is_owed_on_this_host_too(place: Place) -> None:
+    """Another host's mount is alive and may write until its lease ends, whoever had the token in between."""
+    lease = 3.0
+    other = take(place.store(), "", "", None, force=False, lease=lease)
+    began = time.monotonic()
+    with pytest.raises(InterruptedError):
+        Volume.open(place.store(), "", replace(place.options, lease=lease, force=True), progress=_stop_at_once)
+    with Volume.open(place.store(), "", replace(place.options, lease=lease)):
+        assert time.monotonic() - began >= lease
+        with pytest.raises((StoreError, VolumeInUse)):
+            other.lease.sign_for(boot_time())
+    assert other.give_back() is None
+    other.stop()
+
+
+def test_a_forced_replay_that_was_interrupted_is_owed_too(ended: Place) -> None:
+    lease = 3.0
+    found = read_token(ended.store(), "")
+    assert found is not None
+    ended.store().delete(TOKEN_NAME)
+    made_old(ended, "*", 3600)
+    other = take(ended.store(), "", "", None, force=False, lease=lease)
+    began = time.monotonic()
+    for progress in (_stop_at_once, lambda done, total: None):
+        with JournalDirectory(place_of_journal(ended.store(), "", ended.options)) as directory:
+            recoverer = Recoverer(ended.store(), "", replace(ended.options, lease=lease), directory)
+            if progress is _stop_at_once:
+                with pytest.raises(InterruptedError):
+                    recoverer.replay(progress, force=True)
+            else:
+                assert recoverer.replay(progress).blocks == 1
+    assert time.monotonic() - began >= lease
+    with pytest.raises((StoreError, VolumeInUse)):
+        other.lease.sign_for(boot_time())
+    other.stop()
+
+
+def test_the_last_renewal_of_who_died_comes_late(ended: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the next mount has read the token: it is no other mount's."""
+    found = read_token(ended.store(), "")
+    assert found is not None
+    with JournalDirectory(place_of_journal(ended.store(), "", ended.options)) as directory:
+        directory.remove_all()
+        recoverer = Recoverer(ended.store(), "", ended.options, directory)
+
+        def late(*_: object, **__: object) -> None:
+            put_token(ended.store(), "", found.anew(random.Random(1)), former=found)
+
+        monkeypatch.setattr("s3backer.recovery.wait_until_quiet", late)
+        recoverer.replay()
+    assert read_token(ended.store(), "") is None
+    ended.content(0, 1)
 
 
 def test_erase_by_force_takes_the_volume_from_who_has_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_its_form_is_the_originals() -> None:
     found = store.get("p/s3backer-mounted")
     assert found.info.content_type == "text/plain"
     assert re.fullmatch(r"[0-9a-f]{8}", found.info.metadata["s3backer-mount-token"])
-    assert re.fullmatch(rb"[^\n]+\n\d{8}T\d{6}Z\n[0-9a-f]{8}\n[0-9a-f]{16}\n", found.body)
+    assert re.fullmatch(rb"[^\n]+\n\d{8}T\d{6}Z\n[0-9a-f]{8}\n[0-9a-f]{32}\n", found.body)
     assert read_token(store, "p/") == token
     assert 1 <= token.value <= 0x7FFFFFFE
 
