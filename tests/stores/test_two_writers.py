@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -19,14 +20,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from s3backer.admin import create_volume
-from s3backer.errors import VolumeInUse
-from s3backer.layouts.token import read_token
+from s3backer.errors import StoreError, VolumeInUse
+from s3backer.layouts.token import TOKEN_NAME, read_token
 from s3backer.opening import VolumeOptions
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
 from tests.support.mounts import PATIENCE, wait_until
 from tests.support.servers import S3Server
-from tools.fault_proxy import FaultProxy
+from tools.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.usefixtures("same_clock")
 
@@ -230,15 +231,59 @@ def test_the_journal_of_who_was_overtaken_is_kept(place: Place, tmp_path: object
         assert second.read(3 * BLOCK, BLOCK) == b"b" * BLOCK
 
 
+@pytest.mark.parametrize("heeded", [True, False])
+def test_a_renewal_whose_answer_was_lost(place: Place, heeded: bool) -> None:
+    """Nothing is lost, and where conditions are heeded nothing waits for it: that it comes late does no harm."""
+    store = S3Store(place.bucket, replace(place._options, endpoint_url=place.proxy.url, timeout=1.0))
+    with Volume.open(store, "", replace(OPTIONS, lease=60.0)) as volume:
+        if heeded:
+            volume.write(0, b"x" * 2 * BLOCK)
+            volume.flush()
+        assert bool(store.conditions) is heeded
+        assert volume._holder is not None
+        before = read_token(place.store(), "")
+        lost = Fault("stall-after", 5.0)
+        place.proxy.choose(lambda seen: lost if seen.method == "PUT" and TOKEN_NAME in seen.path else None)
+        with pytest.raises(StoreError, match="no whole answer"):
+            volume._holder.renew()
+        place.proxy.choose(None)
+        after = read_token(place.store(), "")
+        assert before is not None and after is not None and before.etag != after.etag
+        assert (volume.settles_in > 0) is not heeded
+        began = time.monotonic()
+        volume._holder.renew()
+        assert time.monotonic() - began < 5.0
+        volume.write(3 * BLOCK, b"y" * BLOCK)
+        volume.flush()
+        assert not volume.lost
+        # What is tested is the renewal: the end need not wait for it.
+        store._engine.unsettled._until.clear()
+    assert read_token(place.store(), "") is None
+
+
+def test_the_token_waits_for_no_limit_of_speed(place: Place) -> None:
+    """It is read and put at once, however much else has to wait."""
+    store = S3Store(place.bucket, replace(place._options, upload_limit=80_000, download_limit=80_000))
+    with Volume.open(store, "", replace(OPTIONS, lease=60.0)) as volume:
+        assert volume._holder is not None
+        for pace in (store._engine._upload, store._engine._download):
+            assert pace.take(1 << 20) > 100
+        began = time.monotonic()
+        volume._holder.renew()
+        volume._holder.confirm()
+        assert time.monotonic() - began < 20
+
+
 @both
 def test_whether_a_server_heeds_the_end_of_a_signature(place: Place) -> None:
     store = place.store()
     with Volume.open(store, "", OPTIONS) as volume:
         volume.write(0, b"x" * 2 * BLOCK)
         volume.flush()
-        assert store.conditions
+        assert store.conditions and store._heeds_expiry
         assert store.arriving == pytest.approx(3 * TIMEOUT + 0.2)
         anonymous = S3Store(place.bucket, replace(place._options, anonymous=True))
         anonymous.conditions = True
         anonymous.fence.put_up("s3backer-mounted", lambda wait: 60.0)
+        anonymous._try_expiry()
         assert anonymous.arriving > 900
