@@ -51,6 +51,8 @@ from s3backer.layouts.base import Layout
 
 #: How full a journal is when the oldest blocks go out without waiting for their age.
 _HIGH_FILL = 0.5
+#: Seconds after which a block whose store failed is tried again at the latest.
+_LONGEST_RETRY = 30.0
 #: Why a write has to wait until blocks were stored, or a file of the journal is ready.
 _NO_ROOM = frozenset({_fast.NO_SLOT, _journal.JOURNAL_FULL, _journal.JOURNAL_BUSY})
 
@@ -61,7 +63,7 @@ class WritePolicy:
 
     ``delay``: seconds a block may stay dirty. ``store_limit``: blocks stored at once. ``high_water``: unsaved
     blocks above which the oldest go out without waiting for their age. ``retry_delay``: seconds before a block
-    whose store failed is tried again.
+    whose store failed is tried again; a tenth of the time for which it has failed, where that is more.
     """
 
     delay: float
@@ -110,6 +112,8 @@ class BlockCache:
         self._storing: dict[int, _Attempt] = {}
         self._storing_zeros: set[int] = set()
         self._retry_at: dict[int, float] = {}
+        #: Since when storing a block fails.
+        self._failing: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
         self._flushes: list[FlushRequest] = []
         self._flush_sequence = 0
@@ -272,6 +276,7 @@ class BlockCache:
         else:
             self.counts.blocks_written += not zeros
             self.counts.zero_blocks_written += zeros
+            self._failing.pop(block, None)
         self._settle(now)
         self._schedule(now)
 
@@ -476,6 +481,7 @@ class BlockCache:
                 self._journal.done(block, as_of, "")
             self._slab.end_store(block, True)
             self.counts.zeros_skipped += 1
+            self._failing.pop(block, None)
             return False
         self._storing[block] = _Attempt(sequence, self._flush_count)
         if body is None:
@@ -491,7 +497,9 @@ class BlockCache:
         waiting = [f for f in self._flushes if f.sequence >= attempt.sequence]
         failed = [f for f in waiting if f.number <= attempt.flushes]
         if failed == waiting:
-            self._retry_at[block] = now + self._policy.retry_delay
+            # A refusal costs money as well, and an outage may take days.
+            lasting = now - self._failing.setdefault(block, now)
+            self._retry_at[block] = now + min(max(self._policy.retry_delay, lasting / 10), _LONGEST_RETRY)
         for flush in failed:
             self._flushes.remove(flush)
             self._reply(flush, error)

@@ -31,9 +31,13 @@ class FakeDisk:
         self.data = bytearray(size)
         self.unsaved = 3
         self.settles_in = 0.0
+        self.lost = False
         self.calls = 0
         self._control = control
         (control / "opened").touch()
+
+    def left_unsaved(self) -> None:
+        """Nothing is lost."""
 
     def _meet(self, what: str) -> None:
         self.calls += 1

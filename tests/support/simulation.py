@@ -286,9 +286,11 @@ class Client:
 
 
 class World:
-    """One world: build it, ``run`` it; every assertion names the seed."""
+    """One world: build it, ``run`` it; every assertion names the seed. Until ``outage`` seconds the store is away."""
 
-    def __init__(self, seed: int, *, blocks: int = 24, clients: int = 4, operations: int = 60) -> None:
+    def __init__(
+        self, seed: int, *, blocks: int = 24, clients: int = 4, operations: int = 60, outage: float = 0.0
+    ) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.now = 0.0
@@ -297,6 +299,9 @@ class World:
         self.steps = itertools.count()
         self._depth = 0
         self._operations = operations
+        self._outage = outage
+        #: Blocks that were to be stored while the store was away.
+        self.attempts = 0
         self._faults = self.random.choice((0.0, 0.02, 0.2))
         #: Writes that may still arrive: (until when, what they do).
         self.late: list[tuple[float, Callable[[], object]]] = []
@@ -316,7 +321,7 @@ class World:
             self.layout.copies = self.copies
         self._begin_with_content()
         policy = WritePolicy(
-            delay=self.random.choice((0.0, 1.0, 30.0)),
+            delay=self.random.choice((0.0, 0.0, 1.0)),
             store_limit=self.random.randint(1, 6),
             high_water=max(1, slots // 2),
         )
@@ -351,7 +356,7 @@ class World:
             pass
         waiting = [client.name for client in self.clients if client.operations < self._operations]
         assert not waiting, f"{self}: clients {waiting} wait for ever"
-        self._faults = 0.0
+        self._faults, self.now = 0.0, max(self.now, self._outage)
         while self.late:
             self._arrive()
         self.now += LASTING
@@ -396,6 +401,10 @@ class World:
             self.ready.append(self._survey)
 
     def fault(self) -> bool:
+        if self.now < self._outage:
+            # It takes time to find that out.
+            self.now += self.random.choice((0.0, 0.0, 1.0))
+            return True
         return self.random.random() < self._faults
 
     def keys(self) -> set[str]:
@@ -425,6 +434,7 @@ class World:
 
     def _carry_out(self, action: Fetch | Store) -> None:
         body, error = None, None
+        self.attempts += isinstance(action, Store) and self.now < self._outage
         try:
             if isinstance(action, Fetch):
                 body = self.layout.read(action.block)
