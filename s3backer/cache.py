@@ -140,7 +140,7 @@ class BlockCache:
 
     def next_wake(self, now: float) -> float | None:
         """Return when ``tick`` has work to do, None if only a completion or a call can bring some."""
-        if self._room() <= 0:
+        if self._room() <= 0 or self.given_up is not None:
             return None
         wake = None
         urgent = self._urgent()

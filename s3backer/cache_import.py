@@ -117,6 +117,9 @@ class CacheImport:
         if self.found is not None:
             # By force: a mount that lives has to notice it first.
             wait_until_quiet(self.store, self.url, quiet_in(self.store, self.found, ended=False))
+            now = read_token(self.store, prefix)
+            if now is None or not now.is_put_of(token):
+                raise in_use(self.url, now)
         refuse_if_changed(self.store, prefix, self.options, self.metadata)
         self._for_all("storing blocks", self._write, progress)
         fresh = self._fresh_layout()

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from s3backer.background import launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, socket_name
-from s3backer.errors import MountError, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
 from s3backer.mountpoint import loop_devices, wait_for_size
@@ -185,10 +185,11 @@ class _Daemon:
         prefix = self._request.url.prefix
         try:
             return Volume.open(store, prefix, options, progress=self._replaying)
-        except UsageError as error:
+        except (UsageError, JournalError) as error:
             if not (self._request.default_journal and options.journal):
                 raise
-            # Blocks or memory may be of a size that no journal of this size goes with.
+            # Blocks or memory may be of a size that no journal of this size goes with, or there is no place for one.
+            # Where one is that has to be replayed, this raises the same.
             volume = Volume.open(store, prefix, replace(options, journal=0), progress=self._replaying)
             log.warning("%s has no journal: %s", self._request.url, error.message)
             return volume

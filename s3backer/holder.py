@@ -134,6 +134,10 @@ class Holder:
         While the store is away it waits, if ``patient``. Raises StoreError where the store refuses it.
         """
         self.stop()
+        if self._directory is not None:
+            # Its answer may be lost.
+            with contextlib.suppress(JournalError):
+                self._directory.note_busy()
         waiting = False
         while True:
             try:
@@ -177,11 +181,15 @@ class Holder:
                 self._attempted.wait(self._token.lease / 3)
             seconds = self.lease.sign_for(self._clock())
         now = self._clock()
-        if self._directory is not None and now >= self._noted + _NOTE:
-            # It may be that disk that has failed.
-            with contextlib.suppress(JournalError):
-                self._directory.note_busy()
+        directory = self._directory
+        if directory is not None and now >= self._noted + _NOTE:
             self._noted = now
+            try:
+                directory.note_busy()
+            except JournalError as error:
+                # What it says is too old from here on: the next token does not name it as home.
+                log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error)
+                self._directory = None
         return seconds
 
     def _put(self, value: int | None) -> None:
@@ -194,6 +202,7 @@ class Holder:
                 value=self._token.value if value is None else value,
                 arriving=self._store.arriving,
                 owed=self._owed,
+                home=self._token.home if self._directory is not None else "",
             )
             try:
                 self._token = put_token(self._store, self._prefix, token, former=self._token)

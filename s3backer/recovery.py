@@ -341,6 +341,8 @@ class Recoverer:
         self._directory.remove_all()
         reach("replay-removed")
         if token is not None and mine:
+            # The answer of what comes now may be lost.
+            self._directory.note_busy()
             other = holder.give_back(patient=False) if holder else remove_token(self._store, self._prefix, token)
             while other is not None and self._died_here(other):
                 # The last renewal of the process that died, which has arrived meanwhile.

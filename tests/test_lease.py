@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3backer.admin import unlock_volume
-from s3backer.errors import AccessDenied, ObjectNotFound, StoreError, VolumeInUse
+from s3backer.errors import AccessDenied, JournalError, ObjectNotFound, StoreError, VolumeInUse
 from s3backer.holder import Holder, take
+from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, remove_token, write_token
 from s3backer.lease import TERM, Lease, Watch
 from s3backer.stores.memory import MemoryStore
@@ -348,6 +350,41 @@ def test_however_often_it_fails_its_token_is_its_own(bucket: Bucket, holder: Hol
     holder.confirm()
     holder.renew()
     assert holder.give_back() is None and read_token(bucket, "") is None
+
+
+def test_that_the_token_is_being_removed_is_noted(bucket: Bucket, tmp_path: Path) -> None:
+    """The answer may be lost, and whoever comes next on this host has to wait for that request."""
+    seen: list[float | None] = []
+    with JournalDirectory(tmp_path / "id") as directory:
+        holder = take(bucket, "", "v", None, force=False, directory=directory)
+        assert directory.changed_at([]) == 0.0
+
+        def look(key: str) -> bool:
+            seen.append(directory.changed_at([]))
+            return False
+
+        bucket.on_delete = look
+        assert holder.give_back() is None
+    assert seen[0]
+
+
+def test_where_it_cannot_be_noted_that_it_writes_it_is_at_home_nowhere(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the note says is too old from then on."""
+    with JournalDirectory(tmp_path / "id") as directory:
+        holder = take(bucket, "", "v", None, force=False, directory=directory)
+        assert holder.token.home == directory.home
+
+        def fail(self: JournalDirectory) -> None:
+            raise JournalError("it is read-only", hint="Look.")
+
+        monkeypatch.setattr(JournalDirectory, "note_busy", fail)
+        bucket.put("block", b"1")
+        holder.renew()
+        found = read_token(bucket, "")
+        assert found is not None and found.home == ""
+        assert holder.give_back() is None
 
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])

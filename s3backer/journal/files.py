@@ -38,12 +38,15 @@ from s3backer.errors import JournalError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
+from s3backer.mountpoint import read_mounts
 
 #: Bytes of a file, unless blocks are so large that few would fit.
 FILE_BYTES = 64 << 20
 _STEP = 1 << 20
 #: Bytes of a journal that nobody asked for, and those that have to be free where it is.
 _DEFAULT, _LEAST_FREE = 256 << 20, 1 << 30
+#: Filesystems that are gone with a restart, or a container.
+_PASSING = ("tmpfs", "ramfs", "overlay")
 _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 _ENDED = "ended"
@@ -98,13 +101,20 @@ def journals_directory() -> Path:
 
 
 def default_size(path: str | os.PathLike[str]) -> int:
-    """Return the bytes of a journal in a directory, where nobody has said how many: 0 where there is little room."""
+    """Return the bytes of a journal in a directory, where nobody has said how many.
+
+    0 where there is little room, or what is written is gone with a restart or with a container.
+    """
     place = os.path.realpath(path)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     try:
         facts = os.statvfs(place)
     except OSError:
+        return 0
+    device = os.stat(place).st_dev
+    mounted = next((m for m in reversed(read_mounts()) if m.device == f"{os.major(device)}:{os.minor(device)}"), None)
+    if mounted is not None and mounted.kind in _PASSING:
         return 0
     roomy = facts.f_bavail * facts.f_frsize >= _LEAST_FREE and os.access(place, os.W_OK | os.X_OK)
     return _DEFAULT if roomy else 0

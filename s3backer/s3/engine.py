@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError, StoreError
 from s3backer.failpoints import reach
@@ -270,19 +271,26 @@ class Engine:
         for second in aside:
             second.join()
 
-    def refuses_expired(self, key: str) -> bool:
-        """Return whether the service refuses a write whose signature has ended. ``key`` is that of an object there."""
+    def refuses_expired(self, key: str) -> bool | None:
+        """Return whether the service refuses a write whose signature has ended; None if it does not say.
+
+        ``key`` is that of an object there.
+        """
         if self._options.anonymous:
             return False
         # Where it does not, the condition does not hold.
         request = Request("put", "PUT", key, headers={"If-None-Match": "*"}, body=b"", conditional=True, signed_ago=10)
         for _ in range(_MOST_CORRECTIONS):
             try:
-                return self._attempt(request, Turn(write=True, apart=True)).status in _REFUSED
+                status = self._attempt(request, Turn(write=True, apart=True)).status
             except Failure:
-                self._sleep(self.policy.first_pause)
-        # All that are known do.
-        return True
+                status = 0
+            if status in _REFUSED:
+                return True
+            if 200 <= status < 300 or status == 412:
+                return False
+            self._sleep(self.policy.first_pause)
+        return None
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────
 
@@ -419,7 +427,14 @@ class Engine:
         target, headers = self._signed(request, path)
         if request.writes and not self._is_outside(request):
             reach("signed")
-        return transport.start(request.method, target, headers, request.body, at_most=request.at_most)
+        return transport.start(
+            request.method,
+            target,
+            headers,
+            request.body,
+            leave=partial(self._ask_fence, request, wait=False),
+            at_most=request.at_most,
+        )
 
     def _signed(self, request: Request, path: str) -> tuple[str, dict[str, str]]:
         """Return the target and the headers of a request with its signature."""

@@ -12,6 +12,7 @@ Guarantees
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import struct
@@ -82,17 +83,28 @@ class Connection:
         """Whether bytes have come that the system's poll does not see."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
-    def send(self, head: bytes, body: Body | None, seconds: float) -> None:
-        """Send a request; TimeoutError if nothing of it goes out for ``seconds``, or not all in SLOWEST times that."""
-        deadline = time.monotonic() + SLOWEST * seconds
+    def send(
+        self, head: bytes, body: Body | None, seconds: float, leave: Callable[[], float] = lambda: math.inf
+    ) -> None:
+        """Send a request; TimeoutError if nothing of it goes out for ``seconds``, or not all in SLOWEST times that.
+
+        What does not go out at once asks ``leave`` for how many seconds it may be sent, and again after them; it may
+        raise.
+        """
+        until = time.monotonic()
+        deadline = until + SLOWEST * seconds
         unsent = Unsent((memoryview(head), *pieces(body or ())))
         self.sock.settimeout(seconds)
         while unsent:
             unsent.take(self.sock.send(unsent.first(_PIECE)) if self._tls else self.sock.sendmsg(unsent.next_ones()))
             if unsent:
-                left = deadline - time.monotonic()
+                now = time.monotonic()
+                left = deadline - now
                 if left <= 0:
                     raise TimeoutError("timed out")
+                if now >= until:
+                    # The server has looked at the signature long ago: a lease that has ended must end this.
+                    until = now + leave()
                 self.sock.settimeout(min(left, seconds))
 
 

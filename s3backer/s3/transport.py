@@ -93,13 +93,14 @@ class Transport:
         headers: Mapping[str, str],
         body: Body | None,
         *,
+        leave: Callable[[], float],
         at_most: int | None = None,
     ) -> Exchange:
-        """Send a request on a connection of its own; Failure if it does not go out."""
+        """Send a request on a connection of its own; Failure if it does not go out. ``leave``: see Connection.send."""
         head = request_head(method, self._origin + target, {**headers, **self._for_proxy}, body)
         connection = self._take()
         try:
-            connection.send(head, body, self._seconds)
+            connection.send(head, body, self._seconds, leave)
         except TimeoutError as error:
             connection.drop()
             raise self._timed_out() from error
@@ -109,6 +110,10 @@ class Transport:
         except OSError as error:
             connection.close()
             raise self.failure(error, connection.reused) from error
+        except BaseException:
+            # It must not go out any more.
+            connection.drop()
+            raise
         return Exchange(connection, method, at_most, self._seconds)
 
     def finish(self, exchange: Exchange) -> Answer:

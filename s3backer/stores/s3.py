@@ -419,7 +419,7 @@ class S3Store:
         # Only where conditions are known to be heeded: else the trial would take effect.
         if self._heeds_expiry is None and outside is not None and self.conditions:
             self._heeds_expiry = self._engine.refuses_expired(outside)
-            if not self._heeds_expiry:
+            if self._heeds_expiry is False:
                 log.warning(
                     "the service of %s takes requests whose signatures have ended: after a mount that froze, the next "
                     "one has to wait a quarter of an hour for what that may still send",

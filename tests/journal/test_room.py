@@ -12,7 +12,8 @@ import pytest
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalError
-from s3backer.journal.files import JournalDirectory, System, has_files
+from s3backer.journal.files import JournalDirectory, System, default_size, has_files
+from s3backer.mountpoint import Mount
 from tests.support.journal_twin import DATA, plain_scan
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 from tests.support.power_loss import FaultyDisk
@@ -257,3 +258,17 @@ def test_a_note_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "j" / "token").mkdir()
         with pytest.raises(JournalError, match="cannot be read"):
             _ = directory.token
+
+
+def test_no_journal_by_default_where_it_would_not_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in memory, and not in the layer of a container: what fsync has promised would be gone with it."""
+    place = tmp_path / "not" / "there"
+    device = os.stat(tmp_path).st_dev
+    for kind, expected in (("ext4", True), ("xfs", True), ("tmpfs", False), ("overlay", False)):
+        mount = Mount(1, f"{os.major(device)}:{os.minor(device)}", "/", kind, "disk")
+        monkeypatch.setattr("s3backer.journal.files.read_mounts", lambda mount=mount: [mount])
+        monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+        assert bool(default_size(place)) is expected
+    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 1 << 60)
+    monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
+    assert default_size(place) == 0

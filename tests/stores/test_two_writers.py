@@ -287,3 +287,14 @@ def test_whether_a_server_heeds_the_end_of_a_signature(place: Place) -> None:
         anonymous.fence.put_up("s3backer-mounted", lambda wait: 60.0)
         anonymous._try_expiry()
         assert anonymous.arriving > 900
+
+
+def test_a_server_that_is_busy_says_nothing_of_signatures(place: Place) -> None:
+    store = S3Store(place.bucket, replace(place._options, endpoint_url=place.proxy.url))
+    store.conditions = True
+    store.fence.put_up("s3backer-mounted", lambda wait: 60.0)
+    place.proxy.script(*["error503"] * 3)
+    store._try_expiry()
+    assert store._heeds_expiry is None and store.arriving < 900
+    store._try_expiry()
+    assert store._heeds_expiry
