@@ -217,7 +217,9 @@ def test_after_a_sleep_a_write_waits_for_the_renewal(bucket: Bucket, holder: Hol
     assert bucket.puts == puts + 2
 
 
-def test_while_it_cannot_be_renewed_nothing_is_written(bucket: Bucket, holder: Holder, clock: Clock) -> None:
+def test_while_it_cannot_be_renewed_nothing_is_written(bucket: Bucket, clock: Clock) -> None:
+    holder = take(bucket, "", "v", None, force=False, lease=3.0)
+    holder._clock = clock
     clock.ahead += 1000.0
     bucket.away = True
     # In the order of the store's own faults: the fence is asked first where there is one.
@@ -227,6 +229,7 @@ def test_while_it_cannot_be_renewed_nothing_is_written(bucket: Bucket, holder: H
         MemoryStore.delete(bucket, "block")
     bucket.away = False
     bucket.put("block", b"2")
+    holder.stop()
 
 
 def test_an_answer_that_was_lost_is_no_loss(bucket: Bucket, holder: Holder) -> None:

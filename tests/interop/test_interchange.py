@@ -313,8 +313,10 @@ def test_each_refuses_what_the_other_has_mounted(place: Place, tmp_path: Path) -
             write_all(file, [(0, b"mine")])
             assert place.case.prefix + TOKEN_NAME in place.objects()
             assert "mounted" in program_refused(refusing, other, *GEOMETRY, *place.words)
-            with pytest.raises(VolumeInUse, match="is mounted by"):
-                place.open(**place.case.ours, size=SIZE, block_size=BLOCK)
+            if program is ORIGINAL:
+                # Of a mount of ours it would see whether that is alive, which takes as long as a renewal.
+                with pytest.raises(VolumeInUse, match="is mounted by"):
+                    place.open(**place.case.ours, size=SIZE, block_size=BLOCK)
             # Who only reads is let in by ours.
             with place.open(**place.case.ours, size=SIZE, block_size=BLOCK, read_only=True) as volume:
                 volume.read(0, SIZE)

@@ -169,7 +169,7 @@ def test_the_bucket_is_in_the_host_or_in_the_path(monkeypatch, bucket, url, virt
         def __init__(self, place, **options):
             self.host = options["host"]
 
-        def start(self, method, target, headers, body, *, at_most):
+        def start(self, method, target, headers, body, *, leave, at_most):
             sent.append((self.host, headers["Host"], target))
 
         def finish(self, exchange):
