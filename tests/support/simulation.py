@@ -321,7 +321,7 @@ class World:
             self.layout.copies = self.copies
         self._begin_with_content()
         policy = WritePolicy(
-            delay=self.random.choice((0.0, 0.0, 1.0)),
+            delay=self.random.choice((0.0, 1.0, 30.0)),
             store_limit=self.random.randint(1, 6),
             high_water=max(1, slots // 2),
         )
