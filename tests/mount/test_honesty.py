@@ -283,6 +283,34 @@ def test_a_lazy_unmount_ends_when_the_last_file_is_closed(volume: Workbench) -> 
         volume.wait_for_nothing()
 
 
+def test_a_loop_that_ends_with_a_defect_loses_nothing(volume: Workbench) -> None:
+    with volume.mounted(crash=True) as mount:
+        write_unflushed(mount.file, 0, DATA)
+        with contextlib.suppress(OSError):
+            os.statvfs(mount.mountpoint)
+        mount.wait()
+        assert volume.mounts() == []
+        assert volume.stored(0, len(DATA)) == DATA
+        volume.wait_for_nothing()
+
+
+def test_a_mount_point_that_is_removed_underneath(volume: Workbench) -> None:
+    """As a process may that does not see the mount: the kernel takes the mount away then, like a lazy unmount."""
+    with volume.mounted() as mount:
+        with opened(mount) as descriptor:
+            os.pwrite(descriptor, b"before", 0)
+            elsewhere = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'umount "$0" && rmdir "$0"')
+            subprocess.run([*elsewhere, str(mount.mountpoint)], check=True, timeout=PATIENCE)
+            assert volume.mounts() == [] and not mount.mountpoint.exists()
+            os.pwrite(descriptor, DATA, 0)
+            os.fsync(descriptor)
+            assert os.pread(descriptor, len(DATA), 0) == DATA
+            assert is_alive(mount.pid) and volume.token.exists()
+        mount.wait()
+        assert volume.stored(0, len(DATA)) == DATA
+        volume.wait_for_nothing()
+
+
 def test_a_signal_that_is_ignored_at_the_start_still_ends_it(volume: Workbench) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

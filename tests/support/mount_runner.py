@@ -7,6 +7,7 @@
     fake                   whether to serve a FakeDisk, controlled by the knobs, instead of a volume
     fake_size              its size in bytes
     fail                   "silently" or "raise": how the daemon is to fail before it is ready
+    crash                  whether the filesystem's figures (statfs) make llfuse's loop end with a defect
     stall                  seconds after which closing says that it waits
     expiry, doubt          of a bucket's writes: seconds for which a signature is good, and by which clocks may differ
 
@@ -100,6 +101,10 @@ class _Knobs:
         return store
 
 
+def _crash(*_: object) -> None:
+    raise ValueError("a defect")
+
+
 def main() -> int:
     what = json.loads(sys.argv[1])
     replaced: dict[str, object] = {}
@@ -119,6 +124,10 @@ def main() -> int:
 
         vars(engine)["DOUBT"] = what["doubt"]
         replaced["open_store"] = lambda url, options: S3Store(url.bucket, options, expiry=what["expiry"])
+    if what.get("crash"):
+        from s3backer.frontends.fuse import DiskOperations
+
+        DiskOperations.statfs = _crash  # type: ignore[method-assign]
     if "stall" in what:
         closing._STALL_SECONDS = what["stall"]
     for name, value in replaced.items():
