@@ -28,10 +28,10 @@ from dataclasses import dataclass
 
 from s3backer import _fast
 from s3backer.cache_file import CacheFile
-from s3backer.errors import CorruptObject, PreconditionFailed, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import CorruptObject, S3backerError, UsageError, VolumeInUse
 from s3backer.holder import quiet_in, wait_until_quiet
 from s3backer.layouts.classic import ClassicLayout, Metadata
-from s3backer.layouts.token import MountToken, in_use, new_token, put_token, read_token, remove_token, settle
+from s3backer.layouts.token import MountToken, claim_token, in_use, new_token, read_token, remove_token, settle
 from s3backer.opening import VolumeOptions, find_layout, refuse_if_changed, volume_name
 from s3backer.stores.base import ObjectStore
 from s3backer.units import exact_size
@@ -109,11 +109,7 @@ class CacheImport:
         prefix = self.layout.prefix
         self.file.check_unchanged()
         token = new_token(random.SystemRandom(), value=self.file.header.token)
-        try:
-            # Whatever is raised, none is removed: a repeat finds this value or the former one.
-            token = put_token(self.store, prefix, token, former=self.found)
-        except PreconditionFailed:
-            raise in_use(self.url, read_token(self.store, prefix)) from None
+        token = claim_token(self.store, prefix, self.url, token, former=self.found)
         if self.found is not None:
             # By force: a mount that lives has to notice it first.
             wait_until_quiet(self.store, self.url, quiet_in(self.store, self.found, ended=False))

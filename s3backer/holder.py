@@ -108,11 +108,11 @@ class Holder:
 
     def confirm(self) -> None:
         """Raise VolumeInUse unless the token in the bucket is still ours."""
-        found = read_token(self._store, self._prefix)
-        if not self._is_ours(found):
-            error = self._not_ours(found)
+        try:
+            self._find_ours()
+        except VolumeInUse as error:
             self._lose(error)
-            raise error
+            raise
 
     def settled(self) -> None:
         """Hear that no request of a former mount can take effect any more."""
@@ -194,7 +194,7 @@ class Holder:
 
     def _put(self, value: int | None) -> None:
         if self._store.conditions is not True:
-            self._read_back()
+            self._token = self._find_ours()
         for _ in range(2):
             sent_at = self._clock()
             token = self._token.anew(
@@ -208,29 +208,26 @@ class Holder:
                 self._token = put_token(self._store, self._prefix, token, former=self._token)
             except PreconditionFailed:
                 # Perhaps it was put by us, and its answer lost.
-                self._read_back()
+                self._token = self._find_ours()
             else:
                 self.lease.renewed(sent_at)
                 return
         raise StoreError(f"the mount token of {self._url} is not what was read of it a moment ago", hint="Try again.")
 
-    def _read_back(self) -> None:
-        """Take the token as it is in the bucket; VolumeInUse if it is another's."""
+    def _find_ours(self) -> MountToken:
+        """Return the token as it is in the bucket; VolumeInUse if it is another's."""
         found = read_token(self._store, self._prefix)
-        if found is None or not self._is_ours(found):
-            raise self._not_ours(found)
-        self._token = found
+        if found is None:
+            raise VolumeInUse(
+                f"the mount token of {self._url} is gone: somebody has unlocked it, and may have mounted it since",
+                hint="Unmount it here, and mount it again.",
+            )
+        if not self._is_ours(found):
+            raise in_use(self._url, found)
+        return found
 
-    def _is_ours(self, found: MountToken | None) -> bool:
-        return found is not None and found.session == self._token.session
-
-    def _not_ours(self, found: MountToken | None) -> VolumeInUse:
-        if found is not None:
-            return in_use(self._url, found)
-        return VolumeInUse(
-            f"the mount token of {self._url} is gone: somebody has unlocked it, and may have mounted it since",
-            hint="Unmount it here, and mount it again.",
-        )
+    def _is_ours(self, found: MountToken) -> bool:
+        return found.session == self._token.session
 
     def _run(self) -> None:
         complained = False
@@ -318,25 +315,26 @@ def take(
     holder = Holder(store, prefix, url, token, sent_at, directory=directory)
     try:
         _renew_once(holder, looks)
+        if ended and found is not None:
+            log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
+        wait_until_quiet(store, url, owed, looks)
     except BaseException:
-        holder.stop()
-        if not owed:
+        if owed:
             # One in place of another's stays: what is waited for now, the next one has to wait for as well.
-            with contextlib.suppress(S3backerError):
-                holder.give_back(patient=False)
-                if directory is not None:
-                    directory.forget_token()
-        raise
-    if owed:
-        try:
-            if ended and found is not None:
-                log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
-            wait_until_quiet(store, url, owed, looks)
-        except BaseException:
             holder.stop()
-            raise
+        else:
+            give_up(holder, directory)
+        raise
     holder.settled()
     return holder
+
+
+def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
+    """Give the token of an opening that failed back, and forget its note; one that stays ends by itself."""
+    with contextlib.suppress(S3backerError):
+        holder.give_back(patient=False)
+        if directory is not None:
+            directory.forget_token()
 
 
 def _renew_once(holder: Holder, looks: Looks | None) -> None:

@@ -38,7 +38,6 @@ from s3backer.errors import (
     BucketNotFound,
     JournalError,
     ObjectNotFound,
-    PreconditionFailed,
     S3backerError,
     UsageError,
     VolumeInUse,
@@ -51,9 +50,9 @@ from s3backer.journal.replay import Known, Recovered, scan
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import (
     MountToken,
+    claim_token,
     in_use,
     new_token,
-    put_token,
     read_token,
     remove_token,
     settle,
@@ -222,8 +221,9 @@ class Recoverer:
         layout, _ = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
         # As of now: what is noted next is that this replay has begun.
-        until = time.monotonic() + self._quiet_in(token)
-        holder = self._hold(token)
+        quiet = self._quiet_in(token)
+        until = time.monotonic() + quiet
+        holder = self._hold(token, quiet)
         try:
             reach("replay-begins")
             layout.confirm = holder.confirm
@@ -248,8 +248,8 @@ class Recoverer:
         total = self._found_bytes
         return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, total))
 
-    def _hold(self, token: MountToken | None) -> Holder:
-        """Carry on with the mount that wrote the journal."""
+    def _hold(self, token: MountToken | None, quiet: float) -> Holder:
+        """Carry on with the mount that wrote the journal; ``quiet``: the seconds for which nothing may be written."""
         store, source = self._store, random.SystemRandom()
         mine = new_token(
             source,
@@ -257,7 +257,7 @@ class Recoverer:
             journal=self._directory.place,
             lease=self._options.lease,
             arriving=store.arriving,
-            owed=self._quiet_in(token),
+            owed=quiet,
             home=self._directory.home,
         )
         if mine.owed:
@@ -265,11 +265,7 @@ class Recoverer:
             with contextlib.suppress(JournalError):
                 self._directory.note_busy()
         sent_at = boot_time()
-        try:
-            # Whatever is raised, no token is removed: who comes next finds this value or the former one.
-            mine = put_token(store, self._prefix, mine, former=token)
-        except PreconditionFailed:
-            raise in_use(self._url, read_token(store, self._prefix)) from None
+        mine = claim_token(store, self._prefix, self._url, mine, former=token)
         return Holder(store, self._prefix, self._url, mine, sent_at, directory=self._directory)
 
     def discard(self, progress: Progress = lambda done, total: None) -> int | None:
@@ -334,16 +330,16 @@ class Recoverer:
 
     def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
         """Remove the journal, and then the token if it is this host's, or held."""
-        mine = token is not None and self._is_mine(token)
-        if token is not None and mine:
+        mine = token if token is not None and self._is_mine(token) else None
+        if mine is not None:
             # Where its files cannot be removed it is still nobody's.
-            self._directory.note_token(token.value, disowned=token.value == self._directory.disowned)
+            self._directory.note_token(mine.value, disowned=mine.value == self._directory.disowned)
         self._directory.remove_all()
         reach("replay-removed")
-        if token is not None and mine:
+        if mine is not None:
             # The answer of what comes now may be lost.
             self._directory.note_busy()
-            other = holder.give_back(patient=False) if holder else remove_token(self._store, self._prefix, token)
+            other = holder.give_back(patient=False) if holder else remove_token(self._store, self._prefix, mine)
             while other is not None and self._died_here(other):
                 # The last renewal of the process that died, which has arrived meanwhile.
                 other = remove_token(self._store, self._prefix, other)

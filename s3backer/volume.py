@@ -33,7 +33,7 @@ from s3backer.errors import JournalError, S3backerError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import check_geometry
-from s3backer.holder import Holder
+from s3backer.holder import Holder, give_up
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.journal.service import Mount, WriteJournal
@@ -193,11 +193,7 @@ class Volume:
                 return cls(store, layout, options, holder, directory)
             except BaseException:
                 if holder is not None:
-                    # One that stays ends by itself.
-                    with contextlib.suppress(S3backerError):
-                        holder.give_back(patient=False)
-                        if directory is not None:
-                            directory.forget_token()
+                    give_up(holder, directory)
                 raise
         except BaseException:
             if directory is not None:

@@ -181,17 +181,25 @@ def put_token(store: ObjectStore, prefix: str, token: MountToken, *, former: Mou
     return replace(token, etag=etag)
 
 
-def write_token(
+def claim_token(
     store: ObjectStore, prefix: str, url: str, token: MountToken, *, former: MountToken | None
 ) -> MountToken:
-    """Begin to hold a volume: put ``token`` in place of ``former``, or of none, and return it with its ETag.
+    """Do what ``put_token`` does; VolumeInUse if somebody else put one in between.
 
-    Raises VolumeInUse if somebody else put one in between.
+    Whatever is raised, no token is removed: who comes next finds this one or the former one.
     """
     try:
         return put_token(store, prefix, token, former=former)
     except PreconditionFailed:
         raise in_use(url, read_token(store, prefix)) from None
+
+
+def write_token(
+    store: ObjectStore, prefix: str, url: str, token: MountToken, *, former: MountToken | None
+) -> MountToken:
+    """Begin to hold a volume: do what ``claim_token`` does, and leave nothing where none was if it fails."""
+    try:
+        return claim_token(store, prefix, url, token, former=former)
     except StoreError:
         # It may have taken effect although its answer was lost. In place of another one it has to stay: that may have
         # been the mark of an unfinished copy, or of a mount whose requests may still be under way.

@@ -380,7 +380,7 @@ def test_a_mount_whose_journal_is_replayed_from_a_copy_notices_it(ended: Place) 
     second = replace(ended.options, journal_directory=str(ended.journals))
     with JournalDirectory(place_of_journal(ended.store(), "", second)) as directory:
         recoverer = Recoverer(ended.store(), "", second, directory)
-        holder = recoverer._hold(read_token(ended.store(), ""))
+        holder = recoverer._hold(read_token(ended.store(), ""), 0.0)
         try:
             assert holder.token.value == found.value
             with pytest.raises(VolumeInUse):
