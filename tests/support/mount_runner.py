@@ -101,10 +101,6 @@ class _Knobs:
         return store
 
 
-def _crash(*_: object) -> None:
-    raise ValueError("a defect")
-
-
 def main() -> int:
     what = json.loads(sys.argv[1])
     replaced: dict[str, object] = {}
@@ -125,9 +121,14 @@ def main() -> int:
         vars(engine)["DOUBT"] = what["doubt"]
         replaced["open_store"] = lambda url, options: S3Store(url.bucket, options, expiry=what["expiry"])
     if what.get("crash"):
-        from s3backer.frontends.fuse import DiskOperations
+        # Imported here, as by the daemon.
+        from s3backer.frontends import fuse
 
-        DiskOperations.statfs = _crash  # type: ignore[method-assign]
+        class Crashing(fuse.DiskOperations):
+            def statfs(self, ctx: object = None) -> Any:
+                raise ValueError("a defect")
+
+        vars(fuse)["DiskOperations"] = Crashing
     if "stall" in what:
         closing._STALL_SECONDS = what["stall"]
     for name, value in replaced.items():
