@@ -155,6 +155,9 @@ cdef class Journal:
     cdef readonly uint64_t number
     cdef readonly int32_t entries
     cdef readonly int32_t blocks
+    # Blocks of which something that is needed is from an earlier session: of up to this sequence.
+    cdef readonly int32_t left
+    cdef uint64_t _adopted
     cdef readonly int32_t files
     cdef readonly int32_t spares
     cdef readonly int32_t waiting

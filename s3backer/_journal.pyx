@@ -297,6 +297,11 @@ cdef class Journal:
         return s3b_fetch(&self._durable_sequence)
 
     @property
+    def failed(self):
+        """Whether it takes no more; without a lock."""
+        return self._failure != 0
+
+    @property
     def failure(self):
         """Why the journal takes no more, as a JournalError; None while it works."""
         cdef int error
@@ -354,6 +359,28 @@ cdef class Journal:
             held = map_link(self, block)[0] >= 0
             pthread_mutex_unlock(&self._lock)
         return held
+
+    def is_left(self, uint64_t block):
+        """Return whether something of the block, that is not in the bucket, is from an earlier session.
+
+        Of such a block the slab does not have what is not in the bucket, unless it was filled with what ``load`` gives.
+        """
+        cdef bint left = False
+        if self.left:
+            with nogil:
+                pthread_mutex_lock(&self._lock)
+                left = is_left(self, map_link(self, block)[0])
+                pthread_mutex_unlock(&self._lock)
+        return left
+
+    def next_left(self, uint64_t block, uint64_t stop):
+        """Return the first block in [block, stop) that is left (see ``is_left``), else stop. Looks at every entry."""
+        if self.left:
+            with nogil:
+                pthread_mutex_lock(&self._lock)
+                stop = map_next_left(self, block, stop)
+                pthread_mutex_unlock(&self._lock)
+        return stop
 
     def load(self, uint64_t block, out):
         """Put what is not in the bucket of a block over ``out``, and return (ranges, first sequence, last sequence).
@@ -431,6 +458,8 @@ cdef class Journal:
                     if fits:
                         map_add_range(self, sequence, position, offset, length, self._newest_used, kind == _ZEROS)
                 elif kind == _DONE_NOTE:
+                    # A block may have been touched, which is no record.
+                    self._sequence = max(self._sequence, sequence)
                     map_forget(self, offset >> self._block_shift, sequence)
                 pthread_mutex_unlock(&self._lock)
             if not fits:
@@ -443,6 +472,7 @@ cdef class Journal:
             pthread_mutex_lock(&self._lock)
             pthread_mutex_lock(&self.slab._lock)
             self.slab.sequence = max(self.slab.sequence, self._sequence)
+            self._adopted, self.left = self.slab.sequence, self.blocks
             pthread_mutex_unlock(&self.slab._lock)
             pthread_mutex_unlock(&self._lock)
 

@@ -25,6 +25,7 @@ cdef void map_drop_oldest(Journal journal, int32_t *link) noexcept nogil:
     cdef int32_t index = link[0]
     cdef Entry *entry = journal._entry + index
     cdef Entry *following
+    cdef bint left = is_left(journal, index)
     if entry.newer >= 0:
         following = journal._entry + entry.newer
         following.chain, following.newest = entry.chain, entry.newest
@@ -33,6 +34,8 @@ cdef void map_drop_oldest(Journal journal, int32_t *link) noexcept nogil:
     else:
         link[0] = entry.chain
         journal.blocks -= 1
+    if left and (entry.newer < 0 or not is_left(journal, entry.newer)):
+        journal.left -= 1
     journal._file[entry.file].entries -= 1
     if journal._file[entry.file].entries == 0:
         pthread_cond_signal(&journal._work)
@@ -71,6 +74,8 @@ cdef void map_add(
             while link[0] != journal._entry[link[0]].cover:
                 map_drop_oldest(journal, link)
     if start == 0 and stop == journal._block_size:
+        if is_left(journal, link[0]):
+            journal.left -= 1
         journal._entry[link[0]].cover = index
 
 
@@ -93,6 +98,25 @@ cdef void map_forget(Journal journal, uint64_t block, uint64_t sequence) noexcep
     cdef int32_t *link = map_link(journal, block)
     while link[0] >= 0 and journal._entry[link[0]].block == block and journal._entry[link[0]].sequence <= sequence:
         map_drop_oldest(journal, link)
+
+
+cdef bint is_left(Journal journal, int32_t oldest) noexcept nogil:
+    """Of what the block's contents need, something is from an earlier session."""
+    cdef int32_t index = first_needed(journal, oldest) if journal.left > 0 else -1
+    return index >= 0 and journal._entry[index].sequence <= journal._adopted
+
+
+cdef uint64_t map_next_left(Journal journal, uint64_t block, uint64_t stop) noexcept nogil:
+    """Return the first block in [block, stop) of which something is from an earlier session, else stop."""
+    cdef int32_t bucket, index
+    if journal.left > 0:
+        for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
+            index = journal._bucket[bucket]
+            while index >= 0:
+                if block <= journal._entry[index].block < stop and is_left(journal, index):
+                    stop = journal._entry[index].block
+                index = journal._entry[index].chain
+    return stop
 
 
 cdef Py_ssize_t map_list(Journal journal, uint64_t *found, Py_ssize_t room) noexcept nogil:

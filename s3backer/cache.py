@@ -11,6 +11,7 @@ its lock around every call. Only the slab is shared with the hot path, and it lo
     clean            slot, all valid, not dirty       may be evicted at any time
     dirty            dirty sectors                    Store when old, on flush, under pressure
     storing          body copied, Store under way     a write makes it dirty again; it is stored again after
+    left             anything                         an earlier mount's journal has some of it: see below
 
 Guarantees
   * A write is answered when the slab, and the journal where there is one, holds it; a flush is answered when every
@@ -23,6 +24,11 @@ Guarantees
     failed takes no more; writes then go to the slab alone.
   * Dirty data never leaves the slab except into the bucket. When too much is dirty, writers wait, readers do not.
   * Zeros known to be absent from the bucket cost no request, neither read nor written.
+  * A block that was left has no slot in which a sector is valid without what the journal has of it: whoever fetches it
+    puts that over what the bucket has. The backlog brings such blocks into memory, where they are touched and stored.
+    A flush is answered when nothing is left.
+  * Nothing is stored before ``held_until``: until then requests of an earlier mount may still arrive. Nothing is stored
+    that the journal does not have, because it has failed, before that was admitted where others can see it.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from s3backer import _fast, _journal
+from s3backer.backlog import Backlog
 from s3backer.cache_calls import (
     LESS_MEMORY,
     Action,
@@ -48,6 +55,7 @@ from s3backer.cache_calls import (
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
+from s3backer.stores.base import Buffer
 
 #: How full a journal is when the oldest blocks go out without waiting for their age.
 _HIGH_FILL = 0.5
@@ -91,17 +99,30 @@ class _PendingFetch:
     stale: bool = False
     # The first write that waits for this fetch to be stored; 0 if only callers wait.
     store_sequence: int = 0
+    #: The backlog waits for it.
+    left: bool = False
 
 
 class BlockCache:
     """The state machine; see the module for states and guarantees."""
 
     def __init__(
-        self, slab: _fast.Slab, layout: Layout, policy: WritePolicy, journal: WriteJournal | None = None
+        self,
+        slab: _fast.Slab,
+        layout: Layout,
+        policy: WritePolicy,
+        journal: WriteJournal | None = None,
+        *,
+        backlog: Backlog | None = None,
+        held_until: float = 0.0,
     ) -> None:
         self.counts = CacheCounts()
         self._slab = slab
         self._journal = journal
+        self._backlog = backlog
+        self._held_until = held_until
+        #: Whether what is stored may be more than the journal has.
+        self.admitted = journal is None
         #: Who takes writes.
         self.writer: _fast.Slab | _journal.Journal = slab if journal is None else journal.core
         self._layout = layout
@@ -131,18 +152,20 @@ class BlockCache:
     @property
     def unsaved(self) -> int:
         """Blocks that are not in the bucket as written."""
-        return self._slab.unsaved
+        return self._slab.unsaved if self._journal is None else max(self._slab.unsaved, self._journal.core.blocks)
 
     @property
     def idle(self) -> bool:
         """True when no request waits and nothing is under way."""
-        return not (self._fetches or self._storing or self._parked or self._flushes)
+        return not (self._fetches or self._storing or self._parked or self._flushes or self._left)
 
     def next_wake(self, now: float) -> float | None:
         """Return when ``tick`` has work to do, None if only a completion or a call can bring some."""
-        if self._room() <= 0 or self.given_up is not None:
+        if self._room() <= 0 or self.given_up is not None or self._hides_a_failure:
             return None
-        wake = None
+        if now < self._held_until:
+            return self._held_until
+        wake = None if self._backlog is None else self._backlog.next_wake(now)
         urgent = self._urgent()
         for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
             if not self._is_merging(block):
@@ -207,6 +230,13 @@ class BlockCache:
         self._flushes.append(request)
         self._flush_sequence = max(self._flush_sequence, request.sequence)
         self._retry_at.clear()
+        if self._backlog is not None:
+            self._backlog.hurry()
+        self._schedule(now)
+
+    def admit(self, now: float) -> None:
+        """Let more be stored than the journal has: others know that by now."""
+        self.admitted = True
         self._schedule(now)
 
     def tick(self, now: float) -> None:
@@ -236,7 +266,7 @@ class BlockCache:
 
     # ── completions ──────────────────────────────────────────────────────────────────────────────────
 
-    def fetched(self, block: int, body: bytes | None, error: S3backerError | None, now: float) -> None:
+    def fetched(self, block: int, body: Buffer | None, error: S3backerError | None, now: float) -> None:
         """A Fetch has ended."""
         fetch = self._fetches.pop(block)
         if error is not None:
@@ -252,8 +282,13 @@ class BlockCache:
                     self._advance(writer, now)
                 else:
                     self._reply(writer, error)
-            if fetch.store_sequence:
-                self._store_failed(block, _Attempt(fetch.store_sequence, fetch.flushes), error, now)
+            attempt = _Attempt(fetch.store_sequence, fetch.flushes)
+            if attempt.sequence:
+                self._store_failed(block, attempt, error, now)
+            elif fetch.left:
+                self._fail_flushes(attempt, error)
+            if fetch.left and self._backlog is not None:
+                self._backlog.failed(block, now)
         else:
             self.counts.blocks_read += body is not None
             self.counts.zero_blocks_read += body is None
@@ -263,6 +298,8 @@ class BlockCache:
                 self._finish_read(reader, block, fetch.stale, body)
             for writer in fetch.writers:
                 self._advance(writer, now)
+            if fetch.left and not fetch.stale:
+                self._store_left(block, now)
         self._schedule(now)
 
     def stored(self, block: int, error: S3backerError | None, now: float) -> None:
@@ -311,7 +348,7 @@ class BlockCache:
         request.pending += 1
         self._fetch(block, urgent=True).readers.append(request)
 
-    def _finish_read(self, request: ReadRequest, block: int, stale: bool, body: bytes | None) -> None:
+    def _finish_read(self, request: ReadRequest, block: int, stale: bool, body: Buffer | None) -> None:
         request.pending -= 1
         if request.failed or (piece := self._piece(request, block)) is None:
             return
@@ -428,18 +465,30 @@ class BlockCache:
     @property
     def _merging(self) -> int:
         """Fetches under way because a block is to be stored."""
-        return sum(fetch.store_sequence > 0 for fetch in self._fetches.values())
+        return sum(fetch.store_sequence > 0 or fetch.left for fetch in self._fetches.values())
 
     def _is_merging(self, block: int) -> bool:
         fetch = self._fetches.get(block)
-        return fetch is not None and fetch.store_sequence > 0
+        return fetch is not None and (fetch.store_sequence > 0 or fetch.left)
+
+    @property
+    def _left(self) -> int:
+        """Blocks of which an earlier mount's journal has something that is not in the bucket."""
+        return 0 if self._backlog is None or self._journal is None else self._journal.core.left
+
+    @property
+    def _hides_a_failure(self) -> bool:
+        """Whether the journal has failed, and others do not know that yet."""
+        return not self.admitted and self._journal is not None and self._journal.core.failed
 
     def _room(self) -> int:
         return self._policy.store_limit - len(self._storing) - self._merging
 
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""
-        again = self.given_up is None
+        again = not (self.given_up is not None or now < self._held_until or self._hides_a_failure)
+        if again:
+            self._fetch_left(now)
         while again:
             again = False
             room = self._room()
@@ -459,6 +508,28 @@ class BlockCache:
                     again = True
             if again:
                 self._settle(now)
+
+    def _fetch_left(self, now: float) -> None:
+        """Bring blocks of the backlog into memory, as many as there is room for."""
+        if self._backlog is None:
+            return
+        while self._room() > 0 and (block := self._backlog.next(now)) is not None:
+            if block in self._storing or self._is_merging(block):
+                # It is stored with what was left of it, and again if that fails.
+                continue
+            if self._slab.fully_valid(block):
+                self._store_left(block, now)
+            else:
+                self._fetch(block, urgent=False).left = True
+
+    def _store_left(self, block: int, now: float) -> None:
+        assert self._backlog is not None
+        self._backlog.fetched()
+        if self._slab.touch(block, now):
+            self._start_store(block, self._slab.sequence, now)
+        else:
+            # No slot was free for it.
+            self._backlog.failed(block, now)
 
     def _start_store(self, block: int, sequence: int, now: float) -> bool:
         """Start storing a dirty block, or fetching what it lacks; False if no request was needed."""
@@ -493,17 +564,21 @@ class BlockCache:
 
     def _store_failed(self, block: int, attempt: _Attempt, error: S3backerError, now: float) -> None:
         """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""
-        self.counts.store_errors += 1
-        waiting = [f for f in self._flushes if f.sequence >= attempt.sequence]
-        failed = [f for f in waiting if f.number <= attempt.flushes]
-        if failed == waiting:
+        if not self._fail_flushes(attempt, error):
             # A refusal costs money as well, and an outage may take days.
             lasting = now - self._failing.setdefault(block, now)
             self._retry_at[block] = now + min(max(self._policy.retry_delay, lasting / 10), _LONGEST_RETRY)
+
+    def _fail_flushes(self, attempt: _Attempt, error: S3backerError) -> bool:
+        """Answer the flushes that were asked before the attempt; return whether later ones wait for another."""
+        self.counts.store_errors += 1
+        waiting = [f for f in self._flushes if f.sequence >= attempt.sequence]
+        failed = [f for f in waiting if f.number <= attempt.flushes]
         for flush in failed:
             self._flushes.remove(flush)
             self._reply(flush, error)
         self._flush_sequence = max((f.sequence for f in self._flushes), default=0)
+        return failed != waiting
 
     def _settle(self, now: float) -> None:
         """Answer the flushes that are satisfied and let parked writers go on."""
@@ -519,7 +594,7 @@ class BlockCache:
     def _unsaved_up_to(self, sequence: int) -> bool:
         """True if a write of this sequence or an earlier one is not in the bucket."""
         oldest = self._slab.oldest_dirty_sequence()
-        return 0 < oldest <= sequence or any(a.sequence <= sequence for a in self._storing.values())
+        return self._left > 0 or 0 < oldest <= sequence or any(a.sequence <= sequence for a in self._storing.values())
 
     def _reply(self, request: Request, error: S3backerError | None) -> None:
         self._actions.append(Reply(request, error))

@@ -25,6 +25,7 @@ from functools import partial
 
 from s3backer import _fast
 from s3backer._readahead import ReadAhead
+from s3backer.backlog import Backlog
 from s3backer.cache import BlockCache, WritePolicy
 from s3backer.cache_calls import (
     Action,
@@ -90,7 +91,8 @@ class Waiter:
 class Driver:
     """Runs one BlockCache with ``threads`` workers and one timer thread.
 
-    ``stretch`` is asked now and then by what the write delay is to be multiplied.
+    ``stretch`` is asked now and then by what the write delay is to be multiplied. ``backlog``, ``held_until`` (on the
+    clock): see the cache.
     """
 
     def __init__(
@@ -103,11 +105,15 @@ class Driver:
         stretch: Callable[[], float] = lambda: 1.0,
         clock: Callable[[], float] = time.monotonic,
         journal: WriteJournal | None = None,
+        backlog: Backlog | None = None,
+        held_until: float = 0.0,
     ) -> None:
         store_limit = max(1, threads * 3 // 4)
         policy = WritePolicy(delay=write_delay, store_limit=store_limit, high_water=slab.dirty_limit // 2)
-        self.cache = BlockCache(slab, layout, policy, journal)
+        self.cache = BlockCache(slab, layout, policy, journal, backlog=backlog, held_until=held_until)
         self._journal = journal
+        #: Whether blocks that were left by an earlier mount wait for being stored.
+        self._behind = backlog is not None
         self._slab = slab
         self._layout = layout
         self._clock = clock
@@ -239,6 +245,10 @@ class Driver:
         """End a request that still waits with this error; one that has ended stays as it is."""
         self._call(lambda now: self.cache.cancel(request, error, now))
 
+    def admit(self) -> None:
+        """Let more be stored than the journal has, which has failed: others know that by now."""
+        self._call(self.cache.admit)
+
     def give_up(self, error: S3backerError) -> None:
         """Store nothing any more: whoever waits for that, and whoever comes, gets the error."""
         if self._journal is not None:
@@ -252,20 +262,20 @@ class Driver:
     @property
     def unsaved(self) -> int:
         """Blocks that are not in the bucket as written."""
-        return self._slab.unsaved
+        return self.cache.unsaved
 
     def close(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write everything back, however long it takes, and end all threads. Once it was given up it only ends them.
 
         ``progress`` is called with (blocks left, blocks at the start) now and then, and must not raise.
         """
-        total = self._slab.unsaved
+        total = self.unsaved
         finished = threading.Event()
         flusher = threading.Thread(target=self._drain, args=(finished,), name="s3backer-drain", daemon=True)
         flusher.start()
         while not finished.wait(0.2):
             if progress:
-                progress(self._slab.unsaved, total)
+                progress(self.unsaved, total)
         flusher.join()
         if progress:
             progress(0, total)
@@ -392,16 +402,25 @@ class Driver:
                 self._jobs.wait()
 
     def _do_fetch(self, job: Fetch) -> None:
-        body, error = None, None
+        body: Buffer | None = None
+        error: S3backerError | None = None
         began = self._clock()
         try:
-            body = self._layout.read(job.block)
+            body = self._read(job.block)
             self._learn_latency(self._clock() - began)
         except S3backerError as failure:
             error = failure
+            if not (job.urgent or job.ahead) and self.cache.given_up is None:
+                self._report(error)
         except Exception as failure:
             error = _unexpected("reading", job.block, failure)
         self._call(lambda now: self.cache.fetched(job.block, body, error, now))
+
+    def _read(self, block: int) -> Buffer | None:
+        """Return a block as it was written last, of which the journal may have what the bucket has not."""
+        if self._journal is None or not self._journal.core.is_left(block):
+            return self._layout.read(block)
+        return self._journal.over(block, partial(self._layout.read, block))
 
     def _learn_latency(self, seconds: float) -> None:
         """Let a reader's window be what a fast reader reads while one block comes."""
@@ -413,6 +432,7 @@ class Driver:
     def _do_store(self, job: Store) -> None:
         error = None
         try:
+            self._look_at_journal()
             reach("before-store")
             etag = self._layout.write(job.block, job.body)
             reach("stored")
@@ -425,7 +445,18 @@ class Driver:
             error = _unexpected("writing", job.block, failure)
         if self.cache.given_up is None:
             self._report(error)
+            if self._behind and self._journal is not None and not self._journal.core.left:
+                self._behind = False
+                log.warning("all that the former mount had left is in the bucket")
         self._call(lambda now: self.cache.stored(job.block, error, now))
+
+    def _look_at_journal(self) -> None:
+        """Raise if what is to be stored may not be in the journal, and others do not know that.
+
+        Whoever was writing when the block was copied has finished when the journal has answered.
+        """
+        if self._journal is not None and (failure := self._journal.core.failure) and not self.cache.admitted:
+            raise failure
 
     def _report(self, error: S3backerError | None) -> None:
         """Log when write-back begins to fail and when it works again, not every failure."""

@@ -86,6 +86,8 @@ class Holder:
         self._token = token
         #: Seconds in which requests may arrive that are not ours.
         self._owed = token.owed
+        #: Whether the journal has what all requests under way are about, and whether it never will again.
+        self._covered, self._journal_failed = token.covered, False
         self.lease = Lease(url, token.lease, sent_at)
         #: Called once, by any thread, when the token has become another's.
         self.on_lost: Callable[[VolumeInUse], None] = lambda error: None
@@ -117,6 +119,15 @@ class Holder:
     def settled(self) -> None:
         """Hear that no request of a former mount can take effect any more."""
         self._owed = 0.0
+        self._covered = bool(self._token.journal) and not self._journal_failed
+
+    def uncover(self) -> None:
+        """Let the token say that requests may be under way of which the journal, which has failed, knows nothing.
+
+        Raises StoreError, VolumeInUse.
+        """
+        self._journal_failed, self._covered = True, False
+        self.renew()
 
     def change(self, value: int) -> None:
         """Give the token another value. Raises StoreError, and then it has the one or the other; VolumeInUse."""
@@ -202,6 +213,7 @@ class Holder:
                 value=self._token.value if value is None else value,
                 arriving=self._store.arriving,
                 owed=self._owed,
+                covered=self._covered,
                 home=self._token.home if self._directory is not None else "",
             )
             try:
@@ -292,7 +304,14 @@ def take(
         found = watch_token(store, prefix, url, found, looks)
         ended = True
     owed = quiet_in(store, found, ended=ended) if found is not None else 0.0
-    token = new_token(random.SystemRandom(), journal=journal, lease=lease, arriving=store.arriving, owed=owed)
+    token = new_token(
+        random.SystemRandom(),
+        journal=journal,
+        lease=lease,
+        arriving=store.arriving,
+        owed=owed,
+        covered=bool(journal) and not owed,
+    )
     if directory is not None:
         try:
             directory.note_token(token.value)

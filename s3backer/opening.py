@@ -115,16 +115,21 @@ def prepare(
     options: VolumeOptions,
     directory: JournalDirectory | None = None,
     looks: Looks | None = None,
+    holder: Holder | None = None,
 ) -> tuple[ClassicLayout, Holder | None]:
     """Return the layout of the volume in ``store`` under ``prefix`` and our token on it (None: read-only).
 
-    ``directory``, of the journal, is told of the token before it is put. ``looks``: see ``holder.take``. Raises
+    ``directory``, of the journal, is told of the token before it is put. ``looks``: see ``holder.take``. ``holder``: of
+    a token that is ours already, because the journal was taken over; it stays, whatever comes. Raises
     VolumeNotFound, VolumeInUse, UsageError, WrongPassword, StoreError or CorruptObject, and leaves the bucket as it
     was.
     """
     layout, metadata = find_layout(store, prefix, options)
     # Seen before the bucket is written to.
     options.plan(layout.block_size, layout.codec.copies)
+    if holder is not None:
+        layout.confirm = holder.confirm
+        return layout, holder
     holder = _take_token(store, prefix, options, directory, looks)
     if holder is not None:
         layout.confirm = holder.confirm

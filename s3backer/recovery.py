@@ -1,11 +1,13 @@
-"""What a mount that died has left in its journal, brought into the bucket before anybody uses the volume.
+"""What a mount that died has left in its journal: taken over by the next mount, or brought into the bucket.
 
-    journal ─► locked ─► read ─► may it be replayed? ─► token ours ─► its writes ─► stored ─► journal away ─► token away
-                                        │
+    journal ─► locked ─► read ─► is it the newest? ─► token ours ┬► adopted: the next mount goes on with it
+                                        │                        │
+                                        │                        └► replayed: stored ─► journal away ─► token away
                                         └── no: an error that says why; the journal is kept
 
-A crash anywhere in between leaves the journal and a token that is its own: the next attempt begins anew, and what was
-written twice is the same.
+A mount with a journal adopts: it reads from the journal what is not in the bucket, and stores that meanwhile.
+One without, and ``recover``, replays. A crash anywhere in between leaves the journal and a token that is its own: the
+next attempt begins anew, and what was written twice is the same.
 
 Only where the token in the bucket has the value that the journal's mount gave it has nobody else had the volume since.
 Otherwise a mount refuses, and so does ``recover`` unless it is forced: what the journal knows of its own blocks says
@@ -14,8 +16,10 @@ nothing of the others, and a filesystem would be mixed from two times.
 Who has the directory's lock, and finds this directory and this start of the host in the token, knows that its mount has
 died. Else, as after a loss of power or in a copy of the directory, it is watched for a term whether that mount lives.
 
-Requests of the process that died may still arrive. So a replay waits until they have expired, counted from the last
-write to the journal, or the last note that requests were under way, whichever is later; a replay notes it too.
+Requests of the process that died may still arrive. So nothing is stored until they have expired, counted from the last
+write to the journal, or the last note that requests were under way, whichever is later; that is noted, too. Reading
+need not wait for it where the journal is known to have all that these requests are about (``covered``, token.py): not
+after a loss of power, with which writes may be lost that were stored and not synced.
 """
 
 from __future__ import annotations
@@ -25,20 +29,13 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-from s3backer import _fast
-from s3backer.cache_calls import Done
-from s3backer.driver import Driver, Waiter
 from s3backer.errors import (
-    AccessDenied,
-    BucketNotFound,
     JournalError,
     ObjectNotFound,
-    S3backerError,
     UsageError,
     VolumeInUse,
 )
@@ -47,6 +44,7 @@ from s3backer.holder import Holder, quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
+from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import (
     MountToken,
@@ -59,23 +57,18 @@ from s3backer.layouts.token import (
     watch_token,
 )
 from s3backer.opening import VolumeOptions, find_layout, volume_name
+from s3backer.replaying import Progress, Replayer
 from s3backer.s3.server_clock import boot_time
-from s3backer.stores.base import Buffer, ObjectStore
+from s3backer.stores.base import ObjectStore
 from s3backer.units import exact_size, format_size
 from s3backer.url import volume_id
 
 log = logging.getLogger(__name__)
 
-#: Told (bytes of data written, of so many).
-Progress = Callable[[int, int], None]
-#: Pieces of zeros in a file.
-_ZEROS = bytes(1 << 20)
-#: Seconds for which stores may fail before a replay is given up, and between two looks.
-_PATIENCE, _LOOK = 60.0, 0.25
+#: Files of the next journal that have to fit on the disk, so that it goes on with those of the last one.
+_FILES = 2
 #: Seconds by which the last note may be older than the last request.
 _NOTE_AGE = 2.0
-#: What asking again would not change.
-_FINAL = (AccessDenied, BucketNotFound, VolumeInUse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +86,18 @@ class Recovery:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.began))
         gone = f"; {format_size(self.beyond)} lay beyond its end" if self.beyond else ""
         return f"{self.blocks} blocks of the mount that began at {when} were recovered{gone}"
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a mount takes over: the journal as it was ``found``, and the token.
+
+    Nothing may be stored before ``quiet_at`` (of time.monotonic).
+    """
+
+    found: Recovered
+    holder: Holder
+    quiet_at: float
 
 
 def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> str:
@@ -123,12 +128,12 @@ def expires_in(
 
 def take_journal(
     store: ObjectStore, prefix: str, options: VolumeOptions, progress: Progress
-) -> JournalDirectory | None:
-    """Recover what a mount that died has left, and return the locked directory for the next one.
+) -> tuple[JournalDirectory | None, Inheritance | None]:
+    """Return the locked directory for the next mount, and what that takes over of one that has died.
 
-    ``progress`` is called at least every second or so, and may raise, which ends it. None where ``options`` want no
-    directory, or there can be none and no journal is wanted. Raises JournalError, VolumeInUse and what opening a volume
-    raises; the journal is kept then.
+    What cannot be taken over is recovered before. ``progress`` is called at least every second or so, and may raise,
+    which ends it. No directory where ``options`` want none, or there can be none and no journal is wanted. Raises
+    JournalError, VolumeInUse and what opening a volume raises; the journal is kept then.
     """
     try:
         path = place_of_journal(store, prefix, options)
@@ -136,16 +141,16 @@ def take_journal(
         if options.journaled:
             raise
         # Who has no place for journals has none.
-        return None
+        return None, None
     url = volume_name(store, prefix)
     if options.read_only:
         if has_files(path):
             log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
-        return None
+        return None, None
     wanted = options.journaled or options.journal_directory is not None
     left = has_files(path)
     if not wanted and not left:
-        return None
+        return None, None
     try:
         directory = JournalDirectory(path)
     except VolumeInUse as locked:
@@ -155,24 +160,26 @@ def take_journal(
         if options.journaled or left:
             raise
         log.info("%s; after a crash the next mount will have to watch whether this one is alive", error.message)
-        return None
+        return None, None
     try:
         recoverer = Recoverer(store, prefix, options, directory)
         if recoverer.found.pending:
-            log.warning("%s was not unmounted; its journal is being replayed", url)
+            log.warning("%s was not unmounted", url)
         died = directory.token is not None and not recoverer.found.sessions
-        recovery = recoverer.replay(progress)
+        recovery = recoverer.adopt(progress) if options.journaled else recoverer.replay(progress)
+        if isinstance(recovery, Inheritance):
+            return directory, recovery
         if recovery.blocks:
             log.warning("%s: %s", url, recovery)
         elif died:
             log.warning("%s was not unmounted, by a mount without a journal: what it had not stored is lost", url)
         if wanted:
-            return directory
+            return directory, None
     except BaseException:
         directory.close()
         raise
     directory.close()
-    return None
+    return None, None
 
 
 class Recoverer:
@@ -180,13 +187,12 @@ class Recoverer:
 
     def __init__(self, store: ObjectStore, prefix: str, options: VolumeOptions, directory: JournalDirectory) -> None:
         self._store, self._prefix, self._directory = store, prefix, directory
+        self._journal_bytes = options.journal
         # Nothing of what is replayed is journalled, cached or listed.
         self._options = replace(
             options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
         )
         self._url = volume_name(store, prefix)
-        self._shown = (0, 0)
-        self._failing_since: float | None = None
 
     @cached_property
     def found(self) -> Recovered:
@@ -203,39 +209,76 @@ class Recoverer:
 
         ``force``: also where somebody else may have written to the volume since.
         """
-        found = self.found
-        if self.empty:
-            return Recovery(0, 0.0, 0)
-        token = self._find_token(progress)
-        disowned = token is not None and token.value == self._directory.disowned
-        if disowned:
-            log.warning("%s: all of its journal is in the bucket; only its files could not be removed", self._url)
-        if disowned or not found.pending:
+        token = None if self.empty else self._find_token(progress)
+        if self._is_disowned(token) or not self.found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
-        verdict = decide(None if token is None else token.value, found)
+        return self._replay(token, self._layout(token, force=force), progress)
+
+    def adopt(self, progress: Progress = lambda done, total: None) -> Inheritance | Recovery:
+        """Take the volume over, with the journal as it is; where that cannot be, replay what there is of it.
+
+        It cannot be where the disk has no room for more files: those that there are have to go first.
+        """
+        found = self.found
+        token = None if self.empty else self._find_token(progress)
+        ours = token is not None and isinstance(decide(token.value, found), Ours)
+        if self._is_disowned(token) or not found.files or not (found.pending or ours):
+            self._expire_and_end(token, progress)
+            return Recovery(0, 0.0, 0)
+        layout = self._layout(token, force=False)
+        if self._directory.room() < _FILES * file_bytes_for(layout.block_size, self._journal_bytes):
+            return self._replay(token, layout, progress)
+        # Of what was done to block 0 for a change of the size the journal has only that.
+        covered = token is not None and token.covered and self._died_here(token)
+        covered = covered and (0 not in found.known or found.known[0].intent is None)
+        quiet = self._quiet_in(token)
+        quiet_at = time.monotonic() + quiet
+        holder = self._hold(token, quiet, covered=covered)
+        try:
+            reach("adopting")
+            if not covered:
+                self._wait_until(quiet_at, progress)
+                holder.settled()
+        except BaseException:
+            holder.stop()
+            raise
+        return Inheritance(found, holder, quiet_at)
+
+    def _is_disowned(self, token: MountToken | None) -> bool:
+        if token is None or token.value != self._directory.disowned:
+            return False
+        log.warning("%s: all of its journal is in the bucket; only its files could not be removed", self._url)
+        return True
+
+    def _layout(self, token: MountToken | None, *, force: bool) -> ClassicLayout:
+        """Return the volume that the journal's writes belong to; raise why they may not be written there."""
+        verdict = decide(None if token is None else token.value, self.found)
         if token is not None and token.copy is not None:
             raise in_use(self._url, token)
         if not isinstance(verdict, Ours) and not force:
             raise self._refusal(verdict, token)
         layout, _ = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
+        return layout
+
+    def _replay(self, token: MountToken | None, layout: ClassicLayout, progress: Progress) -> Recovery:
         # As of now: what is noted next is that this replay has begun.
         quiet = self._quiet_in(token)
         until = time.monotonic() + quiet
-        holder = self._hold(token, quiet)
+        holder = self._hold(token, quiet, covered=False)
         try:
             reach("replay-begins")
             layout.confirm = holder.confirm
             self._wait_until(until, progress)
             holder.settled()
-            beyond = self._write(layout, progress)
+            beyond = Replayer(self.found, progress).store(self._store, layout, self._options)
             settle(self._store, self._url)
             reach("replayed")
         finally:
             holder.stop()
         self._end(holder.token, holder)
-        return Recovery(len(found.pending), found.files[0].header.created, beyond)
+        return Recovery(len(self.found.pending), self.found.files[0].header.created, beyond)
 
     def _find_token(self, progress: Progress) -> MountToken | None:
         """Return the token, if there is one, when its mount is dead, or not known to be one of this directory's.
@@ -248,7 +291,7 @@ class Recoverer:
         total = self._found_bytes
         return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, total))
 
-    def _hold(self, token: MountToken | None, quiet: float) -> Holder:
+    def _hold(self, token: MountToken | None, quiet: float, *, covered: bool) -> Holder:
         """Carry on with the mount that wrote the journal; ``quiet``: the seconds for which nothing may be written."""
         store, source = self._store, random.SystemRandom()
         mine = new_token(
@@ -258,6 +301,7 @@ class Recoverer:
             lease=self._options.lease,
             arriving=store.arriving,
             owed=quiet,
+            covered=covered,
             home=self._directory.home,
         )
         if mine.owed:
@@ -284,19 +328,7 @@ class Recoverer:
         key = None
         if self.found.files and self.found.header.encrypted:
             key = find_layout(self._store, self._prefix, self._options)[0].codec.secret
-        try:
-            with Path(path).open("xb") as file:
-                for offset, data, length in self._pieces(key, progress):
-                    file.seek(offset)
-                    if data is not None:
-                        file.write(data)
-                        continue
-                    for start in range(0, length, len(_ZEROS)):
-                        file.write(_ZEROS[: length - start])
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
+        Replayer(self.found, progress).save(path, key)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -390,57 +422,6 @@ class Recoverer:
                 hint=f"Give --block-size {exact_size(block_size)}, if the volume's own metadata is lost.",
             )
 
-    def _write(self, layout: ClassicLayout, progress: Progress) -> int:
-        """Write all of it, and return how many bytes lay beyond the end."""
-        plan = self._options.plan(layout.block_size, layout.codec.copies)
-        slab = _fast.Slab(layout.block_size, plan.slots, plan.dirty_limit)
-        driver = Driver(slab, layout, threads=plan.threads, write_delay=0.0)
-        beyond = 0
-        self._shown, self._failing_since = (0, self.found.data_bytes), None
-        try:
-            for offset, data, length in self._pieces(layout.codec.secret, progress):
-                reach("replay-write")
-                fitting = max(0, min(length, layout.size - offset))
-                beyond += length - fitting
-                if fitting and data is not None:
-                    piece = memoryview(data)[:fitting]
-                    self._wait(driver, progress, lambda done: driver.begin_write(offset, piece, done))  # noqa: B023
-                for start in range(offset, offset + fitting, driver.zero_step) if data is None else ():
-                    part = min(driver.zero_step, offset + fitting - start)
-                    self._wait(driver, progress, lambda done: driver.begin_zero(start, part, done))  # noqa: B023
-            self._wait(driver, progress, driver.begin_flush)
-        except BaseException:
-            # Whatever waits for another attempt ends now.
-            self._store.close()
-            raise
-        finally:
-            driver.abandon()
-        return beyond
-
-    def _wait(self, driver: Driver, progress: Progress, begin: Callable[[Done], object]) -> None:
-        """Do one thing; raise when what it needs fails for good, or for too long."""
-        while True:
-            waiter = Waiter()
-            begin(waiter.done)
-            while not waiter.ended(_LOOK):
-                progress(*self._shown)
-                if driver.failure is not None:
-                    self._look_at(driver.failure)
-            try:
-                waiter.wait()
-            except S3backerError as error:
-                self._look_at(error)
-                time.sleep(_LOOK)
-            else:
-                self._failing_since = None
-                return
-
-    def _look_at(self, failure: S3backerError) -> None:
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-        if isinstance(failure, _FINAL) or time.monotonic() - self._failing_since > _PATIENCE:
-            raise failure
-
     def _wait_until(self, until: float, progress: Progress) -> None:
         total = self._found_bytes
         wait_until_quiet(self._store, self._url, until - time.monotonic(), lambda left: progress(0, total))
@@ -451,18 +432,3 @@ class Recoverer:
         with contextlib.suppress(JournalError):
             return self.found.data_bytes
         return 0
-
-    def _pieces(self, key: bytes | None, progress: Progress) -> Iterator[tuple[int, Buffer | None, int]]:
-        """Yield (offset, data or None for zeros, length) of every write to a block that is not in the bucket."""
-        found, done = self.found, 0
-        size = found.header.block_size if found.files else 0
-        for record, data in found.writes(key):
-            self._shown = (done, found.data_bytes)
-            progress(*self._shown)
-            done += record.length
-            end = record.offset + record.length
-            for block in range(record.offset // size, (end - 1) // size + 1):
-                if block in found.pending:
-                    start, stop = max(record.offset, block * size), min(end, (block + 1) * size)
-                    yield start, data, stop - start
-        progress(found.data_bytes, found.data_bytes)

@@ -6,6 +6,8 @@
 Guarantees
   * One writer: opening for writing puts the mount token, which is renewed until closing removes it. Who has lost it
     writes nothing any more: writes fail with EROFS, flushes with EIO, and what a journal holds stays there.
+  * With the journal of a mount that has died it goes on where that was: what is in it is read from there, and stored
+    when that mount's requests cannot take effect any more.
   * ``flush`` returns when every write that returned before is in the bucket, or in the journal and on the disk, or
     raises. With a journal, what was written also survives the end of the process: opening the volume again recovers it.
   * ``close`` returns when everything is in the bucket, and nothing may change it any more that was sent from here.
@@ -19,7 +21,6 @@ import contextlib
 import errno
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -32,22 +33,23 @@ from s3backer.driver import Driver, Waiter
 from s3backer.errors import JournalError, S3backerError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
-from s3backer.geometry import check_geometry
+from s3backer.geometry import MemoryPlan, check_geometry
 from s3backer.holder import Holder, give_up
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
-from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import SHARED_TOKEN, settle
-from s3backer.opening import VolumeOptions, first_object, prepare, volume_name
+from s3backer.layouts.token import count_down, settle
+from s3backer.opening import VolumeOptions, prepare, volume_name
 from s3backer.port import Port
-from s3backer.recovery import take_journal
+from s3backer.recovery import Inheritance, take_journal
+from s3backer.resizing import Resizer
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill
 from s3backer.telemetry.prices import GB
 from s3backer.telemetry.stats import Statistics
 from s3backer.units import exact_size
 from s3backer.url import volume_id
+from s3backer.volume_journal import VolumeJournal
 
 _P = ParamSpec("_P")
 
@@ -69,6 +71,7 @@ class Volume:
         options: VolumeOptions,
         holder: Holder | None,
         directory: JournalDirectory | None = None,
+        inherited: Inheritance | None = None,
     ) -> None:
         memory = options.budget(layout.block_size)
         plan = options.plan(layout.block_size, layout.codec.copies)
@@ -90,47 +93,70 @@ class Volume:
             ) from None
         self._began = time.monotonic()
         self._directory = directory
-        #: The value of the token in place of the one that the journal knows.
-        self._new_token: int | None = None
+        #: When an earlier mount's requests cannot take effect any more, of time.monotonic.
+        self._quiet_at = self._began if inherited is None else inherited.quiet_at
+        self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
+        # What callers may reach. While the size changes it is the smaller of the old one and the new one.
+        self._end = layout.size
+        self._calls = Gate()
+        self._writes = Gate()
+        self._resizing = threading.Lock()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._opened = time.time()
+        self._stop_survey = threading.Event()
+        self._surveyed = False
+        self._survey: threading.Thread | None = None
+        with contextlib.ExitStack() as undo:
+            self._start(plan, inherited, undo)
+            undo.pop_all()
+
+    def _start(self, plan: MemoryPlan, inherited: Inheritance | None, undo: contextlib.ExitStack) -> None:
+        """Put the parts together and let them run; ``undo`` ends those that do."""
+        options, layout, store, holder = self._options, self._layout, self._store, self._holder
+        identity = volume_id(store.place, layout.prefix)
         journal = None
-        if directory is not None and options.journaled:
-            journal = self._make_journal(directory, plan.journal_entries)
+        if self._directory is not None and options.journaled:
+            assert holder is not None
+            journal = VolumeJournal(
+                self.name,
+                identity,
+                self._directory,
+                self._slab,
+                layout,
+                holder,
+                inherited,
+                budget=options.journal,
+                entries=plan.journal_entries,
+            )
+            undo.callback(journal.undo)
         reach("journal-made")
         self._disk_cache: DiskCache | None = None
         if options.disk_cache is not None:
             self._disk_cache = layout.copies = open_disk_cache(
-                volume_id(store.place, layout.prefix),
+                identity,
                 layout.block_size,
                 size=options.disk_cache,
                 directory=options.disk_cache_directory,
                 index_bytes=plan.disk_index,
                 queue_bytes=plan.disk_queue,
             )
-        self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
-        try:
-            self._driver = Driver(
-                self._slab,
-                layout,
-                threads=plan.threads,
-                write_delay=options.write_delay,
-                stretch=self._look_at_budget,
-                journal=journal,
-            )
-        except BaseException:
-            self._close_disk_cache()
-            if journal is not None:
-                journal.close()
-                with contextlib.suppress(S3backerError):
-                    journal.end()
-            raise
+            undo.callback(self._close_disk_cache)
+        self._driver = Driver(
+            self._slab,
+            layout,
+            threads=plan.threads,
+            write_delay=options.write_delay,
+            stretch=self._look_at_budget,
+            journal=None if journal is None else journal.journal,
+            backlog=None if journal is None else journal.backlog(),
+            held_until=self._quiet_at,
+        )
+        undo.callback(self._driver.abandon)
         self._keeper: Keeper | None = None
         if journal is not None:
-            self._keeper = Keeper(
-                journal,
-                in_bucket=self._driver.begin_flush,
-                on_room=self._driver.wake,
-                disown=self._disown_journal,
-            )
+            self._keeper = journal.start(self._driver)
+            undo.callback(self._keeper.end, keep=True)
         self._statistics = Statistics(
             store.counters,
             self._slab,
@@ -139,10 +165,9 @@ class Volume:
             options.prices,
             None if self._disk_cache is None else self._disk_cache.counts,
         )
-        # What callers may reach. While the size changes it is the smaller of the old one and the new one.
-        self._end = layout.size
-        self._calls = Gate()
-        self._writes = Gate()
+        self._resizer = Resizer(
+            store, layout, self._slab, self._driver, None if journal is None else journal.journal, self._set_end
+        )
         #: What the fast lane of a front end goes by.
         self.port = Port(
             self.name,
@@ -158,13 +183,7 @@ class Volume:
             holder.on_lost = self._give_up
             if holder.lease.lost is not None:
                 self._give_up(holder.lease.lost)
-        self._resizing = threading.Lock()
-        self._closing = threading.Lock()
-        self._closed = False
-        self._opened = time.time()
-        self._stop_survey = threading.Event()
-        self._survey: threading.Thread | None = None
-        if options.list_blocks and not options.read_only:
+        if (options.list_blocks and not options.read_only) or inherited is not None:
             self._survey = threading.Thread(target=self._run_survey, name="s3backer-survey", daemon=True)
             self._survey.start()
 
@@ -185,17 +204,18 @@ class Volume:
         Raises VolumeNotFound, VolumeInUse, UsageError, StoreError or CorruptObject, and leaves the bucket as it was.
         """
         options = options or VolumeOptions()
-        directory = take_journal(store, prefix, options, progress)
+        directory, inherited = take_journal(store, prefix, options, progress)
+        holder = inherited.holder if inherited else None
         try:
-            layout, holder = prepare(store, prefix, options, directory, lambda left: progress(0, 0))
+            layout, holder = prepare(store, prefix, options, directory, lambda left: progress(0, 0), holder)
             reach("token-put")
-            try:
-                return cls(store, layout, options, holder, directory)
-            except BaseException:
-                if holder is not None:
-                    give_up(holder, directory)
-                raise
+            return cls(store, layout, options, holder, directory, inherited)
         except BaseException:
+            if inherited is not None:
+                # The next attempt finds it as this one did.
+                inherited.holder.stop()
+            elif holder is not None:
+                give_up(holder, directory)
             if directory is not None:
                 directory.close()
             raise
@@ -265,23 +285,7 @@ class Volume:
         self._check_writable()
         check_geometry(size, self.block_size)
         with self._calls, self._resizing:
-            old = self._layout.size
-            if size < old:
-                self._clear_tail(size, old, discard=discard)
-            self._layout.size = size
-            try:
-                self._driver.touch(0)
-                self._driver.flush()
-            except BaseException:
-                # Whether the bucket has the new size is not known. After shrinking the new one holds, because it
-                # is right for either answer: the tail is empty. After growing the old one does, for the same reason;
-                # block 0 is stored again with the size that holds.
-                if size > old:
-                    self._layout.size = old
-                with contextlib.suppress(S3backerError):
-                    self._driver.touch(0)
-                raise
-            self._set_end(size)
+            self._resizer.resize(size, discard=discard)
 
     def close(
         self,
@@ -302,6 +306,7 @@ class Volume:
 
     def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
+        count_down(lambda: self._quiet_at - time.monotonic(), waits)
         # Calls under way end first: what they still write has to be stored too.
         total = self.unsaved
         while not self._calls.end(_LOOK):
@@ -342,28 +347,6 @@ class Volume:
             # Last: a local disk that hangs keeps no volume locked.
             self._close_disk_cache()
 
-    def _make_journal(self, directory: JournalDirectory, entries: int) -> WriteJournal:
-        assert self._holder is not None
-        identity = volume_id(self._store.place, self._layout.prefix)
-        return WriteJournal(
-            directory,
-            self._slab,
-            Mount(identity, os.urandom(16), self._holder.token.value, self.name),
-            budget=self._options.journal,
-            capacity=entries,
-            key=self._layout.codec.secret,
-        )
-
-    def _disown_journal(self) -> None:
-        """Let the mount token be one that the journal does not know."""
-        assert self._holder is not None and self._directory is not None
-        if self._new_token is None:
-            self._new_token = random.SystemRandom().randrange(1, SHARED_TOKEN)
-        with contextlib.suppress(JournalError):
-            # Before it can be in the bucket: with that value the journal is not replayed.
-            self._directory.note_token(self._new_token, disowned=True)
-        self._holder.change(self._new_token)
-
     def _give_up(self, error: VolumeInUse) -> None:
         """Write nothing any more: the volume is somebody else's."""
         log.critical("%s is lost: %s. It is read-only here from now on, and flushes fail", self.name, error.message)
@@ -401,7 +384,9 @@ class Volume:
     @property
     def settles_in(self) -> float:
         """Seconds that ``close`` would wait now for requests whose answers were lost."""
-        return 0.0 if self._holder is None else self._store.settles_in()
+        if self._holder is None:
+            return 0.0
+        return max(self._store.settles_in(), self._quiet_at - time.monotonic())
 
     def facts(self) -> dict[str, object]:
         """Return what ``info`` shows, ready for JSON. Sizes in bytes, times in seconds since 1970."""
@@ -415,7 +400,7 @@ class Volume:
             "unsaved_blocks": self.unsaved,
             "write_back_error": None if self._driver.failure is None else str(self._driver.failure),
             "present_blocks": self._layout.presence.count_present(),
-            "surveyed": self._survey is not None and not self._survey.is_alive(),
+            "surveyed": self._surveyed,
             "memory": self._memory,
             "cache_slots": self._slab.slots,
             "cache_used": self._slab.used,
@@ -470,31 +455,16 @@ class Volume:
             self._end = end
             self.port.on_end(end)
 
-    def _clear_tail(self, size: int, old: int, *, discard: bool) -> None:
-        """See to it that nothing is stored in [size, old), and that nobody writes there any more."""
-        # While the store is away, writers wait inside the gate: it is seen here before it is shut.
-        self._driver.flush()
-        self._set_end(size)
-        try:
-            self._driver.flush()
-            if discard:
-                self._driver.zero(size, old - size)
-                self._driver.flush()
-            else:
-                occupied = first_object(self._store, self._layout, size // self.block_size)
-                if occupied is not None:
-                    raise UsageError(
-                        f"data lies beyond the new end of {exact_size(size)} (block {occupied} and perhaps more)",
-                        hint="Shrink the filesystem first, then use --discard to give up what lies beyond.",
-                    )
-            self._slab.drop_from(size // self.block_size)
-        except BaseException:
-            self._set_end(old)
-            raise
-
     def _run_survey(self) -> None:
+        # What is listed before may be changed by requests of the mount before.
+        if self._stop_survey.wait(max(0.0, self._quiet_at - time.monotonic())):
+            return
+        if self._holder is not None:
+            self._holder.settled()
+        if not self._options.list_blocks:
+            return
         try:
-            self._layout.survey(self._stop_survey.is_set, threads=_SURVEY_THREADS)
+            self._surveyed = self._layout.survey(self._stop_survey.is_set, threads=_SURVEY_THREADS)
         except S3backerError as error:
             log.warning(
                 "listing the blocks of %s failed, reads of empty blocks will ask the store: %s", self.name, error

@@ -64,6 +64,7 @@ PARTS = (
         3,
         (
             "tests/crashes/test_kills.py",
+            "tests/crashes/test_adoption.py",
             "tests/crashes/test_volume_journal.py",
             "tests/crashes/test_long_run.py",
             "tests/journal",

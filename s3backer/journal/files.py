@@ -258,6 +258,11 @@ class JournalDirectory:
             os.close(fd)
         self._system.sync(self._descriptor)
 
+    def room(self) -> int:
+        """Return how many bytes there is room for on its disk."""
+        facts = os.fstatvfs(self._descriptor)
+        return facts.f_bavail * facts.f_frsize
+
     def open(self, number: int, *, writable: bool = False) -> int:
         """Return a descriptor of a file. Raises JournalError."""
         mode = os.O_RDWR if writable else os.O_RDONLY

@@ -3,14 +3,15 @@
     fsync ──► begin ──► s3backer-sync ──► fdatasync ──► done            one fdatasync for all who asked before it began
                               │ failed
                               ▼
-                        flush into the bucket ──► the journal is retired ──► done
+                        the token says so ──► flush into the bucket ──► the journal is retired ──► done
 
     s3backer-journal          prepares files; syncs now and then, so that files can be given up
 
-A journal that has failed takes no more writes. From then on what it holds may be older than what is in the bucket, so
-no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or,
-where that fails too, the mount token gets another value, which the journal does not know. Nobody has to flush for that:
-s3backer-journal does, until it has succeeded.
+A journal that has failed takes no more writes, and nothing that it does not have is stored before that is admitted: who
+finds this process dead must not believe that it has all. From then on what it holds may be older than what is in the
+bucket, so no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are
+removed, or, where that fails too, the mount token gets another value, which the journal does not know. Nobody has to
+flush for that: s3backer-journal does, until it has succeeded.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ _RETRY = 5.0
 class Keeper:
     """Runs the journal of one mount, which it closes.
 
-    ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``disown`` sees to
-    it that the journal is nobody's any more.
+    ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``admit`` lets
+    everybody know that the journal has failed, and what it does not have be stored; ``disown`` sees to it that the
+    journal is nobody's any more. Both raise S3backerError where they cannot.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Keeper:
         *,
         in_bucket: Callable[[Done], object],
         on_room: Callable[[], None],
+        admit: Callable[[], None],
         disown: Callable[[], None],
     ) -> None:
         self.journal = journal
         self._in_bucket = in_bucket
         self._on_room = on_room
+        self._admit = admit
         self._disown = disown
         #: Whether the token is another one because the files could not be removed.
         self._disowned = False
@@ -227,6 +231,18 @@ class Keeper:
             except Exception:
                 log.exception("the journal's thread met a defect and goes on")
                 self._pause()
+        complained = False
+        while not self._ending:
+            try:
+                self._admit()
+                break
+            except S3backerError as error:
+                if not complained:
+                    log.warning("nothing is stored before others can be told that the journal has failed: %s", error)
+                complained = True
+            except Exception:
+                log.exception("the journal's thread met a defect and goes on")
+            self._pause()
         while not self._ending and not self._retired:
             ended = threading.Event()
             self._go_to_bucket(lambda error, ended=ended: ended.set(), self._in_bucket)  # type: ignore[misc]

@@ -302,6 +302,8 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
         for block in range(first, (offset + length - 1) // header.block_size + 1):
             recovered.pending[block] = sequence
     elif kind == DONE:
+        # A block may have been touched, which is no record.
+        recovered.last_sequence = max(recovered.last_sequence, sequence)
         (etag,) = form.unpack_texts(window.payload(Record(*facts)), 1)
         known = recovered.known.setdefault(first, Known())
         known.etag, known.intent = etag.decode("utf-8", "replace"), None

@@ -26,6 +26,7 @@ from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
 from s3backer.journal.format import ENCRYPTED, PAGE, Header, pack_texts
 from s3backer.journal.replay import Recovered
+from s3backer.stores.base import Buffer
 from s3backer.units import exact_size
 
 #: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
@@ -282,6 +283,22 @@ class WriteJournal:
             self.core.stored(block, sequence)
             return False
         return self.core.done(block, sequence, note)
+
+    def over(self, block: int, fetch: Callable[[], Buffer | None]) -> Buffer:
+        """Return a block as the journal has it, over what the bucket has of it, if something of that is needed.
+
+        ``fetch`` returns that (None: zeros). Raises what it raises, and JournalError.
+        """
+        body = bytearray(self._block_size)
+        ranges, _, _ = self.core.load(block, body)
+        whole = 0
+        for start, stop in sorted(ranges):
+            whole = max(whole, stop) if start <= whole else whole
+        if whole < self._block_size:
+            found = fetch()
+            body[:] = bytes(self._block_size) if found is None else found
+            self.core.load(block, body)
+        return body
 
     def end(self) -> None:
         """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError."""

@@ -12,6 +12,7 @@ Guarantees
   * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
     work. A listing page says nothing about a block that was being written while the page was fetched. Of a block whose
     last write failed nothing is believed until one succeeds: what failed may still arrive.
+  * Nor of a block that an earlier mount has ``left``, before it was written here: that mount's requests may arrive.
   * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
   * Where a request may arrive late (``ObjectStore.delayed``) every write has a condition: If-Match with the ETag that
     the object is known to have, If-None-Match where there is none. What is not known is asked for first.
@@ -31,6 +32,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from s3backer.codec.block import PLAIN, BadBlock, BlockCodec, Encoded, parse_encoding
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
@@ -126,6 +128,16 @@ class _Read:
     etag: str | None
 
 
+class Left(Protocol):
+    """Which blocks an earlier mount has left. May be called from any thread, and answers at once."""
+
+    def is_left(self, block: int) -> bool:
+        """Return whether it may have been writing a block when it ended, and the block was not written since."""
+
+    def next_left(self, block: int, stop: int) -> int:
+        """Return the first block in [block, stop) that is left, else stop."""
+
+
 class ClassicLayout:
     """Blocks of one volume as objects of a store; see the module for what it guarantees."""
 
@@ -157,6 +169,8 @@ class ClassicLayout:
         self.copies: Copies | None = None
         #: Raises VolumeInUse unless this volume is still ours to write to.
         self.confirm: Callable[[], None] = lambda: None
+        #: Which blocks an earlier mount may have been writing when it ended.
+        self.left: Left | None = None
         #: Whether it was not when it was last asked: then nothing is written before it has been asked again.
         self._lost = False
         #: Blocks whose last write failed: it may still arrive, so that nothing seen of them holds.
@@ -299,7 +313,7 @@ class ClassicLayout:
             self._confirm()
             self._lost = False
         known, etag = self._presence.get(block), self._etags.get(block)
-        if known and etag is None:
+        if (known and etag is None) or (known is None and self._is_left(block)):
             known, etag = self._ask(block)
         for attempt in range(_MOST_CONFLICTS):
             try:
@@ -338,7 +352,8 @@ class ClassicLayout:
 
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
-            present, overtaken = self._presence.get(block), block in self._writing or block in self._doubtful
+            present = self._presence.get(block)
+            overtaken = block in self._writing or block in self._doubtful or self._is_left(block)
             known = self._etags is not None and present is not False and not overtaken and not self._lost
             this = _Read(
                 expected=self._exclusive and present is True,
@@ -420,13 +435,17 @@ class ClassicLayout:
 
     def known_absent(self, block: int) -> bool:
         """True only if it is certain that the block has no object."""
-        return self._exclusive and block != 0 and self._presence.get(block) is False
+        return self._exclusive and block != 0 and self._presence.get(block) is False and not self._is_left(block)
 
     def next_possibly_present(self, block: int, stop: int) -> int:
         """Return the first block in [block, stop) that may have an object, else stop."""
         if not self._exclusive or block == 0:
             return block
-        return self._presence.next_possibly_present(block, stop)
+        stop = self._presence.next_possibly_present(block, stop)
+        return stop if self.left is None else self.left.next_left(block, stop)
+
+    def _is_left(self, block: int) -> bool:
+        return self.left is not None and self.left.is_left(block)
 
     def survey(self, stop_asked: Callable[[], bool], *, threads: int = 1) -> bool:
         """List the whole volume, page by page, and learn which blocks are there and which are not.

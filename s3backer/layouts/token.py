@@ -8,6 +8,8 @@ r"""The mount token: the object by which a writer says that the volume is in use
                s3backer-lease: seconds within which a mount that lives puts it anew, those for which its requests may
                    take effect after that, and those for which requests of the mount before it may, from when it was
                    put; only if it does
+               s3backer-covered: "1" if every request under way that changes a block is of one of which the journal
+                   has what is not in the bucket, so that whoever has the journal need not wait for it to read
                s3backer-home: what tells the mount's directory from every other one, and one start of its host from
                    the next (JournalDirectory.home); only if it has one
 
@@ -48,6 +50,7 @@ TOKEN_METADATA = "s3backer-mount-token"
 JOURNAL_METADATA = "s3backer-journal"
 LEASE_METADATA = "s3backer-lease"
 HOME_METADATA = "s3backer-home"
+COVERED_METADATA = "s3backer-covered"
 SHARED_TOKEN = 0x7FFFFFFF
 #: Digits of a nonce that say who put it; the others are new each time.
 _SESSION = 16
@@ -68,7 +71,7 @@ class MountToken:
     ``journal``: the directory of the mount's journal on its host, "" if it has none. ``lease``: seconds after which
     its holder has renewed it, 0: it does not; ``arriving``: those in which its last requests may still take effect;
     ``owed``: those in which requests of the mount before it may, from when it was put.
-    ``home``: see above; ``nonce``: the random number, "" if it has none.
+    ``home``, ``covered``: see above; ``nonce``: the random number, "" if it has none.
     """
 
     value: int
@@ -82,6 +85,7 @@ class MountToken:
     owed: float = 0.0
     home: str = ""
     nonce: str = ""
+    covered: bool = False
 
     @property
     def session(self) -> str:
@@ -129,6 +133,7 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
         owed,
         _printable(found.info.metadata.get(HOME_METADATA, "")),
         "" if note else _printable(fourth.decode("utf-8", "replace")),
+        found.info.metadata.get(COVERED_METADATA) == "1",
     )
 
 
@@ -169,6 +174,8 @@ def put_token(store: ObjectStore, prefix: str, token: MountToken, *, former: Mou
         metadata[LEASE_METADATA] = f"{token.lease:g} {token.arriving:g} {token.owed:g}"
     if token.home:
         metadata[HOME_METADATA] = token.home
+    if token.covered:
+        metadata[COVERED_METADATA] = "1"
     fourth = token.copy.text() if token.copy else token.nonce
     etag = store.put(
         prefix + TOKEN_NAME,

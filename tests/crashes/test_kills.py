@@ -22,8 +22,8 @@ from tests.support.crashing import BLOCK, SIZE, Life, Zygote, killed_again_and_a
 SEED = 7
 #: Lives of writers killed at a random moment, in CI and in the long run (S3BACKER_KILLS).
 KILLS, MANY = 180, int(os.environ.get("S3BACKER_KILLS", "2000"))
-#: The share of them whose journal is replayed by the next one, which may be killed meanwhile.
-LEFT = 0.25
+#: The share of them whose journal is taken over by the next one, which may be killed meanwhile.
+LEFT = 0.5
 #: Points of a journal's life that are reached once, and at which time a point is tried.
 TIMES = (1, 4)
 
@@ -42,8 +42,9 @@ def points() -> list[str]:
     return sorted(found - {"signed"})
 
 
-#: Those that a recovery reaches: the writer that is killed there is the one that comes after another.
+#: Those that a recovery reaches: killed there is the one that comes after another, without a journal, or with one.
 REPLAY = [point for point in points() if point.startswith("replay")]
+RECOVERY = [*REPLAY, "adopting"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def random_lives(seed: int, count: int) -> list[Life]:
     return [
         Life(
             source.getrandbits(32),
-            # Half of them in the first moments, in which journals are replayed and made.
+            # Half of them in the first moments, in which journals are taken over and made.
             seconds=source.uniform(0.002, source.choice([0.05, 0.25])),
             steps=100_000,
             left=source.random() < LEFT and number < count - 1,
@@ -100,9 +101,10 @@ def test_killed_at_a_failpoint(zygote: Zygote, tmp_path: Path, point: str) -> No
     source = random.Random(f"{SEED} {point}")
     lives: list[Life] = []
     for count in TIMES:
-        if point in REPLAY:
-            # First one that leaves something to replay.
+        if point in RECOVERY:
+            # First one that leaves something.
             lives.append(Life(source.getrandbits(32), "noted", 30, steps=600, left=True))
-        lives.append(Life(source.getrandbits(32), point, count, steps=600))
+        journal = point not in REPLAY
+        lives.append(Life(source.getrandbits(32), point, count, steps=600 if journal else 0, journal=journal))
     ends = run(zygote, tmp_path, lives)
-    assert ends["killed"] > (len(TIMES) if point in REPLAY else 0), f"{point} was never reached"
+    assert ends["killed"] > (len(TIMES) if point in RECOVERY else 0), f"{point} was never reached"

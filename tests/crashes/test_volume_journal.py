@@ -1,12 +1,7 @@
-"""A volume with a journal that ends uncleanly, driven as a library over a directory.
-
-The end is a copy of the bucket and of the journal, as they are at some moment; the volume is then closed, and the copy
-put in their place: that is what a process that was killed at that moment has left.
-"""
+"""A volume with a journal that ends uncleanly, driven as a library over a directory; see tests/support/places.py."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
@@ -40,88 +35,13 @@ from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token,
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer, Recovery, expires_in, place_of_journal
 from s3backer.s3.server_clock import boot_time
+from s3backer.stores.base import ObjectStore
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
 from s3backer.volume import Volume
 from tests.support.mounts import wait_until
+from tests.support.places import BLOCK, NEVER, SECRET, SIZE, Place, copy_unless_gone, left_out
 from tests.support.power_loss import FaultyDisk
-
-BLOCK = 4096
-SIZE = 4 << 20
-NEVER = 3600.0
-SECRET = EncodingOptions(encrypt="AES-256-CBC", password="correct horse")
-
-
-def _leave_out(path: str, names: list[str]) -> set[str]:
-    return {name for name in names if name == "copy" or name.endswith(".spare")}
-
-
-def _copy(source: str, target: str) -> None:
-    # A file that is being prepared gets its name meanwhile; nothing is in it yet.
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copy2(source, target)
-
-
-class Place:
-    """A bucket and the directory of its journal."""
-
-    def __init__(self, directory: Path, encoding: EncodingOptions) -> None:
-        self.directory = directory
-        self.bucket, self.journals = directory / "bucket", directory / "journals"
-        self.bucket.mkdir()
-        self.options = VolumeOptions(
-            memory=8 << 20,
-            threads=4,
-            write_delay=NEVER,
-            journal=4 << 20,
-            journal_directory=str(self.journals),
-            encoding=encoding,
-        )
-        store = self.store()
-        create_volume(store, "", size=SIZE, block_size=BLOCK, encoding=encoding)
-        store.close()
-
-    def store(self) -> DirectoryStore:
-        return DirectoryStore(self.bucket)
-
-    def open(self, **changes: Any) -> Volume:
-        return Volume.open(self.store(), "", replace(self.options, **changes))
-
-    @contextmanager
-    def killed(self, **changes: Any) -> Iterator[Volume]:
-        """Open the volume; it ends as if its process had been killed at the end of the block."""
-        copy = self.directory / "copy"
-        volume = self.open(**changes)
-        try:
-            yield volume
-            shutil.copytree(self.directory, copy, ignore=_leave_out, copy_function=_copy)
-        finally:
-            volume.close()
-        shutil.rmtree(self.bucket)
-        (copy / "bucket").rename(self.bucket)
-        self.put_back(copy / "journals")
-        shutil.rmtree(copy)
-
-    def put_back(self, journals: Path) -> None:
-        """Let the directory of the journal have these files; its lock stays, as it would."""
-        for old in self.journals.glob("*/*"):
-            if old.name != "lock":
-                old.unlink()
-        for new in journals.glob("*/*"):
-            if new.name != "lock":
-                new.rename(self.journals / new.relative_to(journals))
-
-    def content(self, offset: int, length: int, **changes: Any) -> bytes:
-        with self.open(**changes) as volume:
-            return volume.read(offset, length)
-
-    @property
-    def files(self) -> list[Path]:
-        return sorted(path for path in self.journals.rglob("*.journal"))
-
-    @property
-    def objects(self) -> set[str]:
-        return {path.name for path in self.bucket.iterdir() if parse_block_name(path.name) is not None}
 
 
 @pytest.fixture
@@ -380,7 +300,7 @@ def test_a_mount_whose_journal_is_replayed_from_a_copy_notices_it(ended: Place) 
     second = replace(ended.options, journal_directory=str(ended.journals))
     with JournalDirectory(place_of_journal(ended.store(), "", second)) as directory:
         recoverer = Recoverer(ended.store(), "", second, directory)
-        holder = recoverer._hold(read_token(ended.store(), ""), 0.0)
+        holder = recoverer._hold(read_token(ended.store(), ""), 0.0, covered=False)
         try:
             assert holder.token.value == found.value
             with pytest.raises(VolumeInUse):
@@ -649,7 +569,7 @@ def test_a_replay_that_is_refused_ends_and_keeps_the_journal(place: Place) -> No
         volume.write(5 * BLOCK, b"a" * 100 * BLOCK)
         volume.flush()
     with pytest.raises(AccessDenied):
-        Volume.open(Refusing(place.bucket), "", place.options)
+        Volume.open(Refusing(place.bucket), "", place.without)
     assert place.files
     assert place.content(5 * BLOCK, BLOCK) == b"a" * BLOCK
 
@@ -662,7 +582,7 @@ def test_a_replay_can_be_stopped(place: Place) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        Volume.open(place.store(), "", place.options, progress=stop)
+        Volume.open(place.store(), "", place.without, progress=stop)
     assert place.content(5 * BLOCK, BLOCK) == b"a" * BLOCK
 
 
@@ -675,7 +595,7 @@ def test_a_replay_waits_until_requests_of_the_dead_have_expired(place: Place, ca
     made_old(place, "*.journal", 4)
     told: list[int] = []
     began = time.monotonic()
-    Volume.open(store, "", place.options, progress=lambda done, total: told.append(done)).close()
+    Volume.open(store, "", place.without, progress=lambda done, total: told.append(done)).close()
     assert time.monotonic() - began >= 2.8
     assert told
     assert "for requests of its former mount" in caplog.text
@@ -702,7 +622,7 @@ def test_it_waits_since_the_last_note_that_requests_were_under_way(
     store = place.store()
     store.lasting = 5.0
     began = time.monotonic()
-    Volume.open(store, "", place.options).close()
+    Volume.open(store, "", place.without).close()
     assert time.monotonic() - began >= 2.8
     assert "for requests of its former mount" in caplog.text
 
@@ -736,20 +656,20 @@ def test_a_replay_that_was_killed_counts_as_requests(place: Place) -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        Volume.open(place.store(), "", place.options, progress=stop)
+        Volume.open(place.store(), "", place.without, progress=stop)
     (note,) = place.journals.rglob("busy")
     assert note.stat().st_mtime > time.time() - 60
 
 
 def test_where_nothing_can_be_stored_a_replay_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3backer.recovery._PATIENCE", 0.5)
+    monkeypatch.setattr("s3backer.replaying._PATIENCE", 0.5)
     with place.killed() as volume:
         volume.write(5 * BLOCK, b"a" * 100 * BLOCK)
         volume.write(5 * BLOCK, b"b" * 100 * BLOCK)
     store = Failing(place.bucket)
     began = time.monotonic()
     with pytest.raises(StoreError, match="it fails"):
-        Volume.open(store, "", place.options)
+        Volume.open(store, "", place.without)
     assert time.monotonic() - began < 60
     # The workers have ended although each store that fails leads to the next one.
     assert store.closed
@@ -790,7 +710,9 @@ def test_a_token_changed_by_a_request_whose_answer_was_lost(place: Place, monkey
                     volume.flush()
             if not closed:
                 # Nobody tries once more before the end.
-                shutil.copytree(place.directory, place.directory / "then", ignore=_leave_out, copy_function=_copy)
+                shutil.copytree(
+                    place.directory, place.directory / "then", ignore=left_out, copy_function=copy_unless_gone
+                )
         if not closed:
             shutil.rmtree(place.bucket)
             (place.directory / "then" / "bucket").rename(place.bucket)
@@ -808,8 +730,10 @@ def _refuse(self: object) -> None:
 
 
 def _lost(claim: Callable[..., MountToken]) -> Callable[..., MountToken]:
-    def put(*args: Any, **more: Any) -> MountToken:
-        claim(*args, **more)
+    def put(store: ObjectStore, prefix: str, token: MountToken, *, former: MountToken | None) -> MountToken:
+        put = claim(store, prefix, token, former=former)
+        if former is not None and former.value == token.value:
+            return put
         raise StoreError("the answer was lost", hint="Wait.")
 
     return put

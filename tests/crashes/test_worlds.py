@@ -27,7 +27,7 @@ def run_worlds(count: int) -> None:
             world.run()
         except BaseException as error:
             pytest.fail(f"world failed: run again with S3BACKER_SEED={seed}: {error!r}")
-        crashed += world._left < 0
+        crashed += world.crashes > 0
     print(f"{crashed} of {len(seeds)} worlds crashed")
     assert fixed or crashed > count // 2
 

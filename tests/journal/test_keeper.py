@@ -31,7 +31,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
         assert callable(done)
         done(None)
 
-    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, disown=nothing)
+    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, admit=nothing, disown=nothing)
     disk.sync_error = errno.EIO
     small.write(0, b"x")
     assert asked.wait(20)
@@ -49,7 +49,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
 def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing)
+    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, admit=nothing, disown=nothing)
     for error in (0, errno.EIO):
         disk.sync_error = error
         small.write(0, b"x")
@@ -73,7 +73,7 @@ def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, capl
 def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, disown=nothing)
+    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, admit=nothing, disown=nothing)
 
     def broken(*_: object) -> None:
         raise RuntimeError("broken")

@@ -35,6 +35,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.appended: list[tuple[int, int, int]] = []
         self.etags: dict[int, str] = {}
         self.counter = 0
+        self.adopted = 0
 
     def teardown(self) -> None:
         assert (self.small.core.waiting, self.small.core.loading) == (0, 0)
@@ -148,6 +149,7 @@ class JournalMachine(RuleBasedStateMachine):
         open_intents = {r.offset // BLOCK for r in records if r.kind == INTENT} - set(last)
         assert {b for b, k in recovered.known.items() if k.etag is None} == open_intents
         self.small = SmallJournal(self.path / "journal", capacity=64, key=self.key)
+        self.adopted = self.small.slab.sequence
         if found:
             assert self.small.slab.sequence == sequence
             assert self.small.core.durable == sequence
@@ -157,6 +159,11 @@ class JournalMachine(RuleBasedStateMachine):
         core = self.small.core
         assert sorted(core.pending(BLOCKS)) == sorted(self.plain.blocks)
         assert core.blocks == len(self.plain.blocks)
+        left = [block for block in sorted(self.plain.blocks) if self.plain.is_left(block, self.adopted)]
+        assert core.left == len(left)
+        assert [block for block in range(BLOCKS) if core.is_left(block)] == left
+        for start in (0, 7):
+            assert core.next_left(start, 20) == min((b for b in left if start <= b < 20), default=20)
         assert core.entries >= core.blocks
         assert core.entries <= sum(map(len, self.plain.blocks.values()))
         assert core.files + core.spares <= core.most_files

@@ -3,6 +3,9 @@
 What a recovery would find is the bucket as it is at that moment, perhaps with requests that were still on
 their way, and over it what the journal holds. That must be, byte by byte, what was acknowledged, or what was
 being written there at the end.
+
+Some go on from there with an empty memory, the journal as it is, and requests of the time before that still arrive;
+what was found is then what every read has to return, until it is overwritten. They may crash again.
 """
 
 from __future__ import annotations
@@ -11,19 +14,24 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from s3backer.backlog import Backlog
 from s3backer.cache import BlockCache, WritePolicy
 from s3backer.cache_calls import Store
 from s3backer.journal.files import JournalDirectory
-from s3backer.journal.replay import scan
+from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer
+from s3backer.s3.unsettled import Unsettled
+from s3backer.stores.base import Buffer
 from s3backer.url import volume_id
-from tests.support.simulation import BLOCK, World
+from tests.support.simulation import BLOCK, LASTING, World
 
 _FILE = 48 << 10
 _PREFIX = "p/"
+#: One world in so many goes on after a crash.
+_GOING_ON = 5
 
 
 class Crash(BaseException):
@@ -31,14 +39,17 @@ class Crash(BaseException):
 
 
 class CrashWorld(World):
-    """``replayed``: a true recovery writes to the bucket, which must then hold everything."""
+    """``replayed``: a true recovery writes to the bucket, which must then hold everything; nothing goes on."""
 
     def __init__(self, seed: int, *, replayed: bool = False) -> None:
         # In memory: what survives a process is the page cache, and nothing here asks for more.
         self.path = Path(tempfile.mkdtemp(prefix="s3backer-world-", dir="/dev/shm"))
         self.replayed = replayed
-        self.syncs = 0
+        self.held_until = 0.0
+        self.syncs = self.crashes = 0
+        self.found: Recovered | None = None
         try:
+            self.directory = JournalDirectory(self.path / "journal")
             super().__init__(seed, blocks=12, clients=3, operations=30)
             self._left = self.random.randrange(5, 700)
         except BaseException:
@@ -46,10 +57,10 @@ class CrashWorld(World):
             raise
 
     def make_cache(self, policy: WritePolicy) -> BlockCache:
-        self.directory = JournalDirectory(self.path / "journal")
-        token = new_token(self.random)
-        self.directory.note_token(token.value)
-        self.token = write_token(self.store.inner, _PREFIX, "", token, former=None)
+        if self.found is None:
+            token = new_token(self.random)
+            self.directory.note_token(token.value)
+            self.token = write_token(self.store.inner, _PREFIX, "", token, former=None)
         self.journal = WriteJournal(
             self.directory,
             self.slab,
@@ -57,9 +68,26 @@ class CrashWorld(World):
             budget=self.random.randint(2, 5) * _FILE,
             capacity=self.random.choice((70, 200)),
             file_bytes=_FILE,
+            recovered=self.found,
         )
-        self.writer = self.journal.core
-        return BlockCache(self.slab, self.layout, policy, self.journal)
+        self.writer = core = self.journal.core
+        if self.found is None:
+            return BlockCache(self.slab, self.layout, policy, self.journal)
+        self.layout.left = core
+        backlog = Backlog(self.found.pending, core.is_left)
+        self.held_until = self.now + LASTING
+        return BlockCache(self.slab, self.layout, policy, self.journal, backlog=backlog, held_until=self.held_until)
+
+    def read_block(self, block: int) -> Buffer | None:
+        if not self.journal.core.is_left(block):
+            return super().read_block(block)
+        return self.journal.over(block, lambda: super(CrashWorld, self).read_block(block))
+
+    def _survey(self) -> None:
+        if self.now < self.held_until:
+            self.ready.append(self._survey)
+        else:
+            super()._survey()
 
     def store_block(self, action: Store) -> None:
         etag = self.layout.write(action.block, action.body)
@@ -90,18 +118,38 @@ class CrashWorld(World):
     def run(self) -> None:
         """Run until it crashes or ends, and see what is there."""
         try:
-            try:
-                super().run()
-            except Crash:
-                while self.late and self.random.random() < 0.5:
-                    self._arrive()
-            self._check()
+            while not self._ends():
+                content = self._check()
+                if self.replayed or self.seed % _GOING_ON or self.crashes > 2:
+                    break
+                self._go_on(content)
         finally:
             self.journal.close()
             self.directory.close()
             shutil.rmtree(self.path)
 
-    def _check(self) -> None:
+    def _ends(self) -> bool:
+        """Run until it ends, or crashes."""
+        try:
+            super().run()
+        except Crash:
+            self.crashes += 1
+            while self.late and self.random.random() < 0.5:
+                self._arrive()
+            return False
+        self._check()
+        return True
+
+    def _go_on(self, content: bytearray) -> None:
+        self.journal.close()
+        self.ready, self._depth, self.model = [], 0, content
+        self.found = scan(self.directory, volume_id(self.store.place, _PREFIX))
+        self.store.unsettled = Unsettled(lambda: self.now, LASTING)
+        self._left = self.random.randrange(5, 700)
+        self.mount()
+        self.clients = self._make_clients(3)
+
+    def _check(self) -> bytearray:
         found = scan(self.directory, volume_id(self.store.place, _PREFIX))
         content = self.bucket_content()
         for record, data in found.writes():
@@ -117,6 +165,7 @@ class CrashWorld(World):
             recoverer.replay()
             self._compare(self.bucket_content(), "the bucket after the replay")
             assert not self.directory.numbers()
+        return content
 
     def _options(self) -> VolumeOptions:
         return VolumeOptions(

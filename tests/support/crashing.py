@@ -105,8 +105,9 @@ class History:
 class Writer:
     """Stamps sectors of a volume until it is killed, or has done ``steps`` things."""
 
-    def __init__(self, bucket: Path, journals: Path, seed: int, pipe: int, first: int) -> None:
+    def __init__(self, bucket: Path, journals: Path, seed: int, pipe: int, first: int, *, journal: bool = True) -> None:
         self._source = random.Random(seed)
+        self._journal = journal
         self._pipe = pipe
         self._generation = first
         self._bucket, self._journals = bucket, journals
@@ -114,7 +115,7 @@ class Writer:
     def run(self, steps: int) -> None:
         """Open the volume, write, and close it."""
         source = self._source
-        with open_volume(self._bucket, self._journals) as volume:
+        with open_volume(self._bucket, self._journals, journal=self._journal) as volume:
             os.write(self._pipe, _LINE.pack(b"o", 0, 0, 0))
             for _ in range(steps):
                 self._generation += 1
@@ -139,7 +140,7 @@ class Writer:
 
 
 def open_volume(bucket: Path, journals: Path, *, journal: bool = True) -> Volume:
-    """Open the volume, and recover what is in its journal; without ``journal`` it has none then."""
+    """Open the volume with what is in its journal; without ``journal`` that is replayed, and there is none then."""
     options = replace(OPTIONS, journal_directory=str(journals))
     return Volume.open(DirectoryStore(bucket), "", options if journal else replace(options, journal=0))
 
@@ -148,7 +149,7 @@ def open_volume(bucket: Path, journals: Path, *, journal: bool = True) -> Volume
 class Life:
     """How a writer ended. ``point``: a failpoint and at which time; ``seconds``: when it is killed without one.
 
-    ``left``: what it leaves is recovered by the next one.
+    ``left``: what it leaves is recovered by the next one. Without ``journal`` it may write nothing.
     """
 
     seed: int
@@ -157,6 +158,7 @@ class Life:
     seconds: float | None = None
     steps: int = 400
     left: bool = False
+    journal: bool = True
 
 
 class Zygote:
@@ -178,26 +180,25 @@ class Zygote:
     def _serve(self) -> None:
         with os.fdopen(self._orders_in) as orders:
             for line in orders:
-                *where, seed, point, count, steps, first, path = line.rstrip("\n").split("\t")
+                *where, seed, point, count, steps, journal, first, path = line.rstrip("\n").split("\t")
                 pipe = os.open(path, os.O_WRONLY)
                 pid = os.fork()
                 if not pid:
-                    self._live(
-                        Path(where[0]), Path(where[1]), int(seed), point, int(count), int(steps), int(first), pipe
+                    writer = Writer(
+                        Path(where[0]), Path(where[1]), int(seed), pipe, int(first), journal=journal == "True"
                     )
+                    self._live(writer, point, int(count), int(steps))
                 os.close(pipe)
                 os.write(self._answers_out, struct.pack("<ii", 0, pid))
                 _, status = os.waitpid(pid, 0)
                 os.write(self._answers_out, struct.pack("<ii", 1, status))
 
     @staticmethod
-    def _live(
-        bucket: Path, journals: Path, seed: int, point: str, count: int, steps: int, first: int, pipe: int
-    ) -> None:
+    def _live(writer: Writer, point: str, count: int, steps: int) -> None:
         code = 1
         try:
             failpoints.arm(point, count)
-            Writer(bucket, journals, seed, pipe, first).run(steps)
+            writer.run(steps)
             code = 0
         except BaseException as error:
             print(f"the writer met {error!r}", file=sys.stderr, flush=True)
@@ -211,7 +212,7 @@ class Zygote:
             os.mkfifo(fifo)
         # Open for both, so that neither end waits for the other.
         ears = os.open(fifo, os.O_RDWR)
-        words = (bucket, journals, life.seed, life.point, life.count, life.steps, first, fifo)
+        words = (bucket, journals, life.seed, life.point, life.count, life.steps, life.journal, first, fifo)
         os.write(self._orders, ("\t".join(map(str, words)) + "\n").encode())
         said = bytearray()
         os.set_blocking(ears, False)
@@ -272,7 +273,7 @@ def killed_again_and_again(
                 continue
             # A journal of its own would take most of the time, for its end.
             try:
-                with open_volume(bucket, journals, journal=number % 8 == 0) as volume:
+                with open_volume(bucket, journals, journal=number % 4 == 0) as volume:
                     history.check(volume.read(0, SIZE))
             except BaseException as error:
                 error.add_note(f"after the {number + 1}th life: {life}")

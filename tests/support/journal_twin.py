@@ -128,6 +128,13 @@ class PlainMap:
         if left:
             self.blocks[block] = left
 
+    def is_left(self, block: int, adopted: int) -> bool:
+        """Return whether the block's content needs a write of up to that sequence that is not in the bucket."""
+        needed: list[PlainEntry] = []
+        for entry in self.blocks.get(block, []):
+            needed = [*([] if len(entry.data) == self.block_size else needed), entry]
+        return any(entry.sequence <= adopted for entry in needed)
+
     def over(self, block: int, body: Buffer) -> bytes:
         """Return what a block is, of what the bucket has of it."""
         content = bytearray(body)

@@ -37,7 +37,7 @@ from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, Stor
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.copies import Copy
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
-from s3backer.stores.base import Body, ListPage, ObjectInfo, ObjectRange, StoredObject
+from s3backer.stores.base import Body, Buffer, ListPage, ObjectInfo, ObjectRange, StoredObject
 from s3backer.stores.bodies import pieces
 from s3backer.stores.memory import MemoryStore
 
@@ -139,10 +139,22 @@ class WorldStore:
             world.late.append((world.now + LASTING, effect))
             if world.fault():
                 raise Fault("its answer was lost, and it may arrive later", began)
+        arrived = False
+
+        def arrive() -> _T:
+            nonlocal arrived
+            arrived = True
+            return effect()
+
         try:
-            return self._around(effect)
+            return self._around(arrive)
         except Fault:
             self.unsettled.add(key, accepts, world.now)
+            raise
+        except BaseException:
+            # The process ends.
+            if not arrived:
+                world.late.append((world.now + LASTING, effect))
             raise
 
     def delete_many(self, keys: Sequence[str]) -> None:
@@ -305,21 +317,26 @@ class World:
         self._faults = self.random.choice((0.0, 0.02, 0.2))
         #: Writes that may still arrive: (until when, what they do).
         self.late: list[tuple[float, Callable[[], object]]] = []
+        self._arrivals = self.random.choice((0.01, 0.1))
         self.store = WorldStore(self, delayed=self.random.random() < 0.6)
+        self._hash_prefix = self.random.random() < 0.3
+        self.copies = WorldCopies(self)
+        self._begin_with_content()
+        self.mount()
+        self.clients = self._make_clients(clients)
+
+    def _make_clients(self, count: int) -> list[Client]:
+        borders = sorted(self.random.sample(range(1, len(self.model)), count - 1))
+        edges = [0, *borders, len(self.model)]
+        return [Client(self, n, edges[n], edges[n + 1]) for n in range(count)]
+
+    def mount(self) -> None:
+        """Begin with an empty memory."""
         slots = self.random.choice((4, 6, 12, 40))
         self.slab = _fast.Slab(BLOCK, slots, slots - self.random.randint(1, slots // 2))
-        self.layout = ClassicLayout(
-            self.store,
-            "p/",
-            block_size=BLOCK,
-            size=blocks * BLOCK,
-            hash_prefix=self.random.random() < 0.3,
-            with_copies=True,
-        )
-        self.copies = WorldCopies(self)
+        self.layout = self._make_layout()
         if self.random.random() < 0.6:
             self.layout.copies = self.copies
-        self._begin_with_content()
         policy = WritePolicy(
             delay=self.random.choice((0.0, 1.0, 30.0)),
             store_limit=self.random.randint(1, 6),
@@ -327,9 +344,16 @@ class World:
         )
         self.writer: _fast.Slab | Journal = self.slab
         self.cache = self.make_cache(policy)
-        borders = sorted(self.random.sample(range(1, len(self.model)), clients - 1))
-        edges = [0, *borders, len(self.model)]
-        self.clients = [Client(self, n, edges[n], edges[n + 1]) for n in range(clients)]
+
+    def _make_layout(self) -> ClassicLayout:
+        return ClassicLayout(
+            self.store,
+            "p/",
+            block_size=BLOCK,
+            size=len(self.model),
+            hash_prefix=self._hash_prefix,
+            with_copies=True,
+        )
 
     def make_cache(self, policy: WritePolicy) -> BlockCache:
         return BlockCache(self.slab, self.layout, policy)
@@ -338,11 +362,12 @@ class World:
         return f"seed {self.seed}"
 
     def _begin_with_content(self) -> None:
-        for block in range(self.layout.block_count):
+        layout = self._make_layout()
+        for block in range(layout.block_count):
             if block == 0 or self.random.random() < 0.3:
                 body = self.random.randbytes(BLOCK)
                 self.model[block * BLOCK : (block + 1) * BLOCK] = body
-                etag = self.store.inner.put(self.layout.key(block), body)
+                etag = self.store.inner.put(layout.key(block), body)
                 self.copies.keep(block, Copy(etag, body))
             if self.random.random() < 0.3:
                 self.copies.keep(block, Copy('"of an earlier mount"', self.random.randbytes(BLOCK)))
@@ -433,11 +458,12 @@ class World:
         request.context(error)
 
     def _carry_out(self, action: Fetch | Store) -> None:
-        body, error = None, None
+        body: Buffer | None = None
+        error: S3backerError | None = None
         self.attempts += isinstance(action, Store) and self.now < self._outage
         try:
             if isinstance(action, Fetch):
-                body = self.layout.read(action.block)
+                body = self.read_block(action.block)
             else:
                 self.store_block(action)
         except S3backerError as failure:
@@ -447,6 +473,9 @@ class World:
         else:
             done = partial(self.cache.stored, action.block, error)
         self.ready.append(lambda: self.call(lambda: done(self.now)))
+
+    def read_block(self, block: int) -> Buffer | None:
+        return self.layout.read(block)
 
     def store_block(self, action: Store) -> None:
         self.layout.write(action.block, action.body)
@@ -466,7 +495,7 @@ class World:
 
     def _step(self) -> bool:
         """Run one thing that is ready, or let time pass; False if nothing can happen any more."""
-        if self.late and self.random.random() < 0.1:
+        if self.late and self.random.random() < self._arrivals:
             self._arrive()
         if self.ready and self.random.random() < 0.95:
             self.ready.pop(self.random.randrange(len(self.ready)))()

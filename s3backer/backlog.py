@@ -1,0 +1,63 @@
+"""The backlog: blocks of which only the journal of an earlier mount has what is not in the bucket.
+
+Which of them comes into memory next, to be stored. The oldest come first, so that files of the journal become free;
+what could not be fetched comes again when all others had their turn.
+
+Never waits, reads no clock: ``now`` is passed in, as to the cache.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+
+#: Seconds until it goes on after a fetch that failed: at first, and at most.
+_RETRY, _LONGEST_RETRY = 1.0, 30.0
+
+
+class Backlog:
+    """``blocks``: all that were left, oldest first; ``is_left``: of which something is in the journal only, still."""
+
+    def __init__(self, blocks: Iterable[int], is_left: Callable[[int], bool]) -> None:
+        self._blocks = array("Q", blocks)
+        self._position = 0
+        self._is_left = is_left
+        self._failed: deque[int] = deque()
+        #: When it goes on, and since when nothing of it could be fetched.
+        self._retry_at = 0.0
+        self._failing_since: float | None = None
+
+    def next(self, now: float) -> int | None:
+        """Return the block to be fetched next, and never again unless that fails; None if there is none now."""
+        if now < self._retry_at:
+            return None
+        while self._position < len(self._blocks):
+            block = self._blocks[self._position]
+            self._position += 1
+            if self._is_left(block):
+                return block
+        while self._failed:
+            block = self._failed.popleft()
+            if self._is_left(block):
+                return block
+        return None
+
+    def failed(self, block: int, now: float) -> None:
+        """Hear that a block could not be fetched: it comes again later, and so does all else."""
+        self._failed.append(block)
+        if self._failing_since is None:
+            self._failing_since = now
+        self._retry_at = now + min(max(_RETRY, (now - self._failing_since) / 10), _LONGEST_RETRY)
+
+    def fetched(self) -> None:
+        """Hear that a block was fetched."""
+        self._failing_since = None
+
+    def hurry(self) -> None:
+        """Go on at once: somebody waits for it."""
+        self._retry_at = 0.0
+
+    def next_wake(self, now: float) -> float | None:
+        """Return when ``next`` is worth being asked; None if never again."""
+        return max(now, self._retry_at) if self._position < len(self._blocks) or self._failed else None

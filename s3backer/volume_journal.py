@@ -1,0 +1,105 @@
+"""The journal of one volume: made or taken over, put to work, and what the mount token says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import time
+
+from s3backer import _fast
+from s3backer.backlog import Backlog
+from s3backer.driver import Driver
+from s3backer.errors import JournalError, S3backerError
+from s3backer.holder import Holder
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.keeper import Keeper
+from s3backer.journal.service import Mount, WriteJournal
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.token import SHARED_TOKEN
+from s3backer.recovery import Inheritance
+
+log = logging.getLogger(__name__)
+
+
+class VolumeJournal:
+    """``budget`` in bytes, ``entries`` of its map; ``inherited``: the journal to go on with."""
+
+    def __init__(
+        self,
+        name: str,
+        identity: bytes,
+        directory: JournalDirectory,
+        slab: _fast.Slab,
+        layout: ClassicLayout,
+        holder: Holder,
+        inherited: Inheritance | None,
+        *,
+        budget: int,
+        entries: int,
+    ) -> None:
+        self._name, self._directory, self._slab, self._layout = name, directory, slab, layout
+        self._holder, self._inherited = holder, inherited
+        #: The value of the token in place of the one that the journal knows.
+        self._new_token: int | None = None
+        self.journal = WriteJournal(
+            directory,
+            slab,
+            Mount(identity, os.urandom(16), holder.token.value, name),
+            budget=budget,
+            capacity=entries,
+            key=layout.codec.secret,
+            recovered=None if inherited is None else inherited.found,
+        )
+
+    def backlog(self) -> Backlog | None:
+        """Return what is left to be stored of the mount before; what lies beyond the volume's end is not.
+
+        None if there was none. To be called once.
+        """
+        if self._inherited is None:
+            return None
+        found, core = self._inherited.found, self.journal.core
+        beyond = [block for block in found.pending if block >= self._layout.block_count]
+        for block in beyond:
+            core.stored(block, self._slab.sequence)
+        self._layout.left = core
+        waits = self._inherited.quiet_at - time.monotonic()
+        if core.left:
+            log.warning(
+                "%s: %d blocks of the mount that began at %s are in its journal; they are read from there and stored%s",
+                self._name,
+                core.left,
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.header.created)),
+                f" in {waits:.0f} s, when requests of that mount have expired" if waits > 0 else "",
+            )
+        if beyond:
+            log.warning("%s: %d blocks of that mount lay beyond the volume's end and are gone", self._name, len(beyond))
+        return Backlog(found.pending, core.is_left)
+
+    def start(self, driver: Driver) -> Keeper:
+        """Put it to work."""
+
+        def admit() -> None:
+            if self._holder.lease.lost is None:
+                self._holder.uncover()
+                driver.admit()
+
+        return Keeper(self.journal, in_bucket=driver.begin_flush, on_room=driver.wake, admit=admit, disown=self._disown)
+
+    def undo(self) -> None:
+        """Close it; where it was not taken over nothing was written yet, and it goes."""
+        self.journal.close()
+        if self._inherited is None:
+            with contextlib.suppress(S3backerError):
+                self.journal.end()
+
+    def _disown(self) -> None:
+        """Let the mount token be one that the journal does not know."""
+        if self._new_token is None:
+            self._new_token = random.SystemRandom().randrange(1, SHARED_TOKEN)
+        with contextlib.suppress(JournalError):
+            # Before it can be in the bucket: with that value the journal is not replayed.
+            self._directory.note_token(self._new_token, disowned=True)
+        self._holder.change(self._new_token)

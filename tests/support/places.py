@@ -1,0 +1,103 @@
+"""A volume over a directory, with a journal, that ends as if its process had been killed.
+
+The end is a copy of the bucket and of the journal, as they are at some moment; the volume is then closed, and the copy
+put in their place: that is what a process that was killed at that moment has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from s3backer.admin import create_volume
+from s3backer.codec.choice import EncodingOptions
+from s3backer.layouts.classic import parse_block_name
+from s3backer.opening import VolumeOptions
+from s3backer.stores.directory import DirectoryStore
+from s3backer.volume import Volume
+
+BLOCK = 4096
+SIZE = 4 << 20
+NEVER = 3600.0
+SECRET = EncodingOptions(encrypt="AES-256-CBC", password="correct horse")
+
+
+def left_out(path: str, names: list[str]) -> set[str]:
+    """Return the names in a directory that a copy of it has not."""
+    return {name for name in names if name == "copy" or name.endswith(".spare")}
+
+
+def copy_unless_gone(source: str, target: str) -> None:
+    """Copy a file."""
+    # A file that is being prepared gets its name meanwhile; nothing is in it yet.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
+
+class Place:
+    """A bucket and the directory of its journal."""
+
+    def __init__(self, directory: Path, encoding: EncodingOptions) -> None:
+        self.directory = directory
+        self.bucket, self.journals = directory / "bucket", directory / "journals"
+        self.bucket.mkdir()
+        self.options = VolumeOptions(
+            memory=8 << 20,
+            threads=4,
+            write_delay=NEVER,
+            journal=4 << 20,
+            journal_directory=str(self.journals),
+            encoding=encoding,
+        )
+        #: How a mount opens it that replays the journal of the one before, and has none.
+        self.without = replace(self.options, journal=0)
+        store = self.store()
+        create_volume(store, "", size=SIZE, block_size=BLOCK, encoding=encoding)
+        store.close()
+
+    def store(self) -> DirectoryStore:
+        return DirectoryStore(self.bucket)
+
+    def open(self, **changes: Any) -> Volume:
+        return Volume.open(self.store(), "", replace(self.options, **changes))
+
+    @contextmanager
+    def killed(self, **changes: Any) -> Iterator[Volume]:
+        """Open the volume; it ends as if its process had been killed at the end of the block."""
+        copy = self.directory / "copy"
+        volume = self.open(**changes)
+        try:
+            yield volume
+            shutil.copytree(self.directory, copy, ignore=left_out, copy_function=copy_unless_gone)
+        finally:
+            volume.close()
+        shutil.rmtree(self.bucket)
+        (copy / "bucket").rename(self.bucket)
+        self.put_back(copy / "journals")
+        shutil.rmtree(copy)
+
+    def put_back(self, journals: Path) -> None:
+        """Let the directory of the journal have these files; its lock stays, as it would."""
+        for old in self.journals.glob("*/*"):
+            if old.name != "lock":
+                old.unlink()
+        for new in journals.glob("*/*"):
+            if new.name != "lock":
+                new.rename(self.journals / new.relative_to(journals))
+
+    def content(self, offset: int, length: int, **changes: Any) -> bytes:
+        with self.open(**changes) as volume:
+            return volume.read(offset, length)
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.journals.rglob("*.journal"))
+
+    @property
+    def objects(self) -> set[str]:
+        return {path.name for path in self.bucket.iterdir() if parse_block_name(path.name) is not None}
