@@ -288,8 +288,7 @@ class Recoverer:
         token = read_token(self._store, self._prefix)
         if token is None or not token.lease or not self._is_mine(token) or self._died_here(token):
             return token
-        total = self._found_bytes
-        return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, total))
+        return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, 0))
 
     def _hold(self, token: MountToken | None, quiet: float, *, covered: bool) -> Holder:
         """Carry on with the mount that wrote the journal; ``quiet``: the seconds for which nothing may be written."""
@@ -423,12 +422,4 @@ class Recoverer:
             )
 
     def _wait_until(self, until: float, progress: Progress) -> None:
-        total = self._found_bytes
-        wait_until_quiet(self._store, self._url, until - time.monotonic(), lambda left: progress(0, total))
-
-    @property
-    def _found_bytes(self) -> int:
-        """Bytes of what is in the journal, 0 where it is damaged."""
-        with contextlib.suppress(JournalError):
-            return self.found.data_bytes
-        return 0
+        wait_until_quiet(self._store, self._url, until - time.monotonic(), lambda left: progress(0, 0))

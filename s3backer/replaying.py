@@ -17,7 +17,7 @@ from s3backer.layouts.classic import ClassicLayout
 from s3backer.opening import VolumeOptions
 from s3backer.stores.base import Buffer, ObjectStore
 
-#: Told (bytes of data written, of so many).
+#: Told (bytes of data written, of so many); with zeros while something is waited for.
 Progress = Callable[[int, int], None]
 #: Pieces of zeros in a file.
 _ZEROS = bytes(1 << 20)

@@ -143,7 +143,7 @@ class Target:
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show (done, total) on a terminal; total None where it is not known. Shows nothing elsewhere."""
+    """Show (done, total) on a terminal; total None or 0 where it is not known. Shows nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -153,7 +153,7 @@ def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 @contextlib.contextmanager

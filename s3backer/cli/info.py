@@ -56,6 +56,15 @@ def command(url: str, **values: Any) -> None:
     print(json.dumps(known, indent=2) if values["as_json"] else _text(known))
 
 
+def _journal_text(facts: dict[str, Any] | None) -> str:
+    if facts is None:
+        return "none"
+    if facts["failure"]:
+        return f"has failed: {facts['failure']}"
+    left = f"; {facts['left']} blocks in it are left by an earlier mount" if facts.get("left") else ""
+    return f"{facts['fill']:.0%} of {format_size(facts['bytes'])} in use, {facts['directory']}{left}"
+
+
 def _text(known: dict[str, Any]) -> str:
     lines = [
         ("volume", known["url"]),
@@ -71,6 +80,7 @@ def _text(known: dict[str, Any]) -> str:
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
         if known.get("write_back_error"):
             lines.append(("write-back fails", f"{known['write_back_error']}; it is tried again"))
+        lines.append(("journal", _journal_text(known.get("journal"))))
         if (cache := known.get("disk_cache")) is not None:
             state = f"off: {cache['failure']}" if cache["failure"] else f"{format_size(cache['used'])} in use"
             if not cache["failure"] and cache["limit"] < cache["size"] // 100 * 99:

@@ -23,7 +23,7 @@ _FORCE = Option("--force", "force", "Replay it although the volume may have been
 def command(url: str, **values: Any) -> None:
     """Write what the journal of URL on this host holds to the volume, and unlock it.
 
-    The next mount does the same by itself. Interrupted, it can be run again. --to changes nothing but the new file.
+    The next mount goes on with it by itself. Interrupted, this can be run again. --to changes nothing but the new file.
 
     Example: s3backer recover s3://my-bucket/disk
     """

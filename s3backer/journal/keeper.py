@@ -121,6 +121,7 @@ class Keeper:
             "bytes": core.most_files * self.journal.file_bytes,
             "fill": round(core.fill, 4),
             "blocks": core.blocks,
+            "left": core.left,
             "syncs": core.syncs,
             "failure": None if self.failure is None else str(self.failure),
         }

@@ -22,7 +22,7 @@ from s3backer.recovery import Recoverer, place_of_journal
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 from tests.support.mounts import wait_until
-from tests.support.places import BLOCK, SECRET, SIZE, Place
+from tests.support.places import BLOCK, SECRET, SIZE, Place, shortened
 from tests.support.power_loss import FaultyDisk
 
 #: Seconds for which requests of a dead mount may take effect, where a test waits for that, and by which it may be late.
@@ -70,12 +70,6 @@ class Watched(DirectoryStore):
 
 def opened(place: Place, store: DirectoryStore | None = None, **changes: Any) -> Volume:
     return Volume.open(store or Watched(place), "", replace(place.options, **changes))
-
-
-def shortened(volume: Volume) -> Volume:
-    """Let a volume that would wait for an hour at its end wait no more. For tests that ask what it does meanwhile."""
-    volume._quiet_at = volume._driver.cache._held_until = 0.0
-    return volume
 
 
 def test_it_serves_at_once_and_stores_later(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,6 +27,7 @@ from s3backer.opening import VolumeOptions
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
 from tests.support.mounts import PATIENCE, wait_until
+from tests.support.places import shortened
 from tests.support.servers import S3Server
 from tools.fault_proxy import Fault, FaultProxy
 
@@ -100,6 +102,7 @@ class Writer:
             return file.read().rpartition(")")[2].split()[0] == "T"
 
     def end(self) -> None:
+        """Kill it. May be called twice."""
         self._process.kill()
         self._process.wait(PATIENCE)
         for stream in (self._process.stdin, self._process.stdout):
@@ -119,6 +122,9 @@ class Place:
 
     def store(self) -> S3Store:
         return S3Store(self.bucket, self._options)
+
+    def far_store(self) -> S3Store:
+        return S3Store(self.bucket, replace(self._options, endpoint_url=self.proxy.url))
 
     def writer(self, **options: object) -> Writer:
         way = replace(self._options, endpoint_url=self.proxy.url)
@@ -211,6 +217,43 @@ def test_taken_by_force_from_one_that_lives(place: Place) -> None:
     assert late.wait()
     writer.signal(signal.SIGSTOP)
     taken_over(place, writer, lambda: late.release(), force=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "method"), [("seaweed", "PUT"), ("minio", "PUT"), ("minio", "DELETE")], indirect=["place"]
+)
+def test_a_request_of_a_mount_that_was_killed_arrives_while_the_next_one_serves(
+    place: Place, method: str, tmp_path: Path
+) -> None:
+    """The next one goes on with its journal at once. What it reads before and after is the same, and so what stays."""
+    journaled: dict[str, object] = {"journal": 1 << 20, "journal_directory": str(tmp_path)}
+    writer = place.writer(**journaled, write_delay=0.05)
+    assert writer.do("write", 3 * BLOCK, "a", BLOCK) == "done"
+    wait_until(lambda: len(place.store().list("").entries) > 2, "it is stored")
+    late = place.proxy.hold(method, "00000003")
+    if method == "PUT":
+        assert writer.do("write", 3 * BLOCK + 512, "b", 512) == "done"
+        expected = b"a" * 512 + b"b" * 512 + b"a" * (BLOCK - 1024)
+    else:
+        assert writer.do("discard", 3 * BLOCK, BLOCK) == "done"
+        expected = bytes(BLOCK)
+    assert late.wait()
+    writer.end()
+    with Volume.open(place.far_store(), "", replace(OPTIONS, **journaled)) as second:  # type: ignore[arg-type]
+        assert second.settles_in > 0
+        assert second.read(3 * BLOCK, BLOCK) == expected
+        second.write(4 * BLOCK, b"z" * BLOCK)
+        second.flush()
+        assert second.settles_in > 0
+        # Its signature holds, and so does its condition.
+        assert late.release() in (200, 204)
+        second._slab.drop_from(5)
+        assert second.read(3 * BLOCK, BLOCK) == expected
+        second.write(3 * BLOCK, b"c" * 512)
+        shortened(second)
+    with Volume.open(place.store(), "", replace(OPTIONS, read_only=True)) as fresh:
+        assert fresh.read(3 * BLOCK, 2 * BLOCK) == b"c" * 512 + expected[512:] + b"z" * BLOCK
+    assert read_token(place.store(), "") is None
 
 
 def test_the_journal_of_who_was_overtaken_is_kept(place: Place, tmp_path: object) -> None:

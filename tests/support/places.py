@@ -101,3 +101,9 @@ class Place:
     @property
     def objects(self) -> set[str]:
         return {path.name for path in self.bucket.iterdir() if parse_block_name(path.name) is not None}
+
+
+def shortened(volume: Volume) -> Volume:
+    """Let a volume that would wait for an hour at its end wait no more. For tests that ask what it does meanwhile."""
+    volume._quiet_at = volume._driver.cache._held_until = 0.0
+    return volume
