@@ -121,6 +121,7 @@ cdef class Slab:
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done,
         uint64_t *sequence
     ) noexcept nogil
+    cdef bint let_go(self, uint64_t block) noexcept nogil
     cdef int pin_range(
         self, uint64_t offset, Py_ssize_t length, iovec *out, Py_ssize_t room, Py_ssize_t *count
     ) noexcept nogil

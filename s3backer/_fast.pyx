@@ -517,6 +517,14 @@ cdef class Slab:
         if not ready:
             raise ValueError(f"block {block} is not being stored")
 
+    cdef bint let_go(self, uint64_t block) noexcept nogil:
+        """Forget that a block is dirty; False if it is not, or is being stored. The caller knows where its data is."""
+        cdef bint gone
+        pthread_mutex_lock(&self._lock)
+        gone = make_clean(self, block)
+        pthread_mutex_unlock(&self._lock)
+        return gone
+
     def drop_from(self, uint64_t block):
         """Forget every block from this one on and return how many; ValueError, and nothing done, if one is unsaved.
 

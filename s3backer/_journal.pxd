@@ -42,6 +42,8 @@ cdef struct Entry:
     uint32_t stop
     int16_t file
     uint8_t zeros
+    # The slab need not have it.
+    uint8_t left
     # The block's next entry, or the next free one; -1 ends a list.
     int32_t newer
     # Of a block's oldest entry only: the next oldest entry of the same hash bucket; the block's newest entry; its
@@ -155,9 +157,8 @@ cdef class Journal:
     cdef readonly uint64_t number
     cdef readonly int32_t entries
     cdef readonly int32_t blocks
-    # Blocks of which something that is needed is from an earlier session: of up to this sequence.
+    # Blocks of which something that is needed is left to the journal.
     cdef readonly int32_t left
-    cdef uint64_t _adopted
     cdef readonly int32_t files
     cdef readonly int32_t spares
     cdef readonly int32_t waiting

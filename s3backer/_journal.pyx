@@ -361,9 +361,10 @@ cdef class Journal:
         return held
 
     def is_left(self, uint64_t block):
-        """Return whether something of the block, that is not in the bucket, is from an earlier session.
+        """Return whether something of the block that is not in the bucket is left to the journal.
 
-        Of such a block the slab does not have what is not in the bucket, unless it was filled with what ``load`` gives.
+        Of such a block the slab has what is not in the bucket only where it was filled with what ``load`` gives: it is
+        from an earlier session, or was spilled.
         """
         cdef bint left = False
         if self.left:
@@ -372,6 +373,24 @@ cdef class Journal:
                 left = is_left(self, map_link(self, block)[0])
                 pthread_mutex_unlock(&self._lock)
         return left
+
+    def spill(self, uint64_t block):
+        """Leave a dirty block to the journal, and let the slab have it as a clean one.
+
+        False if it is being stored, or the journal does not have all of it on the disk, or has failed.
+        """
+        cdef bint spilled = False
+        cdef int32_t index
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            index = map_link(self, block)[0]
+            if index >= 0 and not self._failure:
+                if self._entry[self._entry[index].newest].sequence <= self._durable_sequence:
+                    spilled = self.slab.let_go(block)
+            if spilled:
+                map_leave(self, index)
+            pthread_mutex_unlock(&self._lock)
+        return spilled
 
     def next_left(self, uint64_t block, uint64_t stop):
         """Return the first block in [block, stop) that is left (see ``is_left``), else stop. Looks at every entry."""
@@ -467,13 +486,13 @@ cdef class Journal:
         return True
 
     def resume(self):
-        """Let the slab's sequence go on from the last one adopted. Before anything is written."""
+        """Let the slab's sequence go on from the last one adopted, and all of it be left. Before anything is written."""
         with nogil:
             pthread_mutex_lock(&self._lock)
             pthread_mutex_lock(&self.slab._lock)
             self.slab.sequence = max(self.slab.sequence, self._sequence)
-            self._adopted, self.left = self.slab.sequence, self.blocks
             pthread_mutex_unlock(&self.slab._lock)
+            map_leave_all(self)
             pthread_mutex_unlock(&self._lock)
 
     def take_freed(self):

@@ -58,7 +58,7 @@ cdef void map_add(
     cdef Entry *oldest
     journal._free = entry.newer
     entry.block, entry.sequence, entry.position = block, sequence, position
-    entry.start, entry.stop, entry.file, entry.zeros = start, stop, file, zeros
+    entry.start, entry.stop, entry.file, entry.zeros, entry.left = start, stop, file, zeros, False
     entry.newer = -1
     journal.entries += 1
     journal._file[file].entries += 1
@@ -101,13 +101,32 @@ cdef void map_forget(Journal journal, uint64_t block, uint64_t sequence) noexcep
 
 
 cdef bint is_left(Journal journal, int32_t oldest) noexcept nogil:
-    """Of what the block's contents need, something is from an earlier session."""
+    """Of what the block's contents need, something is left to the journal: the oldest of it, if anything is."""
     cdef int32_t index = first_needed(journal, oldest) if journal.left > 0 else -1
-    return index >= 0 and journal._entry[index].sequence <= journal._adopted
+    return index >= 0 and journal._entry[index].left
+
+
+cdef void map_leave(Journal journal, int32_t oldest) noexcept nogil:
+    """Leave all that there is of a block to the journal."""
+    cdef int32_t index = oldest
+    if not is_left(journal, oldest):
+        journal.left += 1
+    while index >= 0:
+        journal._entry[index].left = True
+        index = journal._entry[index].newer
+
+
+cdef void map_leave_all(Journal journal) noexcept nogil:
+    cdef int32_t bucket, index
+    for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
+        index = journal._bucket[bucket]
+        while index >= 0:
+            map_leave(journal, index)
+            index = journal._entry[index].chain
 
 
 cdef uint64_t map_next_left(Journal journal, uint64_t block, uint64_t stop) noexcept nogil:
-    """Return the first block in [block, stop) of which something is from an earlier session, else stop."""
+    """Return the first block in [block, stop) of which something is left to the journal, else stop."""
     cdef int32_t bucket, index
     if journal.left > 0:
         for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):

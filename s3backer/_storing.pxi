@@ -62,6 +62,21 @@ cdef bint settle_store(Slab slab, uint64_t block, bint stored) noexcept nogil:
     return True
 
 
+cdef bint make_clean(Slab slab, uint64_t block) noexcept nogil:
+    """Let a dirty block be a clean one: what is dirty of it is safe elsewhere; False if it is not, or is being stored."""
+    cdef int32_t index = slab._find(block)
+    cdef Slot *slot = slab._slot + index
+    if index < 0 or slot.dirty == 0 or slot.storing > 0:
+        return False
+    memset(slab._map(index, _DIRTY), 0, slab._map_bytes)
+    slot.dirty = 0
+    list_remove(slab._slot, &slab._dirty, index)
+    slab.dirty -= 1
+    slab.unsaved -= 1
+    enqueue(slab, index)
+    return True
+
+
 cdef int32_t drop_slots(Slab slab, uint64_t block) noexcept nogil:
     """Forget every block from this one on and return how many; -1, and nothing done, if one is unsaved."""
     cdef int32_t index, dropped = 0

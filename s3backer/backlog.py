@@ -1,7 +1,8 @@
-"""The backlog: blocks of which only the journal of an earlier mount has what is not in the bucket.
+"""The backlog: blocks of which only the journal has what is not in the bucket.
 
-Which of them comes into memory next, to be stored. The oldest come first, so that files of the journal become free;
-what could not be fetched comes again when all others had their turn.
+They are of an earlier mount, or had to make room in memory while nothing could be stored. It says which of them comes
+into memory next, to be stored. The oldest come first, so that files of the journal become free; what could not be
+fetched comes again when all others had their turn.
 
 Never waits, reads no clock: ``now`` is passed in, as to the cache.
 """
@@ -27,6 +28,13 @@ class Backlog:
         #: When it goes on, and since when nothing of it could be fetched.
         self._retry_at = 0.0
         self._failing_since: float | None = None
+
+    def add(self, block: int) -> None:
+        """Let a block be brought into memory after all others that wait for it."""
+        if self._position > len(self._blocks) // 2:
+            del self._blocks[: self._position]
+            self._position = 0
+        self._blocks.append(block)
 
     def next(self, now: float) -> int | None:
         """Return the block to be fetched next, and never again unless that fails; None if there is none now."""

@@ -11,7 +11,7 @@ its lock around every call. Only the slab is shared with the hot path, and it lo
     clean            slot, all valid, not dirty       may be evicted at any time
     dirty            dirty sectors                    Store when old, on flush, under pressure
     storing          body copied, Store under way     a write makes it dirty again; it is stored again after
-    left             anything                         an earlier mount's journal has some of it: see below
+    left             anything                         some of it is left to the journal: see below
 
 Guarantees
   * A write is answered when the slab, and the journal where there is one, holds it; a flush is answered when every
@@ -22,11 +22,13 @@ Guarantees
     block began meanwhile (it could be older than what was stored); otherwise it is fetched again.
   * What the journal holds of a block is forgotten once the bucket holds that or a later write. A journal that has
     failed takes no more; writes then go to the slab alone.
-  * Dirty data never leaves the slab except into the bucket. When too much is dirty, writers wait, readers do not.
+  * Dirty data leaves the slab only into the bucket, or when the disk of the journal has it. When too much is dirty,
+    writers wait, readers do not.
   * Zeros known to be absent from the bucket cost no request, neither read nor written.
-  * A block that was left has no slot in which a sector is valid without what the journal has of it: whoever fetches it
+  * A block that is left has no slot in which a sector is valid without what the journal has of it: whoever fetches it
     puts that over what the bucket has. The backlog brings such blocks into memory, where they are touched and stored.
-    A flush is answered when nothing is left.
+    A flush is answered when nothing is left. These are blocks of an earlier mount; and where nothing can be stored,
+    and memory is full, the oldest that the journal has on the disk, so that writers wait for the journal only.
   * Nothing is stored before ``held_until``: until then requests of an earlier mount may still arrive. Nothing is stored
     that the journal does not have, because it has failed, before that was admitted where others can see it.
 """
@@ -49,6 +51,7 @@ from s3backer.cache_calls import (
     Reply,
     Request,
     Store,
+    Sync,
     TouchRequest,
     WriteRequest,
 )
@@ -61,6 +64,8 @@ from s3backer.stores.base import Buffer
 _HIGH_FILL = 0.5
 #: Seconds after which a block whose store failed is tried again at the latest.
 _LONGEST_RETRY = 30.0
+#: Blocks that are spilled at once.
+_SPILLED = 64
 #: Why a write has to wait until blocks were stored, or a file of the journal is ready.
 _NO_ROOM = frozenset({_fast.NO_SLOT, _journal.JOURNAL_FULL, _journal.JOURNAL_BUSY})
 
@@ -121,6 +126,10 @@ class BlockCache:
         self._journal = journal
         self._backlog = backlog
         self._held_until = held_until
+        #: Whether the last attempt to store something has failed.
+        self._away = False
+        #: Whether the journal is being synced, for more to be left to it.
+        self._syncing = False
         #: Whether what is stored may be more than the journal has.
         self.admitted = journal is None
         #: Who takes writes.
@@ -165,7 +174,7 @@ class BlockCache:
             return None
         if now < self._held_until:
             return self._held_until
-        wake = None if self._backlog is None else self._backlog.next_wake(now)
+        wake = self._backlog.next_wake(now) if self._backlog is not None and self._may_fetch_left else None
         urgent = self._urgent()
         for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
             if not self._is_merging(block):
@@ -308,12 +317,19 @@ class BlockCache:
         attempt = self._storing.pop(block)
         zeros = block in self._storing_zeros
         self._storing_zeros.discard(block)
+        self._away = error is not None
         if error is not None:
             self._store_failed(block, attempt, error, now)
         else:
             self.counts.blocks_written += not zeros
             self.counts.zero_blocks_written += zeros
             self._failing.pop(block, None)
+        self._settle(now)
+        self._schedule(now)
+
+    def synced(self, now: float) -> None:
+        """A Sync has ended."""
+        self._syncing = False
         self._settle(now)
         self._schedule(now)
 
@@ -438,7 +454,7 @@ class BlockCache:
                 reason = _fast.NO_SLOT
             if reason == _journal.JOURNAL_FAILED:
                 self.writer = self._slab
-            elif reason in _NO_ROOM:
+            elif reason in _NO_ROOM and not (reason == _fast.NO_SLOT and self._spill(now)):
                 return self._NO_SLOT
         return None
 
@@ -509,9 +525,31 @@ class BlockCache:
             if again:
                 self._settle(now)
 
+    def _spill(self, now: float) -> bool:
+        """Leave the oldest dirty blocks to the journal, if nothing can be stored; False if none can be left."""
+        if self._backlog is None or self._journal is None or not (self._away or now < self._held_until):
+            return False
+        spilled = False
+        for block, *_ in self._slab.dirty_blocks(_SPILLED):
+            # What has a fetch under way is needed in a moment.
+            if block not in self._fetches and self._journal.core.spill(block):
+                self._backlog.add(block)
+                self._retry_at.pop(block, None)
+                self._failing.pop(block, None)
+                spilled = True
+        if not (spilled or self._syncing):
+            self._syncing = True
+            self._actions.append(Sync())
+        return spilled
+
+    @property
+    def _may_fetch_left(self) -> bool:
+        """While nothing can be stored there is enough in memory to try it with."""
+        return not self._away or self._slab.unsaved < self._policy.store_limit
+
     def _fetch_left(self, now: float) -> None:
-        """Bring blocks of the backlog into memory, as many as there is room for."""
-        if self._backlog is None:
+        """Bring blocks of the backlog into memory, as many as there is room for; few while nothing can be stored."""
+        if self._backlog is None or not self._may_fetch_left:
             return
         while self._room() > 0 and (block := self._backlog.next(now)) is not None:
             if block in self._storing or self._is_merging(block):

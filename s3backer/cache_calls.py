@@ -127,6 +127,11 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """Sync the journal, then call ``synced``, whether or not that failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The request is finished; ``error`` is None on success."""
 
@@ -134,7 +139,9 @@ class Reply:
     error: S3backerError | None
 
 
-Action = Fetch | Hurry | Store | Reply
+#: What takes its time.
+Job = Fetch | Store | Sync
+Action = Job | Hurry | Reply
 
 
 @dataclass(slots=True)

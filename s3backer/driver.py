@@ -15,6 +15,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -33,15 +34,17 @@ from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
     Hurry,
+    Job,
     ReadRequest,
     Reply,
     Request,
     Store,
+    Sync,
     TouchRequest,
     WriteRequest,
     answer,
 )
-from s3backer.errors import DEFECT, S3backerError, StoreError
+from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -113,7 +116,7 @@ class Driver:
         self.cache = BlockCache(slab, layout, policy, journal, backlog=backlog, held_until=held_until)
         self._journal = journal
         #: Whether blocks that were left by an earlier mount wait for being stored.
-        self._behind = backlog is not None
+        self._behind = journal is not None and journal.core.left > 0
         self._slab = slab
         self._layout = layout
         self._clock = clock
@@ -123,8 +126,8 @@ class Driver:
         self.zero_step = _ZERO_CHUNK * slab.block_size
         self._lock = threading.Lock()
         self._jobs = threading.Condition(threading.Lock())
-        self._fetch_jobs: deque[Fetch | Store] = deque()
-        self._store_jobs: deque[Fetch | Store] = deque()
+        self._fetch_jobs: deque[Job] = deque()
+        self._store_jobs: deque[Job] = deque()
         #: By block; those asked for first come first.
         self._ahead_jobs: dict[int, Fetch] = {}
         #: Workers that fetch what nobody waits for yet; some are always left to others.
@@ -365,10 +368,13 @@ class Driver:
         turn = number
         while (job := self._next_job(stores_first=turn % _STORE_SHARE == 0)) is not None:
             try:
-                if isinstance(job, Fetch):
-                    self._do_fetch(job)
-                else:
-                    self._do_store(job)
+                match job:
+                    case Fetch():
+                        self._do_fetch(job)
+                    case Store():
+                        self._do_store(job)
+                    case Sync():
+                        self._do_sync()
             except Exception:
                 # A worker that ends would let everybody wait for ever.
                 log.exception("a worker met a defect and goes on")
@@ -382,7 +388,7 @@ class Driver:
             # The body must not stay alive while this thread waits for its next job.
             del job
 
-    def _next_job(self, *, stores_first: bool) -> Fetch | Store | None:
+    def _next_job(self, *, stores_first: bool) -> Job | None:
         queues = [self._store_jobs, self._fetch_jobs] if stores_first else [self._fetch_jobs, self._store_jobs]
         with self._jobs:
             while True:
@@ -449,6 +455,13 @@ class Driver:
                 self._behind = False
                 log.warning("all that the former mount had left is in the bucket")
         self._call(lambda now: self.cache.stored(job.block, error, now))
+
+    def _do_sync(self) -> None:
+        assert self._journal is not None
+        with contextlib.suppress(JournalError):
+            # Who keeps the journal sees that as well.
+            self._journal.core.sync()
+        self._call(self.cache.synced)
 
     def _look_at_journal(self) -> None:
         """Raise if what is to be stored may not be in the journal, and others do not know that.

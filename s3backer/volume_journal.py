@@ -53,18 +53,19 @@ class VolumeJournal:
             recovered=None if inherited is None else inherited.found,
         )
 
-    def backlog(self) -> Backlog | None:
-        """Return what is left to be stored of the mount before; what lies beyond the volume's end is not.
+    def backlog(self) -> Backlog:
+        """Return what is left to be stored of the mount before, if there was one, without what is beyond the end.
 
-        None if there was none. To be called once.
+        To be called once.
         """
+        core = self.journal.core
+        self._layout.left = core
         if self._inherited is None:
-            return None
-        found, core = self._inherited.found, self.journal.core
+            return Backlog((), core.is_left)
+        found = self._inherited.found
         beyond = [block for block in found.pending if block >= self._layout.block_count]
         for block in beyond:
             core.stored(block, self._slab.sequence)
-        self._layout.left = core
         waits = self._inherited.quiet_at - time.monotonic()
         if core.left:
             log.warning(

@@ -12,7 +12,8 @@ Guarantees
   * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
     work. A listing page says nothing about a block that was being written while the page was fetched. Of a block whose
     last write failed nothing is believed until one succeeds: what failed may still arrive.
-  * Nor of a block that an earlier mount has ``left``, before it was written here: that mount's requests may arrive.
+  * Nor of a block that is ``left`` to the journal, before it was written here: it is not what the bucket has, and
+    requests of an earlier mount may arrive.
   * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
   * Where a request may arrive late (``ObjectStore.delayed``) every write has a condition: If-Match with the ETag that
     the object is known to have, If-None-Match where there is none. What is not known is asked for first.
@@ -129,10 +130,10 @@ class _Read:
 
 
 class Left(Protocol):
-    """Which blocks an earlier mount has left. May be called from any thread, and answers at once."""
+    """Which blocks are left to the journal. May be called from any thread, and answers at once."""
 
     def is_left(self, block: int) -> bool:
-        """Return whether it may have been writing a block when it ended, and the block was not written since."""
+        """Return whether something of the block is, and the block was not written since."""
 
     def next_left(self, block: int, stop: int) -> int:
         """Return the first block in [block, stop) that is left, else stop."""
@@ -169,7 +170,7 @@ class ClassicLayout:
         self.copies: Copies | None = None
         #: Raises VolumeInUse unless this volume is still ours to write to.
         self.confirm: Callable[[], None] = lambda: None
-        #: Which blocks an earlier mount may have been writing when it ended.
+        #: Which blocks only the journal has; of an earlier mount's it may be that they were being written.
         self.left: Left | None = None
         #: Whether it was not when it was last asked: then nothing is written before it has been asked again.
         self._lost = False

@@ -35,7 +35,8 @@ class JournalMachine(RuleBasedStateMachine):
         self.appended: list[tuple[int, int, int]] = []
         self.etags: dict[int, str] = {}
         self.counter = 0
-        self.adopted = 0
+        #: Blocks of which the slab has something dirty.
+        self.dirty: set[int] = set()
 
     def teardown(self) -> None:
         assert (self.small.core.waiting, self.small.core.loading) == (0, 0)
@@ -61,6 +62,7 @@ class JournalMachine(RuleBasedStateMachine):
             assert self.small.slab.sequence == before + (count > 0)
             if count:
                 self.plain.write(offset, data[:count], before + 1)
+                self.dirty.update(range(offset // BLOCK, (offset + count - 1) // BLOCK + 1))
                 self.disk[offset : offset + count] = data[:count]
                 self.appended.append((before + 1, offset, count))
             offset, data = offset + count, data[count:]
@@ -127,6 +129,16 @@ class JournalMachine(RuleBasedStateMachine):
         else:
             assert (ranges, first, last) == ([], 0, 0)
 
+    @rule(block=st.integers(0, BLOCKS - 1))
+    def spill(self, block: int) -> None:
+        entries = self.plain.blocks.get(block, [])
+        possible = bool(entries) and entries[-1].sequence <= self.small.core.durable and block in self.dirty
+        assert self.small.core.spill(block) == possible
+        self.small.slab.check_invariants()
+        if possible:
+            self.dirty.remove(block)
+            self.plain.leave(block)
+
     @rule(sync=st.booleans())
     def restart(self, sync: bool) -> None:
         """End without a word, and go on from what is found."""
@@ -149,7 +161,9 @@ class JournalMachine(RuleBasedStateMachine):
         open_intents = {r.offset // BLOCK for r in records if r.kind == INTENT} - set(last)
         assert {b for b, k in recovered.known.items() if k.etag is None} == open_intents
         self.small = SmallJournal(self.path / "journal", capacity=64, key=self.key)
-        self.adopted = self.small.slab.sequence
+        self.dirty = set()
+        for block in self.plain.blocks:
+            self.plain.leave(block)
         if found:
             assert self.small.slab.sequence == sequence
             assert self.small.core.durable == sequence
@@ -159,7 +173,7 @@ class JournalMachine(RuleBasedStateMachine):
         core = self.small.core
         assert sorted(core.pending(BLOCKS)) == sorted(self.plain.blocks)
         assert core.blocks == len(self.plain.blocks)
-        left = [block for block in sorted(self.plain.blocks) if self.plain.is_left(block, self.adopted)]
+        left = [block for block in sorted(self.plain.blocks) if self.plain.is_left(block)]
         assert core.left == len(left)
         assert [block for block in range(BLOCKS) if core.is_left(block)] == left
         for start in (0, 7):

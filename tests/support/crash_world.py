@@ -71,17 +71,19 @@ class CrashWorld(World):
             recovered=self.found,
         )
         self.writer = core = self.journal.core
-        if self.found is None:
-            return BlockCache(self.slab, self.layout, policy, self.journal)
         self.layout.left = core
-        backlog = Backlog(self.found.pending, core.is_left)
-        self.held_until = self.now + LASTING
+        backlog = Backlog([] if self.found is None else self.found.pending, core.is_left)
+        if self.found is not None:
+            self.held_until = self.now + LASTING
         return BlockCache(self.slab, self.layout, policy, self.journal, backlog=backlog, held_until=self.held_until)
 
     def read_block(self, block: int) -> Buffer | None:
         if not self.journal.core.is_left(block):
             return super().read_block(block)
         return self.journal.over(block, lambda: super(CrashWorld, self).read_block(block))
+
+    def sync_journal(self) -> None:
+        self.journal.core.sync()
 
     def _survey(self) -> None:
         if self.now < self.held_until:

@@ -107,6 +107,8 @@ class PlainEntry:
     sequence: int
     start: int
     data: bytes
+    #: Whether it is left to the journal.
+    left: bool = False
 
 
 @dataclass
@@ -128,12 +130,17 @@ class PlainMap:
         if left:
             self.blocks[block] = left
 
-    def is_left(self, block: int, adopted: int) -> bool:
-        """Return whether the block's content needs a write of up to that sequence that is not in the bucket."""
+    def leave(self, block: int) -> None:
+        """Leave all that there is of a block to the journal."""
+        for entry in self.blocks.get(block, []):
+            entry.left = True
+
+    def is_left(self, block: int) -> bool:
+        """Return whether the block's content needs a write that is left to the journal."""
         needed: list[PlainEntry] = []
         for entry in self.blocks.get(block, []):
             needed = [*([] if len(entry.data) == self.block_size else needed), entry]
-        return any(entry.sequence <= adopted for entry in needed)
+        return any(entry.left for entry in needed)
 
     def over(self, block: int, body: Buffer) -> bytes:
         """Return what a block is, of what the bucket has of it."""

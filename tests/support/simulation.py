@@ -26,10 +26,12 @@ from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
     Hurry,
+    Job,
     ReadRequest,
     Reply,
     Request,
     Store,
+    Sync,
     TouchRequest,
     WriteRequest,
 )
@@ -457,7 +459,11 @@ class World:
         assert callable(request.context)
         request.context(error)
 
-    def _carry_out(self, action: Fetch | Store) -> None:
+    def _carry_out(self, action: Job) -> None:
+        if isinstance(action, Sync):
+            self.sync_journal()
+            self.ready.append(lambda: self.call(lambda: self.cache.synced(self.now)))
+            return
         body: Buffer | None = None
         error: S3backerError | None = None
         self.attempts += isinstance(action, Store) and self.now < self._outage
@@ -476,6 +482,9 @@ class World:
 
     def read_block(self, block: int) -> Buffer | None:
         return self.layout.read(block)
+
+    def sync_journal(self) -> None:
+        raise NotImplementedError
 
     def store_block(self, action: Store) -> None:
         self.layout.write(action.block, action.body)
