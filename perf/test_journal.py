@@ -51,7 +51,7 @@ class Bench:
     def close(self) -> None:
         self.stop.set()
         self.thread.join()
-        self.journal.end()
+        self.journal.end(settled=True)
         self.journal.close()
         self.directory.close()
         os.close(self.plain)

@@ -150,6 +150,8 @@ cdef class Journal:
     cdef uint64_t _durable
     cdef uint64_t _durable_sequence
     cdef bint _syncing
+    # A write is in the slab and not in a file.
+    cdef bint _behind
     cdef int _failure
     cdef const char *_failed_call
     cdef uint64_t _failed_file

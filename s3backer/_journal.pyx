@@ -181,6 +181,7 @@ cdef class Journal:
         if taken:
             why = append(self, _DATA if data else _ZEROS, sequence, offset, data, taken)
             if why != _DONE:
+                self._behind = True
                 return why
         done[0] = taken
         return reason
@@ -295,6 +296,11 @@ cdef class Journal:
     def durable(self):
         """Sequence of the last write that is known to be on the disk, with all before it."""
         return s3b_fetch(&self._durable_sequence)
+
+    @property
+    def behind(self):
+        """Whether the slab may have something that it does not have: it failed, or had no room once; without a lock."""
+        return self._behind or self._failure != 0
 
     @property
     def failed(self):
@@ -486,7 +492,7 @@ cdef class Journal:
         return True
 
     def resume(self):
-        """Let the slab's sequence go on from the last one adopted, and all of it be left. Before anything is written."""
+        """Let the slab's sequence go on from the last one adopted, and all of it be left; before the first write."""
         with nogil:
             pthread_mutex_lock(&self._lock)
             pthread_mutex_lock(&self.slab._lock)

@@ -128,6 +128,12 @@ cdef void map_leave_all(Journal journal) noexcept nogil:
 cdef uint64_t map_next_left(Journal journal, uint64_t block, uint64_t stop) noexcept nogil:
     """Return the first block in [block, stop) of which something is left to the journal, else stop."""
     cdef int32_t bucket, index
+    if journal.left == 0 or block >= stop:
+        return stop
+    if stop - block <= <uint64_t>1 << (64 - journal._hash_shift):
+        while block < stop and not is_left(journal, map_link(journal, block)[0]):
+            block += 1
+        return block
     if journal.left > 0:
         for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
             index = journal._bucket[bucket]

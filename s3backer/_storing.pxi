@@ -63,7 +63,7 @@ cdef bint settle_store(Slab slab, uint64_t block, bint stored) noexcept nogil:
 
 
 cdef bint make_clean(Slab slab, uint64_t block) noexcept nogil:
-    """Let a dirty block be a clean one: what is dirty of it is safe elsewhere; False if it is not, or is being stored."""
+    """Let a dirty block be clean: what is dirty of it is safe elsewhere; False if it is not, or is being stored."""
     cdef int32_t index = slab._find(block)
     cdef Slot *slot = slab._slot + index
     if index < 0 or slot.dirty == 0 or slot.storing > 0:

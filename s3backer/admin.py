@@ -16,7 +16,7 @@ from itertools import islice
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import JournalError, PreconditionFailed, UsageError, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
-from s3backer.holder import quiet_in, take, wait_until_quiet
+from s3backer.holder import give_up, quiet_in, take, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
@@ -119,28 +119,34 @@ def erase_volume(
 ) -> int:
     """Delete every block and then the token; return the number of blocks.
 
-    Raises VolumeInUse where it is mounted, unless ``force``: a mount that may be alive first loses the volume, which
-    takes as long as a take-over. ``progress`` is called with the blocks deleted so far. Block 0 goes last, so that an
-    interrupted erase is still seen as a volume.
+    Nobody can mount it meanwhile. Raises VolumeInUse where it is mounted, unless ``force``: a mount that may be alive
+    first loses the volume, which takes as long as a take-over. ``progress`` is called with the blocks deleted so far.
+    Block 0 goes last, so that an interrupted erase is still seen as a volume.
     """
     url = volume_name(store, prefix)
     token = read_token(store, prefix)
     if token is not None and not force:
         raise in_use(url, token)
-    if token is None or not token.lease:
+    if token is not None and token.copy is not None:
+        # What marks an unfinished copy stays to the end.
         erased = _erase_blocks(store, prefix, progress)
-        if token is not None:
-            store.delete(prefix + TOKEN_NAME)
-    else:
-        holder = take(store, prefix, url, token, force=True)
-        try:
-            erased = _erase_blocks(store, prefix, progress)
-        except BaseException:
-            holder.stop()
-            raise
-        other = holder.give_back(patient=False)
+        other = remove_token(store, prefix, token)
         if other is not None:
             raise in_use(url, other)
+        settle(store, url)
+        return erased
+    holder = take(store, prefix, url, token, force=True)
+    try:
+        erased = _erase_blocks(store, prefix, progress)
+    except BaseException:
+        if token is None:
+            give_up(holder, None)
+        else:
+            holder.stop()
+        raise
+    other = holder.give_back(patient=False)
+    if other is not None:
+        raise in_use(url, other)
     settle(store, url)
     if progress:
         progress(erased)

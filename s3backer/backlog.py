@@ -13,7 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 
-#: Seconds until it goes on after a fetch that failed: at first, and at most.
+#: Seconds until it goes on after a failure: at first, and at most.
 _RETRY, _LONGEST_RETRY = 1.0, 30.0
 
 
@@ -25,7 +25,7 @@ class Backlog:
         self._position = 0
         self._is_left = is_left
         self._failed: deque[int] = deque()
-        #: When it goes on, and since when nothing of it could be fetched.
+        #: When it goes on, and since when it fails.
         self._retry_at = 0.0
         self._failing_since: float | None = None
 
@@ -37,7 +37,7 @@ class Backlog:
         self._blocks.append(block)
 
     def next(self, now: float) -> int | None:
-        """Return the block to be fetched next, and never again unless that fails; None if there is none now."""
+        """Return the block that is next, and not again unless that fails; None if there is none now."""
         if now < self._retry_at:
             return None
         while self._position < len(self._blocks):
@@ -52,14 +52,14 @@ class Backlog:
         return None
 
     def failed(self, block: int, now: float) -> None:
-        """Hear that a block could not be fetched: it comes again later, and so does all else."""
+        """Hear that a block could not be fetched, or stored: it comes again later, and so does all else."""
         self._failed.append(block)
         if self._failing_since is None:
             self._failing_since = now
         self._retry_at = now + min(max(_RETRY, (now - self._failing_since) / 10), _LONGEST_RETRY)
 
-    def fetched(self) -> None:
-        """Hear that a block was fetched."""
+    def succeeded(self) -> None:
+        """Hear that something was stored."""
         self._failing_since = None
 
     def hurry(self) -> None:

@@ -30,7 +30,7 @@ Guarantees
     A flush is answered when nothing is left. These are blocks of an earlier mount; and where nothing can be stored,
     and memory is full, the oldest that the journal has on the disk, so that writers wait for the journal only.
   * Nothing is stored before ``held_until``: until then requests of an earlier mount may still arrive. Nothing is stored
-    that the journal does not have, because it has failed, before that was admitted where others can see it.
+    that the journal does not have, as it has failed or had no room, before that was admitted where others see it.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class BlockCache:
             return None
         if now < self._held_until:
             return self._held_until
-        wake = self._backlog.next_wake(now) if self._backlog is not None and self._may_fetch_left else None
+        wake = self._backlog.next_wake(now) if self._backlog is not None else None
         urgent = self._urgent()
         for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
             if not self._is_merging(block):
@@ -319,8 +319,13 @@ class BlockCache:
         self._storing_zeros.discard(block)
         self._away = error is not None
         if error is not None:
-            self._store_failed(block, attempt, error, now)
+            if self._put_back(block, now):
+                self._fail_flushes(attempt, error)
+            else:
+                self._store_failed(block, attempt, error, now)
         else:
+            if self._backlog is not None:
+                self._backlog.succeeded()
             self.counts.blocks_written += not zeros
             self.counts.zero_blocks_written += zeros
             self._failing.pop(block, None)
@@ -494,8 +499,8 @@ class BlockCache:
 
     @property
     def _hides_a_failure(self) -> bool:
-        """Whether the journal has failed, and others do not know that yet."""
-        return not self.admitted and self._journal is not None and self._journal.core.failed
+        """Whether the journal lacks something, as it has failed or had no room, and others do not know that yet."""
+        return not self.admitted and self._journal is not None and self._journal.core.behind
 
     def _room(self) -> int:
         return self._policy.store_limit - len(self._storing) - self._merging
@@ -542,16 +547,24 @@ class BlockCache:
             self._actions.append(Sync())
         return spilled
 
-    @property
-    def _may_fetch_left(self) -> bool:
-        """While nothing can be stored there is enough in memory to try it with."""
-        return not self._away or self._slab.unsaved < self._policy.store_limit
+    def _put_back(self, block: int, now: float) -> bool:
+        """Let a block that is left, and could not be stored, be of the backlog again; False if it is not, or cannot."""
+        if self._backlog is None or self._journal is None:
+            return False
+        core = self._journal.core
+        if not (core.is_left(block) and core.spill(block)):
+            return False
+        self._failing.pop(block, None)
+        self._backlog.failed(block, now)
+        return True
 
     def _fetch_left(self, now: float) -> None:
-        """Bring blocks of the backlog into memory, as many as there is room for; few while nothing can be stored."""
-        if self._backlog is None or not self._may_fetch_left:
+        """Bring blocks of the backlog into memory, as many as there is room for."""
+        if self._backlog is None:
             return
-        while self._room() > 0 and (block := self._backlog.next(now)) is not None:
+        # Others that wait get half of the places.
+        kept = max(self._policy.store_limit // 2, bool(self._parked)) if self._slab.dirty else 0
+        while self._room() > kept and (block := self._backlog.next(now)) is not None:
             if block in self._storing or self._is_merging(block):
                 # It is stored with what was left of it, and again if that fails.
                 continue
@@ -562,7 +575,6 @@ class BlockCache:
 
     def _store_left(self, block: int, now: float) -> None:
         assert self._backlog is not None
-        self._backlog.fetched()
         if self._slab.touch(block, now):
             self._start_store(block, self._slab.sequence, now)
         else:
@@ -585,6 +597,9 @@ class BlockCache:
             error = StoreError(f"no memory for a copy of block {block}", hint=LESS_MEMORY)
             self._store_failed(block, _Attempt(sequence, self._flush_count), error, now)
             return True
+        if block in self._fetches:
+            # What it brings may be older: the journal had something of the block when it began.
+            self._fetches[block].stale = True
         if body is None and absent:
             if self._journal is not None:
                 self._journal.done(block, as_of, "")
@@ -595,8 +610,6 @@ class BlockCache:
         self._storing[block] = _Attempt(sequence, self._flush_count)
         if body is None:
             self._storing_zeros.add(block)
-        if block in self._fetches:
-            self._fetches[block].stale = True
         self._actions.append(Store(block, body, as_of))
         return True
 

@@ -1,7 +1,7 @@
 """What the last write-back of a volume shows to the person who waits for it.
 
 Guarantee
-  * That closing waits for requests whose answers were lost is shown for as long as it does.
+  * That closing waits for requests that may still arrive is shown for as long as it does.
   * A store that takes nothing is spoken of once, and once more when it goes on: never silence, never a flood.
 """
 
@@ -68,12 +68,12 @@ class ClosingProgress:
             log.info("%d of %d blocks are left to store", left, total)
 
     def waits(self, seconds: float) -> None:
-        """Show for how long it waits for requests whose answers were lost; the log has a line about it already."""
+        """Show for how long it waits for requests that may still arrive; the log has a line about it already."""
         if self._terminal:
             self._longest = max(self._longest, seconds)
             done = self._longest - seconds
             self._show_bar(
-                round(done), round(self._longest), f"waiting {seconds:.0f} s for requests whose answers were lost"
+                round(done), round(self._longest), f"waiting {seconds:.0f} s for requests that may still arrive"
             )
 
     def _show_bar(self, done: int, total: int, text: str) -> None:

@@ -133,6 +133,9 @@ class _Daemon:
         self._mount: FuseMount | None = None
         self._volume: Volume | None = None
         self._started = time.monotonic()
+        #: Set when the volume is closed, and why that was not well.
+        self._closed = threading.Event()
+        self._close_error: S3backerError | None = None
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until the end. ``ready`` is called once, with the daemon's name, when the mount answers."""
@@ -175,7 +178,11 @@ class _Daemon:
             try:
                 with self._closing:
                     volume.close(self._closing, self._closing.waits)
+            except S3backerError as error:
+                self._close_error = error
+                raise
             finally:
+                self._closed.set()
                 if control is not None:
                     control.stop()
             self._service.close("everything is stored")
@@ -347,8 +354,16 @@ class _Daemon:
             left = volume.left_unsaved()
             return answer if left is None else answer | {"left_unsaved": [left.message, left.hint]}
 
+        def ended(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            """Return when the volume is closed, with the error if there was one."""
+            while not self._closed.wait(_REPORT_SECONDS):
+                progress({"unsaved_blocks": volume.unsaved})
+            error = self._close_error
+            return {} if error is None else {"error": [error.message, error.hint]}
+
         server = ControlServer(
-            control_path(ident), {"info": info, "flush": flush, "resize": resize, "unmount": unmount}
+            control_path(ident),
+            {"info": info, "flush": flush, "resize": resize, "unmount": unmount, "ended": ended},
         )
         try:
             server.start()

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeGuard
 
 from s3backer import _fast
 from s3backer._readahead import ReadAhead
@@ -44,7 +45,7 @@ from s3backer.cache_calls import (
     WriteRequest,
     answer,
 )
-from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
+from s3backer.errors import DEFECT, CorruptObject, JournalDamaged, JournalError, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 _TICK = 0.5
 #: Pause in seconds between two attempts of ``close`` to write everything back.
 _CLOSE_RETRY = 1.0
+#: Seconds without a block stored after which ``close`` leaves to the journal what cannot be stored as it is.
+_STUCK = 20.0
 #: One of so many workers takes stores before fetches: with all of them at fetches first, eight readers that miss
 #: kept a flush of one block waiting for 11 s; with all at stores first, writers would do the same to readers.
 _STORE_SHARE = 4
@@ -143,6 +146,8 @@ class Driver:
         self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
+        #: Why something was not stored that the journal has; set by ``close``.
+        self.stuck: S3backerError | None = None
         #: Why the last attempt to store a block failed; None while write-back works.
         self.failure: S3backerError | None = None
         self._threads = [
@@ -196,10 +201,15 @@ class Driver:
             request = WriteRequest(offset=start, length=min(self.zero_step, offset + length - start))
             self._perform(request, partial(self.cache.write, request))
 
-    def touch(self, block: int) -> None:
-        """Make a block dirty without changing it."""
+    def touch(self, block: int, first: Callable[[], None] = lambda: None) -> None:
+        """Make a block dirty without changing it; call ``first`` before, while no store can begin."""
         request = TouchRequest(block=block)
-        self._perform(request, partial(self.cache.touch, request))
+
+        def step(now: float) -> None:
+            first()
+            self.cache.touch(request, now)
+
+        self._perform(request, step)
 
     def flush(self) -> None:
         """Return when everything written before is in the bucket; raise if storing some of it failed."""
@@ -270,6 +280,8 @@ class Driver:
     def close(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write everything back, however long it takes, and end all threads. Once it was given up it only ends them.
 
+        What cannot be stored because what the bucket has of it, or the journal, is damaged stays in the journal where
+        there is one (``stuck``).
         ``progress`` is called with (blocks left, blocks at the start) now and then, and must not raise.
         """
         total = self.unsaved
@@ -297,15 +309,29 @@ class Driver:
             thread.join()
 
     def _drain(self, finished: threading.Event) -> None:
-        while self.cache.given_up is None:
-            try:
-                self.flush()
-            except (S3backerError, MemoryError) as error:
-                log.debug("closing: %s", error)
-                time.sleep(_CLOSE_RETRY)
-            else:
-                break
-        finished.set()
+        before, moved = -1, self._clock()
+        try:
+            while self.cache.given_up is None:
+                try:
+                    self.flush()
+                except (S3backerError, MemoryError) as error:
+                    log.debug("closing: %s", error)
+                    now, left = self._clock(), self.unsaved
+                    if left != before:
+                        before, moved = left, now
+                    elif now - moved >= _STUCK and self._keeps(error):
+                        self.stuck = error
+                        return
+                    time.sleep(_CLOSE_RETRY)
+                else:
+                    return
+        finally:
+            finished.set()
+
+    def _keeps(self, error: BaseException) -> TypeGuard[S3backerError]:
+        """Return whether the journal has what cannot be stored, and asking again would not change that."""
+        has_all = self._journal is not None and not self._journal.core.failed
+        return has_all and isinstance(error, (CorruptObject, JournalDamaged))
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -451,10 +477,15 @@ class Driver:
             error = _unexpected("writing", job.block, failure)
         if self.cache.given_up is None:
             self._report(error)
-            if self._behind and self._journal is not None and not self._journal.core.left:
-                self._behind = False
-                log.warning("all that the former mount had left is in the bucket")
+            self._look_at_backlog()
         self._call(lambda now: self.cache.stored(job.block, error, now))
+
+    def _look_at_backlog(self) -> None:
+        if self._behind and self._journal is not None and not self._journal.core.left:
+            with self._jobs:
+                said, self._behind = not self._behind, False
+            if not said:
+                log.warning("all that the former mount had left is stored or written over")
 
     def _do_sync(self) -> None:
         assert self._journal is not None
@@ -468,18 +499,19 @@ class Driver:
 
         Whoever was writing when the block was copied has finished when the journal has answered.
         """
-        if self._journal is not None and (failure := self._journal.core.failure) and not self.cache.admitted:
-            raise failure
+        if self._journal is None or self.cache.admitted:
+            return
+        failure = self._journal.core.failure
+        if self._journal.core.behind and not self.cache.admitted:
+            raise failure or JournalError("the journal lacks something", hint="It is stored when others can know that.")
 
     def _report(self, error: S3backerError | None) -> None:
         """Log when write-back begins to fail and when it works again, not every failure."""
         before, self.failure = self.failure, error
         if error is not None and before is None:
-            log.error(
-                "write-back is failing, %d blocks are waiting and will be tried again: %s", self._slab.unsaved, error
-            )
+            log.error("write-back is failing, %d blocks are waiting and will be tried again: %s", self.unsaved, error)
         elif error is None and before is not None:
-            log.warning("write-back works again, %d blocks are waiting", self._slab.unsaved)
+            log.warning("write-back works again, %d blocks are waiting", self.unsaved)
 
     def _keep_time(self) -> None:
         while not self._stopping:

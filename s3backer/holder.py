@@ -6,7 +6,8 @@
 Guarantees
   * From the first moment on it is renewed, also while its taker still waits for the former holder's requests.
   * Nothing is written while the lease has not been renewed in time (s3backer/lease.py), and nothing ever again once
-    the token is another's. Ours is what was put here, by its session: its value a copy of the directory has, too.
+    the token is another's. Ours is what was put here, by its nonce: its value a copy of the directory has, too, and
+    its session a copy of the running machine.
   * Where the conditions of PUTs are not known to be heeded, it is read before each renewal: of two that want the
     volume one finds the other's.
   * A request to remove it that may still arrive is waited for before the next one.
@@ -21,6 +22,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -48,13 +50,14 @@ from s3backer.layouts.token import (
     write_token,
 )
 from s3backer.lease import TERM, Lease
-from s3backer.s3.server_clock import boot_time
 from s3backer.stores.base import ObjectStore
 
 log = logging.getLogger(__name__)
 
 #: Pause in seconds between two attempts to give the token back, and for how long the first renewal is tried.
 _RETRY, _TRY = 1.0, 10.0
+#: Tokens that may be found although later ones were sent, and attempts to remove one that stays as it is.
+_SENT, _REMOVALS = 32, 10
 #: Seconds after which it is noted again that requests are under way.
 _NOTE = 1.0
 
@@ -64,6 +67,8 @@ Looks = Callable[[float], None]
 
 class Holder:
     """The mount token of one volume, held. ``sent_at``: when the request was sent that put it, on ``clock``.
+
+    That is the store's, if none is given.
 
     Whoever finds it has to wait for ``token.owed`` seconds, until ``settled`` says that only our own requests count.
     """
@@ -77,13 +82,17 @@ class Holder:
         sent_at: float,
         *,
         directory: JournalDirectory | None = None,
-        clock: Callable[[], float] = boot_time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._store, self._prefix, self._url = store, prefix, url
         self._directory = directory
-        self._clock = clock
+        self._clock = clock or store.fence.clock
         self._random = random.SystemRandom()
         self._token = token
+        #: The nonces of the tokens that were sent last, of which each may be what is found.
+        self._sent = deque([token.nonce], maxlen=_SENT)
+        #: The last one, if its answer was lost.
+        self._pending: MountToken | None = None
         #: Seconds in which requests may arrive that are not ours.
         self._owed = token.owed
         #: Whether the journal has what all requests under way are about, and whether it never will again.
@@ -118,16 +127,18 @@ class Holder:
 
     def settled(self) -> None:
         """Hear that no request of a former mount can take effect any more."""
-        self._owed = 0.0
-        self._covered = bool(self._token.journal) and not self._journal_failed
+        with self._changing:
+            self._owed = 0.0
+            self._covered = bool(self._token.journal) and not self._journal_failed
 
     def uncover(self) -> None:
         """Let the token say that requests may be under way of which the journal, which has failed, knows nothing.
 
         Raises StoreError, VolumeInUse.
         """
-        self._journal_failed, self._covered = True, False
-        self.renew()
+        with self._changing:
+            self._journal_failed, self._covered = True, False
+            self._put(None)
 
     def change(self, value: int) -> None:
         """Give the token another value. Raises StoreError, and then it has the one or the other; VolumeInUse."""
@@ -152,10 +163,17 @@ class Holder:
         waiting = False
         while True:
             try:
-                other: MountToken | None = self._token
-                while other is not None and self._is_ours(other):
-                    # Not always the last one: one was put, perhaps, and its answer lost.
+                other = remove_token(self._store, self._prefix, self._token)
+                for _ in range(_REMOVALS):
+                    if other is None or not self._is_ours(other):
+                        break
+                    # Not the last one: one was put, perhaps, and its answer lost.
                     other = remove_token(self._store, self._prefix, other)
+                else:
+                    raise AccessDenied(
+                        f"the mount token of {self._url} is ours and cannot be removed: its condition is refused",
+                        hint="All data is stored. Run 's3backer unlock' on it.",
+                    )
                 if other is None:
                     self._store.fence.take_down()
                 return other
@@ -216,12 +234,19 @@ class Holder:
                 covered=self._covered,
                 home=self._token.home if self._directory is not None else "",
             )
+            if self._pending is not None and replace(token, nonce=self._pending.nonce) == self._pending:
+                # The same once more: an outage of hours is one request.
+                token = self._pending
+            else:
+                self._sent.append(token.nonce)
+            self._pending = token
             try:
                 self._token = put_token(self._store, self._prefix, token, former=self._token)
             except PreconditionFailed:
                 # Perhaps it was put by us, and its answer lost.
                 self._token = self._find_ours()
             else:
+                self._pending = None
                 self.lease.renewed(sent_at)
                 return
         raise StoreError(f"the mount token of {self._url} is not what was read of it a moment ago", hint="Try again.")
@@ -239,7 +264,7 @@ class Holder:
         return found
 
     def _is_ours(self, found: MountToken) -> bool:
-        return found.session == self._token.session
+        return found.nonce in self._sent
 
     def _run(self) -> None:
         complained = False
@@ -324,7 +349,7 @@ def take(
                 raise
             log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error.message)
             directory = None
-    sent_at = boot_time()
+    sent_at = store.fence.clock()
     try:
         token = write_token(store, prefix, url, token, former=found)
     except VolumeInUse:

@@ -8,8 +8,9 @@ Guarantees
     that showed it: so the holder's term ends first, whatever their clocks say, if they run alike.
   * Writing stops a third of the term before its end, and what is sent until then is signed for no longer than the
     term. A server that heeds signatures takes nothing after that, also of a process that was stopped in between.
-  * The holder's clock goes on while the computer sleeps or the process is stopped. A watcher's need not: it only waits
-    longer then.
+  * The holder's clock goes on while the computer sleeps or the process is stopped. While a virtual machine is paused it
+    stands still: what is signed then is refused, by the server's clock, and its answer tells the holder how late it
+    is (ServerClock.unpaused). A watcher's clock may stand still: it only waits longer then.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ its absence. Only a volume without any block takes every password.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -17,14 +16,13 @@ from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import (
     CorruptObject,
     ObjectNotFound,
-    StoreError,
     UsageError,
     VolumeInUse,
     VolumeNotFound,
     WrongPassword,
 )
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
-from s3backer.holder import Holder, Looks, take
+from s3backer.holder import Holder, Looks, give_up, take
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import (
@@ -137,9 +135,7 @@ def prepare(
         refuse_if_changed(store, prefix, options, metadata)
     except BaseException:
         if holder is not None:
-            # One that stays ends by itself.
-            with contextlib.suppress(StoreError):
-                holder.give_back(patient=False)
+            give_up(holder, directory)
         raise
     return layout, holder
 

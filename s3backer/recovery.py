@@ -33,6 +33,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from s3backer.clocks import boot_time
 from s3backer.errors import (
     JournalError,
     ObjectNotFound,
@@ -58,15 +59,15 @@ from s3backer.layouts.token import (
 )
 from s3backer.opening import VolumeOptions, find_layout, volume_name
 from s3backer.replaying import Progress, Replayer
-from s3backer.s3.server_clock import boot_time
 from s3backer.stores.base import ObjectStore
 from s3backer.units import exact_size, format_size
 from s3backer.url import volume_id
 
 log = logging.getLogger(__name__)
 
-#: Files of the next journal that have to fit on the disk, so that it goes on with those of the last one.
-_FILES = 2
+#: Files of the next journal that have to fit on the disk, so that it goes on with those of the last one, and how many
+#: times as large as it was to be the journal may become by that.
+_FILES, _MOST = 2, 2
 #: Seconds by which the last note may be older than the last request.
 _NOTE_AGE = 2.0
 
@@ -165,7 +166,7 @@ def take_journal(
         recoverer = Recoverer(store, prefix, options, directory)
         if recoverer.found.pending:
             log.warning("%s was not unmounted", url)
-        died = directory.token is not None and not recoverer.found.sessions
+        died = _died_without_journal(store, prefix, directory, recoverer.found)
         recovery = recoverer.adopt(progress) if options.journaled else recoverer.replay(progress)
         if isinstance(recovery, Inheritance):
             return directory, recovery
@@ -180,6 +181,14 @@ def take_journal(
         raise
     directory.close()
     return None, None
+
+
+def _died_without_journal(store: ObjectStore, prefix: str, directory: JournalDirectory, found: Recovered) -> bool:
+    """Whether the mount noted in a directory has died and had no journal, so that something may be lost."""
+    if directory.token is None or found.sessions:
+        return False
+    token = read_token(store, prefix)
+    return token is not None and token.value == directory.token and not token.journal
 
 
 class Recoverer:
@@ -209,7 +218,7 @@ class Recoverer:
 
         ``force``: also where somebody else may have written to the volume since.
         """
-        token = None if self.empty else self._find_token(progress)
+        token = None if self.empty else self._find_token(progress, force=force)
         if self._is_disowned(token) or not self.found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
@@ -218,7 +227,8 @@ class Recoverer:
     def adopt(self, progress: Progress = lambda done, total: None) -> Inheritance | Recovery:
         """Take the volume over, with the journal as it is; where that cannot be, replay what there is of it.
 
-        It cannot be where the disk has no room for more files: those that there are have to go first.
+        It cannot be where the disk has no room for more files, or there are too many of them, because it was killed
+        again and again: those that there are have to go first.
         """
         found = self.found
         token = None if self.empty else self._find_token(progress)
@@ -227,7 +237,8 @@ class Recoverer:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
         layout = self._layout(token, force=False)
-        if self._directory.room() < _FILES * file_bytes_for(layout.block_size, self._journal_bytes):
+        size = file_bytes_for(layout.block_size, self._journal_bytes)
+        if self._directory.room() < _FILES * size or len(found.files) > _MOST * self._journal_bytes // size:
             return self._replay(token, layout, progress)
         # Of what was done to block 0 for a change of the size the journal has only that.
         covered = token is not None and token.covered and self._died_here(token)
@@ -258,8 +269,15 @@ class Recoverer:
             raise in_use(self._url, token)
         if not isinstance(verdict, Ours) and not force:
             raise self._refusal(verdict, token)
-        layout, _ = find_layout(self._store, self._prefix, self._options)
+        layout, metadata = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
+        beyond = sum(block >= layout.block_count for block in self.found.pending)
+        if beyond and (metadata is None or metadata.size != layout.size):
+            raise JournalError(
+                f"{beyond} blocks in the journal in {self._directory.path} lie beyond the end of {self._url}, if its "
+                f"size is {exact_size(layout.size)}",
+                hint="Give the size that it had. 's3backer recover --to FILE' writes them to a file.",
+            )
         return layout
 
     def _replay(self, token: MountToken | None, layout: ClassicLayout, progress: Progress) -> Recovery:
@@ -280,13 +298,21 @@ class Recoverer:
         self._end(holder.token, holder)
         return Recovery(len(self.found.pending), self.found.files[0].header.created, beyond)
 
-    def _find_token(self, progress: Progress) -> MountToken | None:
+    def _find_token(self, progress: Progress, *, force: bool = False) -> MountToken | None:
         """Return the token, if there is one, when its mount is dead, or not known to be one of this directory's.
 
-        Raises VolumeInUse if it is one of this directory's and lives, as where that is a copy of another host's.
+        Raises VolumeInUse if it is one of this directory's and lives, as where that is a copy of another host's; with
+        ``force`` also if it is another's and is not known to be dead.
         """
         token = read_token(self._store, self._prefix)
-        if token is None or not token.lease or not self._is_mine(token) or self._died_here(token):
+        if token is None or self._died_here(token):
+            return token
+        if not self._is_mine(token):
+            if not force:
+                return token
+            if not token.lease:
+                raise in_use(self._url, token)
+        elif not token.lease:
             return token
         return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, 0))
 
@@ -307,8 +333,16 @@ class Recoverer:
             # Whoever comes next, should this process die, counts from here.
             with contextlib.suppress(JournalError):
                 self._directory.note_busy()
-        sent_at = boot_time()
-        mine = claim_token(store, self._prefix, self._url, mine, former=token)
+        while True:
+            sent_at = store.fence.clock()
+            try:
+                mine = claim_token(store, self._prefix, self._url, mine, former=token)
+                break
+            except VolumeInUse:
+                # Perhaps the last renewal of the process that died, which has arrived meanwhile.
+                former, token = token, read_token(store, self._prefix)
+                if token is None or not self._died_here(token) or (former and token.is_put_of(former)):
+                    raise
         return Holder(store, self._prefix, self._url, mine, sent_at, directory=self._directory)
 
     def discard(self, progress: Progress = lambda done, total: None) -> int | None:
@@ -365,7 +399,7 @@ class Recoverer:
         if mine is not None:
             # Where its files cannot be removed it is still nobody's.
             self._directory.note_token(mine.value, disowned=mine.value == self._directory.disowned)
-        self._directory.remove_all()
+        self._directory.remove_all(settled=True)
         reach("replay-removed")
         if mine is not None:
             # The answer of what comes now may be lost.

@@ -40,12 +40,22 @@ class Resizer:
         old = self._layout.size
         if size < old:
             self._clear_tail(size, old, discard=discard)
-        self._layout.size = size
-        try:
+
+        begun = False
+
+        def begin() -> None:
+            nonlocal begun
             self._note()
-            self._driver.touch(0)
+            self._layout.size, begun = size, True
+
+        try:
+            self._driver.touch(0, begin)
             self._driver.flush()
         except BaseException:
+            if not begun:
+                if size < old:
+                    self._set_end(old)
+                raise
             # Whether the bucket has the new size is not known. After shrinking the new one holds, because it
             # is right for either answer: the tail is empty. After growing the old one does, for the same reason;
             # block 0 is stored again with the size that holds.

@@ -30,7 +30,7 @@ from typing import ParamSpec, Self
 from s3backer import _fast
 from s3backer.disk_cache import DiskCache, open_disk_cache
 from s3backer.driver import Driver, Waiter
-from s3backer.errors import JournalError, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import JournalError, S3backerError, StoreError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import MemoryPlan, check_geometry
@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 
 #: Pages of the listing under way at once, beside the work.
 _SURVEY_THREADS = 8
+_KEPT = "See 's3backer recover --help': --to FILE writes them to a file, beside what the other mount has."
 #: Seconds between two reports while closing.
 _LOOK = 0.2
 
@@ -157,6 +158,8 @@ class Volume:
         if journal is not None:
             self._keeper = journal.start(self._driver)
             undo.callback(self._keeper.end, keep=True)
+            # Its workers use the journal's files.
+            undo.callback(self._driver.abandon)
         self._statistics = Statistics(
             store.counters,
             self._slab,
@@ -296,8 +299,9 @@ class Volume:
 
         ``progress`` is called with (blocks left, blocks at the start), ``waits`` with the seconds that are left until
         requests whose answers were lost have expired. Never gives anything up: while the
-        store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored, and
-        VolumeInUse where the volume was lost and something could not be stored. Closing twice does nothing.
+        store is away it waits. Raises StoreError if the store refuses to remove the token, when all data is stored, or
+        if something is left in the journal because it cannot be stored, and VolumeInUse where the volume was lost and
+        something could not be stored. Closing twice does nothing.
         """
         with self._closing:
             if not self._closed:
@@ -306,7 +310,7 @@ class Volume:
 
     def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
-        count_down(lambda: self._quiet_at - time.monotonic(), waits)
+        count_down(lambda: 0.0 if self.lost else self._quiet_at - time.monotonic(), waits)
         # Calls under way end first: what they still write has to be stored too.
         total = self.unsaved
         while not self._calls.end(_LOOK):
@@ -316,7 +320,7 @@ class Volume:
         if self._survey is not None:
             self._survey.join()
         try:
-            if self._holder is not None and not self.lost:
+            if self._holder is not None and not self.lost and self._driver.stuck is None:
                 settle(self._store, self.name, waits)
                 if self._keeper is not None:
                     self._keeper.end()
@@ -335,10 +339,13 @@ class Volume:
                 settle(self._store, self.name, waits)
             elif self._holder is not None:
                 self._holder.stop()
+                left = self.left_unsaved()
                 if self._keeper is not None:
+                    with contextlib.suppress(JournalError):
+                        self._keeper.journal.core.sync()
                     self._keeper.end(keep=True)
                 self._closed = True
-                if (left := self.left_unsaved()) is not None:
+                if left is not None:
                     raise left
         finally:
             self._store.close()
@@ -351,10 +358,21 @@ class Volume:
         """Write nothing any more: the volume is somebody else's."""
         log.critical("%s is lost: %s. It is read-only here from now on, and flushes fail", self.name, error.message)
         self.port.lose()
+        if self._keeper is not None:
+            self._keeper.lose(JournalError("the journal takes nothing any more: the volume is lost", hint=_KEPT))
         self._driver.give_up(error)
 
-    def left_unsaved(self) -> VolumeInUse | None:
-        """Return what is not stored and never will be from here, because the volume was lost; None if nothing is."""
+    def left_unsaved(self) -> S3backerError | None:
+        """Return what is not stored and never will be from here, because the volume was lost; None if nothing is.
+
+        After closing also what could not be stored for another reason, and is in the journal.
+        """
+        if self._driver.stuck is not None and self._keeper is not None:
+            return StoreError(
+                f"{self.unsaved} blocks of {self.name} cannot be stored: {self._driver.stuck.message}",
+                hint=f"They are in the journal in {self._keeper.journal.path}, with which the next mount here goes on. "
+                f"There write those blocks anew, as a whole. {self._driver.stuck.hint}",
+            )
         if not self.lost or not self.unsaved:
             return None
         what = f"{self.unsaved} blocks that were written here are not in the bucket of {self.name}, which was lost"
@@ -362,7 +380,7 @@ class Volume:
             return VolumeInUse(what, hint="They are gone: without a journal they were in memory only.")
         return VolumeInUse(
             f"{what}; they are in the journal in {self._keeper.journal.path}",
-            hint="See 's3backer recover --help': --to FILE writes them to a file, beside what the other mount has.",
+            hint=_KEPT,
         )
 
     def _close_disk_cache(self) -> None:
@@ -459,6 +477,7 @@ class Volume:
         # What is listed before may be changed by requests of the mount before.
         if self._stop_survey.wait(max(0.0, self._quiet_at - time.monotonic())):
             return
+        self._layout.doubted = ()
         if self._holder is not None:
             self._holder.settled()
         if not self._options.list_blocks:

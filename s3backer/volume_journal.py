@@ -41,6 +41,7 @@ class VolumeJournal:
     ) -> None:
         self._name, self._directory, self._slab, self._layout = name, directory, slab, layout
         self._holder, self._inherited = holder, inherited
+        self._taken_over = inherited is not None
         #: The value of the token in place of the one that the journal knows.
         self._new_token: int | None = None
         self.journal = WriteJournal(
@@ -62,17 +63,19 @@ class VolumeJournal:
         self._layout.left = core
         if self._inherited is None:
             return Backlog((), core.is_left)
-        found = self._inherited.found
+        found, quiet_at, self._inherited = self._inherited.found, self._inherited.quiet_at, None
         beyond = [block for block in found.pending if block >= self._layout.block_count]
         for block in beyond:
-            core.stored(block, self._slab.sequence)
-        waits = self._inherited.quiet_at - time.monotonic()
+            self.journal.done(block, self._slab.sequence, "")
+        waits = quiet_at - time.monotonic()
+        if waits > 0:
+            self._layout.doubted = frozenset(found.pending)
         if core.left:
             log.warning(
                 "%s: %d blocks of the mount that began at %s are in its journal; they are read from there and stored%s",
                 self._name,
                 core.left,
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.header.created)),
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.files[0].header.created)),
                 f" in {waits:.0f} s, when requests of that mount have expired" if waits > 0 else "",
             )
         if beyond:
@@ -92,9 +95,9 @@ class VolumeJournal:
     def undo(self) -> None:
         """Close it; where it was not taken over nothing was written yet, and it goes."""
         self.journal.close()
-        if self._inherited is None:
+        if not self._taken_over:
             with contextlib.suppress(S3backerError):
-                self.journal.end()
+                self.journal.end(settled=True)
 
     def _disown(self) -> None:
         """Let the mount token be one that the journal does not know."""

@@ -355,6 +355,34 @@ def test_however_often_it_fails_its_token_is_its_own(bucket: Bucket, holder: Hol
     assert holder.give_back() is None and read_token(bucket, "") is None
 
 
+def test_a_copy_of_the_running_process_is_another_holder(bucket: Bucket) -> None:
+    """As of a virtual machine with its memory: it has the same session, and goes on from the same token."""
+    token = write_token(bucket, "", "v", new_token(random.Random(1), lease=60.0), former=None)
+    first = Holder(bucket, "", "v", token, time.monotonic(), clock=time.monotonic)
+    second = Holder(bucket, "", "v", token, time.monotonic(), clock=time.monotonic)
+    try:
+        first.renew()
+        with pytest.raises(VolumeInUse):
+            second.renew()
+        first.renew()
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_a_pause_that_the_clock_did_not_see_ends_the_lease(bucket: Bucket) -> None:
+    """As of a virtual machine that was paused: the server's answers show how long."""
+    seconds = 0.0
+    bucket.fence.clock = lambda: time.monotonic() + seconds
+    holder = take(bucket, "", "v", None, force=False)
+    assert bucket.fence.check("a block") > 0
+    seconds = 600.0
+    other = write_token(bucket, "", "v", new_token(random.Random(2), lease=60.0), former=read_token(bucket, ""))
+    with pytest.raises((StoreError, VolumeInUse)):
+        bucket.fence.check("a block")
+    assert holder.give_back() == other
+
+
 def test_that_the_token_is_being_removed_is_noted(bucket: Bucket, tmp_path: Path) -> None:
     """The answer may be lost, and whoever comes next on this host has to wait for that request."""
     seen: list[float | None] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
 from s3backer.errors import UsageError
 from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.layouts.token import read_token
 from s3backer.recovery import Recoverer, place_of_journal
 
 _DISCARD = Option("--discard", "discard", "Give the journal up: what is not in the bucket is lost.")
@@ -35,6 +37,7 @@ def command(url: str, **values: Any) -> None:
         opening = volume_options(with_password(values))
         place = place_of_journal(target.store, target.url.prefix, opening)
         if not has_files(place):
+            _refuse_elsewhere(target, place)
             print(f"{target.url} has no journal on this host: {place} is empty")
             return
         with JournalDirectory(place) as directory:
@@ -52,3 +55,19 @@ def command(url: str, **values: Any) -> None:
                     return
                 recovery = recoverer.replay(show, force=force)
     print(f"{target.url}: {recovery}")
+
+
+def _refuse_elsewhere(target: Target, place: str) -> None:
+    """Raise UsageError where there may be a journal of the volume, but not in this place, or not for this user."""
+    try:
+        os.listdir(place)
+    except PermissionError:
+        raise UsageError(f"{place} cannot be read", hint="Run it as the user who mounted the volume.") from None
+    except OSError:
+        pass
+    token = read_token(target.store, target.url.prefix)
+    if token is not None and token.journal and token.journal != os.path.dirname(place):
+        raise UsageError(
+            f"{target.url} has no journal in {place}; its mount token names {token.journal} on {token.host}",
+            hint=f"Run it there with --journal-directory {token.journal}, as the user who mounted the volume.",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -68,10 +69,13 @@ def _unmount(ident: str) -> None:
             answer = call(ident, "unmount", on_progress=report)
             seconds = None if answer is None else answer.get("settles_in")
             if isinstance(seconds, float) and seconds > 0:
-                print(f"waits {seconds:.0f} s for requests whose answers were lost", file=sys.stderr)
+                print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
+            left = None if answer is None else answer.get("left_unsaved")
+            # It may have ended by now.
+            with contextlib.suppress(S3backerError):
+                left = (call(ident, "ended", on_progress=report) or {}).get("error") or left
             if process is not None:
                 select.select([process], [], [])
-            left = None if answer is None else answer.get("left_unsaved")
             if isinstance(left, list):
                 message, hint = map(str, left)
                 raise VolumeInUse(message, hint=hint)

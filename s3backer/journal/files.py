@@ -2,7 +2,8 @@
 
     a new file       zeros and header ─ fdatasync ─ rename to NUMBER.journal ─ fsync of the directory
     one used again   rename to NAME.spare ─ fsync of the directory ─ header ─ fdatasync ─ rename ─ fsync
-    the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed
+    the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed; it says "settled" if
+                     no request that was sent before can take effect any more
     ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is
                      removed; and "disowned", if with that value the journal is nobody's any more
     ``busy``         changed every second while requests that change the bucket may be under way; there, from before
@@ -53,6 +54,7 @@ _ENDED = "ended"
 _LOCK = "lock"
 _TOKEN, _NEW_TOKEN = "token", "token.new"
 _DISOWNED = b"disowned"
+_SETTLED = b"settled"
 _BUSY = "busy"
 _LOOK = "Look at that directory."
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -203,7 +205,12 @@ class JournalDirectory:
         """Finish an end that was interrupted, and remove what was being prepared."""
         names = os.listdir(self._descriptor)
         if _ENDED in names:
-            self._remove_all(names)
+            fd = os.open(_ENDED, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+            try:
+                settled = os.read(fd, len(_SETTLED)) == _SETTLED
+            finally:
+                os.close(fd)
+            self._remove_all(names, settled=settled)
         for name in filter(_SPARE.fullmatch, names):
             with contextlib.suppress(FileNotFoundError):
                 self._system.remove(name, self._descriptor)
@@ -345,28 +352,35 @@ class JournalDirectory:
         except OSError as error:
             raise self._error("cannot be changed", error) from None
 
-    def remove_all(self) -> None:
+    def remove_all(self, *, settled: bool) -> None:
         """Remove every file, after an end with which everything is in the bucket. Raises JournalError.
 
-        It may be called again after it failed.
+        ``settled``: no request that was sent before can take effect any more. It may be called again after it failed.
         """
         try:
             with contextlib.suppress(FileExistsError):
-                os.close(self._system.create(_ENDED, self._descriptor))
+                fd = self._system.create(_ENDED, self._descriptor)
+                try:
+                    if settled:
+                        self._system.write(fd, _SETTLED, 0)
+                        self._system.sync(fd)
+                finally:
+                    os.close(fd)
             self._system.sync(self._descriptor)
             reach("end-marked")
-            self._remove_all(os.listdir(self._descriptor))
+            self._remove_all(os.listdir(self._descriptor), settled=settled)
         except OSError as error:
             raise self._error("cannot be emptied", error) from None
 
-    def _remove_all(self, names: list[str]) -> None:
+    def _remove_all(self, names: list[str], *, settled: bool) -> None:
         for name in names:
             if _NAME.fullmatch(name):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
                 reach("end-half-done")
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(_BUSY, (0, 0), dir_fd=self._descriptor, follow_symlinks=False)
+        if settled:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(_BUSY, (0, 0), dir_fd=self._descriptor, follow_symlinks=False)
         self._system.sync(self._descriptor)
         self._system.remove(_ENDED, self._descriptor)
 

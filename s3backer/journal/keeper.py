@@ -63,7 +63,7 @@ class Keeper:
         self._files = threading.Lock()
         #: Why the journal is not used any more; None while it works.
         self.failure: JournalError | None = None
-        self._retired = False
+        self._retired = self._lost = False
         self._waiting: deque[tuple[Done, Callable[[Done], object]]] = deque()
         self._stored: deque[Done] = deque()
         self._changed = threading.Condition(threading.Lock())
@@ -87,8 +87,14 @@ class Keeper:
         else:
             self._go_to_bucket(done, in_bucket)
 
+    def lose(self, error: JournalError) -> None:
+        """Hear that the volume is somebody else's: the journal is kept as it is, and nobody waits for it."""
+        if self.failure is None:
+            self.failure = error
+        self._lost = True
+
     def end(self, *, keep: bool = False) -> None:
-        """End the threads and remove the journal: everything is in the bucket, and nobody calls any more.
+        """End the threads and remove the journal: everything is in the bucket, settled, and nobody calls any more.
 
         ``keep``: leave it where it is, as what it holds is nowhere else.
         """
@@ -103,7 +109,7 @@ class Keeper:
         try:
             if not keep and (not self._retired or self._disowned):
                 reach("before-journal-end")
-                self.journal.end()
+                self.journal.end(settled=True)
                 reach("journal-ended")
         except JournalError as error:
             log.error(
@@ -190,7 +196,7 @@ class Keeper:
         """See to it that nobody replays the journal: all that it holds is in the bucket."""
         try:
             with self._files:
-                self.journal.end()
+                self.journal.end(settled=False)
         except JournalError as error:
             if not self._disowned:
                 log.error("%s; the mount token is changed instead. %s", error.message, error.hint)
@@ -208,7 +214,7 @@ class Keeper:
             )
 
     def _prepare(self) -> None:
-        journal, complained, synced_at = self.journal, False, time.monotonic()
+        journal, complained, admitted, synced_at = self.journal, False, False, time.monotonic()
         while not self._ending and self.failure is None:
             try:
                 if time.monotonic() - synced_at >= _SYNC:
@@ -222,8 +228,11 @@ class Keeper:
                     complained = False
                 if (failure := journal.core.failure) is not None:
                     self._note_failure(failure)
-            except JournalError as error:
-                if journal.core.failure is not None:
+                elif journal.core.behind and not admitted:
+                    self._admit()
+                    admitted = True
+            except S3backerError as error:
+                if journal.core.failure is not None and isinstance(error, JournalError):
                     self._note_failure(error)
                 elif not complained:
                     log.warning("%s. %s", error.message, error.hint)
@@ -233,7 +242,7 @@ class Keeper:
                 log.exception("the journal's thread met a defect and goes on")
                 self._pause()
         complained = False
-        while not self._ending:
+        while not (self._ending or self._lost):
             try:
                 self._admit()
                 break
@@ -244,7 +253,7 @@ class Keeper:
             except Exception:
                 log.exception("the journal's thread met a defect and goes on")
             self._pause()
-        while not self._ending and not self._retired:
+        while not (self._ending or self._retired or self._lost):
             ended = threading.Event()
             self._go_to_bucket(lambda error, ended=ended: ended.set(), self._in_bucket)  # type: ignore[misc]
             ended.wait()

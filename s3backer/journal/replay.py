@@ -306,7 +306,10 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
         recovered.last_sequence = max(recovered.last_sequence, sequence)
         (etag,) = form.unpack_texts(window.payload(Record(*facts)), 1)
         known = recovered.known.setdefault(first, Known())
-        known.etag, known.intent = etag.decode("utf-8", "replace"), None
+        known.etag = etag.decode("utf-8", "replace")
+        if known.intent is not None and known.intent.sequence < sequence:
+            # Else it was under way before.
+            known.intent = None
         if recovered.pending.get(first, sequence + 1) <= sequence:
             del recovered.pending[first]
     elif kind == INTENT:

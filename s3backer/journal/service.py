@@ -5,7 +5,7 @@
         journal = WriteJournal(directory, slab, mount, budget=…, capacity=…, recovered=found)
         journal.core.write(…)                            in place of slab.write, from any thread, also the fast lane's
         journal.core.sync()
-        journal.end()                                    when everything is in the bucket
+        journal.end(settled=True)                        when everything is in the bucket
         journal.close()                                  always: what is not in the bucket stays in the directory
 
 One thread, owned elsewhere, calls ``wait`` and ``prepare`` in turn.
@@ -300,9 +300,12 @@ class WriteJournal:
             self.core.load(block, body)
         return body
 
-    def end(self) -> None:
-        """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError."""
-        self._directory.remove_all()
+    def end(self, *, settled: bool) -> None:
+        """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError.
+
+        ``settled``: see ``JournalDirectory.remove_all``.
+        """
+        self._directory.remove_all(settled=settled)
 
     def close(self) -> None:
         """Close the files; nobody may use the hot part any more, and no thread may be in it."""

@@ -12,8 +12,8 @@ Guarantees
   * What is known about absence comes from our own requests and from the survey, a listing that runs beside the
     work. A listing page says nothing about a block that was being written while the page was fetched. Of a block whose
     last write failed nothing is believed until one succeeds: what failed may still arrive.
-  * Nor of a block that is ``left`` to the journal, before it was written here: it is not what the bucket has, and
-    requests of an earlier mount may arrive.
+  * Nor of a block that is ``left`` to the journal, before it was written here, as it is not what the bucket has; nor
+    of one that an earlier mount may have been writing when it ended (``doubted``), while its requests may arrive.
   * A read never returns anything but exactly one block, decoded as its object says and the volume allows.
   * Where a request may arrive late (``ObjectStore.delayed``) every write has a condition: If-Match with the ETag that
     the object is known to have, If-None-Match where there is none. What is not known is asked for first.
@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -170,8 +170,10 @@ class ClassicLayout:
         self.copies: Copies | None = None
         #: Raises VolumeInUse unless this volume is still ours to write to.
         self.confirm: Callable[[], None] = lambda: None
-        #: Which blocks only the journal has; of an earlier mount's it may be that they were being written.
+        #: Which blocks only the journal has.
         self.left: Left | None = None
+        #: Blocks that requests of an earlier mount may still change.
+        self.doubted: Container[int] = ()
         #: Whether it was not when it was last asked: then nothing is written before it has been asked again.
         self._lost = False
         #: Blocks whose last write failed: it may still arrive, so that nothing seen of them holds.
@@ -354,7 +356,8 @@ class ClassicLayout:
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
             present = self._presence.get(block)
-            overtaken = block in self._writing or block in self._doubtful or self._is_left(block)
+            overtaken = block in self._writing or block in self._doubtful or block in self.doubted
+            overtaken = overtaken or self._is_left(block)
             known = self._etags is not None and present is not False and not overtaken and not self._lost
             this = _Read(
                 expected=self._exclusive and present is True,

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from s3backer.clocks import boot_time
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.s3 import messages
@@ -46,7 +47,7 @@ from s3backer.s3.retries import (
     is_slow_down,
     parse_retry_after,
 )
-from s3backer.s3.server_clock import DOUBT, ServerClock, boot_time, steady_clock
+from s3backer.s3.server_clock import DOUBT, ServerClock, steady_clock
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
 from s3backer.s3.unsettled import ANYTHING, Unsettled
@@ -155,12 +156,12 @@ class Engine:
         #: Its clock does not stand still while the computer sleeps, and neither does a request on its way.
         self.arriving = 3 * options.timeout + DOUBT
         self.unsettled = Unsettled(boot_time, expiry + self.arriving)
-        self.fence = Fence()
         self._lock = threading.Lock()
         #: Second attempts that are begun.
         self._aside: list[Aside] = []
         self._connect(self._environment.region)
         self._server_clock = ServerClock(clock or steady_clock(), self.place.endpoint)
+        self.fence = Fence(self._server_clock.unpaused)
 
     def _connect(self, region: str) -> None:
         """Direct requests to the bucket in this region."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from s3backer.clocks import boot_time
 from s3backer.s3.http1 import Answer
 from s3backer.s3.responses import server_time
 
@@ -21,11 +22,6 @@ DOUBT = 2
 _SKEW = 10
 
 log = logging.getLogger(__name__)
-
-
-def boot_time() -> float:
-    """Return seconds on a clock that nobody sets and that goes on while the computer sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def steady_clock() -> Callable[[], float]:
@@ -42,6 +38,8 @@ class ServerClock:
         self._name = name
         self._lock = threading.Lock()
         self._offset = 0.0
+        #: Seconds by which the server's clock was found to have gone on without ours, all in all.
+        self._jumped = 0.0
         self._last: tuple[str, float | None] = ("", None)
 
     def ours(self) -> float:
@@ -51,6 +49,13 @@ class ServerClock:
     def now(self) -> float:
         """Return the time at the server, as far as it is known."""
         return self._clock() + self._offset
+
+    def unpaused(self) -> float:
+        """Return seconds on a clock that nobody sets and that also goes on while this computer is paused.
+
+        Of a pause it learns with the next answer, and never goes back.
+        """
+        return boot_time() + self._jumped
 
     @property
     def ahead(self) -> float:
@@ -74,6 +79,7 @@ class ServerClock:
                 return False
             right = least if self._offset < least else most
             far = abs(right - self._offset) > _SKEW
+            self._jumped += max(0.0, right - self._offset)
             self._offset = right if abs(right) > DOUBT else 0.0
         if far:
             log.warning("the clock of this computer differs from that of %s by %.0f s", self._name, right)

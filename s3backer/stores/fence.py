@@ -9,11 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from s3backer.clocks import boot_time
+
 
 class Fence:
-    """Down at first: everything may be written. Thread-safe."""
+    """Down at first: everything may be written. Thread-safe.
 
-    def __init__(self) -> None:
+    ``clock`` counts the seconds of who puts it up, as far as the store knows them.
+    """
+
+    def __init__(self, clock: Callable[[], float] = boot_time) -> None:
+        self.clock = clock
         #: The key that is outside.
         self.outside: str | None = None
         self._ask: Callable[[bool], float] = lambda wait: math.inf

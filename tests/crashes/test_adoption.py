@@ -16,7 +16,7 @@ import pytest
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalDamaged, JournalError, ReadOnlyVolume, S3backerError, StoreError, VolumeInUse
 from s3backer.journal.files import JournalDirectory
-from s3backer.layouts.classic import block_name, parse_block_name
+from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, block_name, parse_block_name
 from s3backer.layouts.token import claim_token, new_token, put_token, read_token, remove_token
 from s3backer.recovery import Recoverer, place_of_journal
 from s3backer.stores.directory import DirectoryStore
@@ -96,7 +96,7 @@ def test_it_serves_at_once_and_stores_later(place: Place, caplog: pytest.LogCapt
     assert not place.files
     assert place.content(5 * BLOCK, 3 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK + b"a" * BLOCK
     assert "4 blocks of the mount that began at" in caplog.text
-    assert "all that the former mount had left is in the bucket" in caplog.text
+    assert "all that the former mount had left is stored" in caplog.text
 
 
 def test_killed_again_before_anything_was_stored(place: Place) -> None:
@@ -250,7 +250,13 @@ def test_what_lies_beyond_the_end_goes(place: Place, caplog: pytest.LogCaptureFi
     with place.killed() as volume:
         volume.write(SIZE - BLOCK, b"z" * BLOCK)
         volume.write(BLOCK, b"a" * BLOCK)
-    with opened(place, Watched(place, 0.0), size=SIZE // 2, force=True) as volume:
+    with pytest.raises(JournalError, match=r"1 blocks in the journal .* lie beyond the end .* if its size is 2MiB"):
+        opened(place, size=SIZE // 2, force=True)
+    # Where the volume itself says so they go.
+    metadata = {META_BLOCK_SIZE: str(BLOCK), META_SIZE: str(SIZE // 2)}
+    place.store().put(block_name(0), bytes(BLOCK), metadata=metadata)
+    with opened(place, Watched(place, 0.0)) as volume:
+        assert volume.size == SIZE // 2
         assert volume.read(BLOCK, BLOCK) == b"a" * BLOCK
     assert "1 blocks of that mount lay beyond the volume's end" in caplog.text
     assert place.objects == {block_name(0), block_name(1)} or place.objects == {block_name(1)}
@@ -387,6 +393,33 @@ def test_a_record_that_went_bad_meanwhile_is_an_error_and_nothing_else_waits_for
     volume.write(5 * BLOCK, b"c" * BLOCK)
     volume.close()
     assert place.content(5 * BLOCK, 2 * BLOCK) == b"c" * BLOCK + b"b" * BLOCK
+
+
+def test_what_cannot_be_stored_stays_in_the_journal_at_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end says so, and the next mount goes on with it."""
+    monkeypatch.setattr("s3backer.driver._STUCK", 0.5)
+    place.store().put(block_name(8), b"too short to be a block")
+    volume = opened(place, Watched(place, 0.0))
+    volume.write(8 * BLOCK + 512, b"a" * 512)
+    volume.write(9 * BLOCK, b"b" * BLOCK)
+    with pytest.raises(StoreError, match=r"1 blocks of .* cannot be stored: object '00000008'"):
+        volume.close()
+    assert block_name(9) in place.objects
+    assert place.files
+    with opened(place, Watched(place, 0.0)) as volume:
+        volume.write(8 * BLOCK, b"c" * BLOCK)
+    assert not place.files
+    assert place.content(8 * BLOCK, BLOCK) == b"c" * BLOCK
+
+
+def test_a_journal_that_grew_by_being_killed_again_and_again_is_replayed(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with place.killed() as volume:
+        volume.write(BLOCK, b"a" * BLOCK)
+    monkeypatch.setattr("s3backer.recovery._MOST", 0)
+    assert place.content(BLOCK, BLOCK) == b"a" * BLOCK
+    assert "were recovered" in caplog.text
 
 
 def test_an_outage_does_not_end_it(place: Place) -> None:

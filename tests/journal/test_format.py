@@ -240,7 +240,7 @@ def test_an_end_that_was_interrupted_is_finished(tmp_path: Path) -> None:
         directory = JournalDirectory(path, system=Failing(at))
         count = len(directory.numbers())
         try:
-            directory.remove_all()
+            directory.remove_all(settled=True)
         except JournalError:
             assert at <= count
         directory.close()
@@ -256,10 +256,10 @@ def test_an_end_that_failed_is_tried_again(tmp_path: Path) -> None:
                 small.write(0, b"x" * 2048)
         with JournalDirectory(tmp_path / str(at), system=Failing(at)) as directory:
             with suppress(JournalError):
-                directory.remove_all()
+                directory.remove_all(settled=True)
             directory._system = System()
             for _ in range(2):
-                directory.remove_all()
+                directory.remove_all(settled=True)
                 assert [file.name for file in (tmp_path / str(at)).iterdir()] == ["lock"]
 
 

@@ -54,6 +54,26 @@ def test_a_slow_answer_changes_nothing_while_it_may_be_right():
     assert clock.now() == world.time
 
 
+def test_a_pause_is_learned_from_the_next_answer_and_never_forgotten():
+    """As of a virtual machine: the server's clock went on, ours stood still."""
+    world = World(0.0)
+    clock = ServerClock(world.ours, "s3")
+    before = clock.unpaused()
+
+    def answered() -> float:
+        asked = clock.ours()
+        date = formatdate(math.floor(world.time), usegmt=True)
+        clock.observe(Answer(200, {"date": date}, b""), asked)
+        return clock.unpaused() - before
+
+    assert answered() < 60
+    world.time, world.off = world.time + 600, world.off - 600
+    assert 590 < answered() < 660
+    # A server whose clock is set back does not make the time go back.
+    world.time, world.off = world.time - 600, world.off + 600
+    assert 590 < answered() < 660
+
+
 def test_a_clock_that_was_set_during_a_request_teaches_nothing():
     world = World(0.0)
     clock = ServerClock(world.ours, "s3")

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from s3backer.clocks import boot_time
 from s3backer.errors import PreconditionFailed, StoreError
-from s3backer.s3.server_clock import boot_time
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
 from s3backer.stores.s3 import S3Store
 from tests.support.servers import S3Server

@@ -75,6 +75,7 @@ class CrashWorld(World):
         backlog = Backlog([] if self.found is None else self.found.pending, core.is_left)
         if self.found is not None:
             self.held_until = self.now + LASTING
+            self.layout.doubted = frozenset(self.found.pending)
         return BlockCache(self.slab, self.layout, policy, self.journal, backlog=backlog, held_until=self.held_until)
 
     def read_block(self, block: int) -> Buffer | None:
@@ -99,6 +100,8 @@ class CrashWorld(World):
         self._left -= 1
         if self._left < 0:
             raise Crash
+        if self.now >= self.held_until:
+            self.layout.doubted = ()
         if self.random.random() < 0.04 and self.journal.wait(0.0):
             self._prepare()
         if self.random.random() < 0.03:

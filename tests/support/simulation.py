@@ -219,7 +219,12 @@ class Client:
             length = -(-length // 512) * 512
             offset = max(offset, self.start)
             length = max(1, min(length, self.stop - offset))
-        kind = random_source.choices(("write", "zero", "zeros", "read", "flush", "touch"), (8, 1, 3, 8, 2, 1))[0]
+        kind = random_source.choices(("write", "zero", "zeros", "read", "flush", "touch"), (8, 2, 3, 8, 2, 1))[0]
+        if kind in ("zero", "zeros") and random_source.random() < 0.5:  # whole blocks
+            first = -(-self.start // BLOCK)
+            if (blocks := self.stop // BLOCK - first) > 0:
+                offset = (first + random_source.randrange(blocks)) * BLOCK
+                length = min(random_source.randint(1, 3) * BLOCK, self.stop // BLOCK * BLOCK - offset)
         world, cache, now = self.world, self.world.cache, self.world.now
         if kind == "read":
             buffer = bytearray(length)
