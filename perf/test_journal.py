@@ -152,9 +152,8 @@ def test_append_and_sync(report: Report, bench: Bench, threads: int, target: flo
     report.add(compare(times, name, [yardstick], target))
 
 
-@pytest.mark.parametrize("bench", [4096, 131072], indirect=True)
-def test_scan(report: Report, bench: Bench) -> None:
-    """1 GiB of records of a block each; plain: the same files in pieces of 1 MiB. Both from the disk."""
+def _filled(bench: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Write 1 GiB of records of a block each; return what lets the disk have them only, and what just reads them."""
     while bench.core.files < 16:
         bench.append(bench.slab.block_size, 1)
     bench.core.sync()
@@ -174,7 +173,34 @@ def test_scan(report: Report, bench: Bench) -> None:
                 os.preadv(fd, [buffer], position)
             os.close(fd)
 
+    return forget, plain
+
+
+@pytest.mark.parametrize("bench", [4096, 131072], indirect=True)
+def test_scan(report: Report, bench: Bench) -> None:
+    """1 GiB of records; plain: the same files in pieces of 1 MiB. Both from the disk."""
+    forget, plain = _filled(bench)
     name = f"scan, blocks of {bench.slab.block_size >> 10} KiB"
     times = measure({name: lambda: scan(bench.directory, VOLUME), "reading": plain}, forget)
+    print(f"{name}: {min(times[name]):.2f} s for 1 GiB")
+    report.add(compare(times, name, ["reading"], 0.5))
+
+
+@pytest.mark.parametrize("bench", [4096, 131072], indirect=True)
+def test_going_on(report: Report, bench: Bench) -> None:
+    """The same, until what 1 GiB of journal holds can be read, and the next write can be taken."""
+    forget, plain = _filled(bench)
+    bench.stop.set()
+    bench.thread.join()
+
+    def go_on() -> None:
+        slab = _fast.Slab(bench.slab.block_size, bench.slab.slots, bench.slab.dirty_limit)
+        found = scan(bench.directory, VOLUME)
+        journal = WriteJournal(bench.directory, slab, MOUNT, budget=BUDGET, capacity=1 << 19, recovered=found)
+        assert journal.core.left
+        journal.close()
+
+    name = f"going on, blocks of {bench.slab.block_size >> 10} KiB"
+    times = measure({name: go_on, "reading": plain}, forget)
     print(f"{name}: {min(times[name]):.2f} s for 1 GiB")
     report.add(compare(times, name, ["reading"], 0.5))

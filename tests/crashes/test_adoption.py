@@ -338,10 +338,10 @@ def test_the_journal_fails_before_all_is_stored(place: Place) -> None:
     assert place.content(5 * BLOCK, 20 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK + b"a" * 18 * BLOCK
 
 
-def test_nothing_new_is_stored_before_others_can_see_that_the_journal_has_failed(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, away = Watched(place, 0.0), threading.Event()
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is set, the store takes no token."""
+    away = threading.Event()
 
     def put(*args: Any, **more: Any) -> Any:
         if away.is_set():
@@ -350,10 +350,20 @@ def test_nothing_new_is_stored_before_others_can_see_that_the_journal_has_failed
 
     monkeypatch.setattr("s3backer.holder.put_token", put)
     monkeypatch.setattr("s3backer.journal.keeper._RETRY", 0.1)
+    return away
+
+
+def is_covered(store: DirectoryStore) -> bool:
+    token = read_token(store, "")
+    return token is not None and token.covered
+
+
+def test_nothing_new_is_stored_before_others_can_see_that_the_journal_has_failed(
+    place: Place, away: threading.Event
+) -> None:
+    store = Watched(place, 0.0)
     with opened(place, store, write_delay=0.05) as volume:
-        assert volume._keeper is not None
-        found = read_token(store, "")
-        assert found is not None and found.covered
+        assert volume._keeper is not None and is_covered(store)
         disk = FaultyDisk(volume._keeper.journal.core)
         away.set()
         disk.sync_error = errno.EIO
@@ -367,8 +377,32 @@ def test_nothing_new_is_stored_before_others_can_see_that_the_journal_has_failed
         away.clear()
         volume.flush()
         assert {block for _, block in store.writes} >= {6}
-        found = read_token(store, "")
-        assert found is not None and not found.covered
+        assert not is_covered(store)
+
+
+def test_nor_that_it_had_no_room_for_what_memory_has(
+    place: Place, away: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where each write takes new room (btrfs): the write waits, but its block could be stored."""
+    monkeypatch.setattr("s3backer.journal.service._RETRY", 0.3)
+    store = Watched(place, 0.0)
+    with opened(place, store, write_delay=0.05) as volume:
+        assert volume._keeper is not None and is_covered(store)
+        disk = FaultyDisk(volume._keeper.journal.core)
+        away.set()
+        disk.write_error = errno.ENOSPC
+        writer = threading.Thread(target=volume.write, args=(6 * BLOCK, b"b" * BLOCK))
+        writer.start()
+        wait_until(lambda: volume._slab.unsaved == 1, "memory has it")
+        time.sleep(0.5)
+        assert store.writes == [] and writer.is_alive()
+        away.clear()
+        wait_until(lambda: store.writes, "it is stored")
+        assert not is_covered(store)
+        disk.write_error = 0
+        writer.join(30)
+        assert not writer.is_alive()
+    assert place.content(6 * BLOCK, BLOCK) == b"b" * BLOCK
 
 
 def test_a_record_that_went_bad_meanwhile_is_an_error_and_nothing_else_waits_for_it(place: Place) -> None:
