@@ -135,6 +135,11 @@ def erase_volume(
             raise in_use(url, other)
         settle(store, url)
         return erased
+    if token is None:
+        rest: list[str] = []
+        if next(volume_objects(store, prefix, last_keys=rest), None) is None and not rest:
+            # Nothing is written where nothing is.
+            return 0
     holder = take(store, prefix, url, token, force=True)
     try:
         erased = _erase_blocks(store, prefix, progress)

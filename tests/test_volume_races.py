@@ -129,10 +129,10 @@ def test_a_resize_that_fails_at_its_end_leaves_one_size_for_all(
     volume = Volume.open(store, "", options(threads=4))
     touch = volume._driver.touch
 
-    def write_and_touch(block: int) -> None:
+    def write_and_touch(block: int, first: Callable[[], None] = lambda: None) -> None:
         volume._driver.write(3 * BLOCK, b"w" * BLOCK)
         store.bad = f"{3:08x}"
-        touch(block)
+        touch(block, first)
 
     monkeypatch.setattr(volume._driver, "touch", write_and_touch)
     with pytest.raises(StoreError):

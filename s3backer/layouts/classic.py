@@ -316,7 +316,9 @@ class ClassicLayout:
             self._confirm()
             self._lost = False
         known, etag = self._presence.get(block), self._etags.get(block)
-        if (known and etag is None) or (known is None and self._is_left(block)):
+        # What is seen now of a doubtful block may be changed by what has failed; the store waits for that.
+        unseen = known is None and block not in self._doubtful and self._is_left(block)
+        if unseen or (known and etag is None):
             known, etag = self._ask(block)
         for attempt in range(_MOST_CONFLICTS):
             try:

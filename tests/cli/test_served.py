@@ -163,7 +163,7 @@ def test_unmount_waits_until_the_daemon_has_ended(run: Run, daemon: Daemon, by: 
 def test_unmount_says_that_the_daemon_waits(run: Run, daemon: Daemon) -> None:
     daemon.settles_in = 93.4
     answer = run("unmount", daemon.mountpoint)
-    assert (answer.code, answer.err) == (0, "waits 93 s for requests whose answers were lost\n")
+    assert (answer.code, answer.err) == (0, "waits 93 s for requests that may still arrive\n")
 
 
 def test_unmount_of_what_is_busy_says_how_to_go_on(run: Run, daemon: Daemon) -> None:
