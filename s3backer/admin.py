@@ -130,10 +130,10 @@ def erase_volume(
     if token is not None and token.copy is not None:
         # What marks an unfinished copy stays to the end.
         erased = _erase_blocks(store, prefix, progress)
+        settle(store, url)
         other = remove_token(store, prefix, token)
         if other is not None:
             raise in_use(url, other)
-        settle(store, url)
         return erased
     if token is None:
         rest: list[str] = []
@@ -149,10 +149,11 @@ def erase_volume(
         else:
             holder.stop()
         raise
+    # Who makes a volume here next must not meet those deletions.
+    settle(store, url)
     other = holder.give_back(patient=False)
     if other is not None:
         raise in_use(url, other)
-    settle(store, url)
     if progress:
         progress(erased)
     return erased

@@ -31,7 +31,7 @@ from tests.support.simulation import BLOCK, LASTING, World
 _FILE = 48 << 10
 _PREFIX = "p/"
 #: One world in so many goes on after a crash.
-_GOING_ON = 5
+_GOING_ON = 10
 
 
 class Crash(BaseException):
