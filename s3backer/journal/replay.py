@@ -101,6 +101,8 @@ class Recovered:
     data_bytes: int = 0
     last_number: int = 0
     last_sequence: int = 0
+    #: Blocks that were written, each as often as it was: no map needs more entries.
+    written: int = 0
     #: Number of the oldest file that was needed when it ended, 0 if that was not said.
     oldest: int = 0
 
@@ -271,6 +273,7 @@ def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first
                 # Nearly all are: a record of data lies in one block.
                 recovered.pending[facts[5] // header.block_size] = recovered.last_sequence = facts[3]
                 recovered.data_bytes += facts[6]
+                recovered.written += 1
             else:
                 _take_record(recovered, header, facts, window)
         if found:
@@ -301,6 +304,7 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
         recovered.last_sequence = sequence
         for block in range(first, (offset + length - 1) // header.block_size + 1):
             recovered.pending[block] = sequence
+            recovered.written += 1
     elif kind == DONE:
         # A block may have been touched, which is no record.
         recovered.last_sequence = max(recovered.last_sequence, sequence)

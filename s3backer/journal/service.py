@@ -109,7 +109,10 @@ class WriteJournal:
         self._retry_at: float | None = None
         self._complained = False
         self._next = 1
-        kept, needed = (len(recovered.files), recovered.entries()) if recovered else (0, 0)
+        kept, needed = (len(recovered.files), recovered.written) if recovered else (0, 0)
+        if recovered is not None and needed > capacity:
+            # Exactly, then: that takes another reading.
+            needed = recovered.entries()
         #: The hot part: see ``s3backer._journal``.
         self.core = Journal(slab, self.file_bytes, max(2 + kept, budget // self.file_bytes), max(capacity, needed))
         try:
