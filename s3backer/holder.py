@@ -7,7 +7,7 @@ Guarantees
   * From the first moment on it is renewed, also while its taker still waits for the former holder's requests.
   * Nothing is written while the lease has not been renewed in time (s3backer/lease.py), and nothing ever again once
     the token is another's. Ours is what was put here, by its nonce: its value a copy of the directory has, too, and
-    its session a copy of the running machine.
+    what it knows otherwise a copy of the running machine.
   * Where the conditions of PUTs are not known to be heeded, it is read before each renewal: of two that want the
     volume one finds the other's.
   * A request to remove it that may still arrive is waited for before the next one.
@@ -44,7 +44,7 @@ from s3backer.layouts.token import (
     new_token,
     put_token,
     read_token,
-    remove_token,
+    remove_ours,
     settle,
     watch_token,
     write_token,
@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 
 #: Pause in seconds between two attempts to give the token back, and for how long the first renewal is tried.
 _RETRY, _TRY = 1.0, 10.0
-#: Tokens that may be found although later ones were sent, and attempts to remove one that stays as it is.
-_SENT, _REMOVALS = 32, 10
+#: Tokens that may be found although later ones were sent.
+_SENT = 32
 #: Seconds after which it is noted again that requests are under way.
 _NOTE = 1.0
 
@@ -163,17 +163,7 @@ class Holder:
         waiting = False
         while True:
             try:
-                other = remove_token(self._store, self._prefix, self._token)
-                for _ in range(_REMOVALS):
-                    if other is None or not self._is_ours(other):
-                        break
-                    # Not the last one: one was put, perhaps, and its answer lost.
-                    other = remove_token(self._store, self._prefix, other)
-                else:
-                    raise AccessDenied(
-                        f"the mount token of {self._url} is ours and cannot be removed: its condition is refused",
-                        hint="All data is stored. Run 's3backer unlock' on it.",
-                    )
+                other = remove_ours(self._store, self._prefix, self._url, self._token, self._is_ours)
                 if other is None:
                     self._store.fence.take_down()
                 return other

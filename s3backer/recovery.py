@@ -53,7 +53,7 @@ from s3backer.layouts.token import (
     in_use,
     new_token,
     read_token,
-    remove_token,
+    remove_ours,
     settle,
     watch_token,
 )
@@ -404,10 +404,10 @@ class Recoverer:
         if mine is not None:
             # The answer of what comes now may be lost.
             self._directory.note_busy()
-            other = holder.give_back(patient=False) if holder else remove_token(self._store, self._prefix, mine)
-            while other is not None and self._died_here(other):
-                # The last renewal of the process that died, which has arrived meanwhile.
-                other = remove_token(self._store, self._prefix, other)
+            other = holder.give_back(patient=False) if holder else mine
+            if other is not None and (holder is None or self._died_here(other)):
+                # Also the last renewal of the process that died, if that has arrived meanwhile.
+                other = remove_ours(self._store, self._prefix, self._url, other, self._died_here)
             if other is not None:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")

@@ -19,11 +19,11 @@ have to have expired: ``settle``.
 The original reads and writes the same object, so each refuses a volume that the other has mounted.
 
 The third line is ours (nobody reads the original's body back): ETags follow the content, and two tokens put in the
-same second by the same host must not have the same one. The fourth is a random number. Half of it is another one each
-time that it is put; by the other half a holder knows its own token, whoever else may have its value. While a copy is
-unfinished its note is there instead (layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the
-original we create it with ``If-None-Match: *``: of two mounts at once exactly one wins. A token without a lease, as the
-original's, never ends by itself.
+same second by the same host must not have the same one. The fourth is a random number, another one each time that it
+is put; by it a holder knows its own token, whoever else may have its value. While a copy is unfinished its note is
+there instead (layouts/copy_note.py): nothing opens such a volume, not even by force. Unlike the original we create it
+with ``If-None-Match: *``: of two mounts at once exactly one wins. A token without a lease, as the original's, never
+ends by itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import quote, unquote
 
-from s3backer.errors import ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
+from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
 from s3backer.layouts.copy_note import CopyNote
 from s3backer.lease import Watch
 from s3backer.stores.base import ObjectStore
@@ -52,8 +52,8 @@ LEASE_METADATA = "s3backer-lease"
 HOME_METADATA = "s3backer-home"
 COVERED_METADATA = "s3backer-covered"
 SHARED_TOKEN = 0x7FFFFFFF
-#: Digits of a nonce that say who put it; the others are new each time.
-_SESSION = 16
+#: Attempts to remove a token of ours that stays as it is.
+_REMOVALS = 10
 #: Seconds that a lease may last.
 _SHORTEST, _LONGEST = 1.0, 3600.0
 #: Bytes of which no token has so many.
@@ -87,15 +87,9 @@ class MountToken:
     nonce: str = ""
     covered: bool = False
 
-    @property
-    def session(self) -> str:
-        """What all that one holder puts has in common, and nothing else; "" where that is not known."""
-        return self.nonce[:_SESSION]
-
     def anew(self, random_source: random.Random, **changes: Any) -> Self:
         """Return the token as its holder puts it next: with another nonce, and with ``changes``."""
-        session = self.session or f"{random_source.getrandbits(64):016x}"
-        return replace(self, nonce=f"{session}{random_source.getrandbits(64):016x}", **changes)
+        return replace(self, nonce=f"{random_source.getrandbits(128):032x}", **changes)
 
     def is_put_of(self, other: MountToken) -> bool:
         """Return whether both come from the same putting."""
@@ -227,6 +221,24 @@ def remove_token(store: ObjectStore, prefix: str, mine: MountToken) -> MountToke
         except PreconditionFailed:
             return read_token(store, prefix)
     return None
+
+
+def remove_ours(
+    store: ObjectStore, prefix: str, url: str, mine: MountToken, is_ours: Callable[[MountToken], bool]
+) -> MountToken | None:
+    """Do what ``remove_token`` does, also with those of ours that stand there instead; the last one put may be lost.
+
+    Raises AccessDenied where it stays although it is ours.
+    """
+    other = remove_token(store, prefix, mine)
+    for _ in range(_REMOVALS):
+        if other is None or not is_ours(other):
+            return other
+        other = remove_token(store, prefix, other)
+    raise AccessDenied(
+        f"the mount token of {url} is ours and cannot be removed: its condition is refused",
+        hint="All data is stored. Run 's3backer unlock' on it.",
+    )
 
 
 def settle(store: ObjectStore, url: str, waits: Callable[[float], None] | None = None) -> None:
