@@ -399,7 +399,7 @@ cdef class Journal:
         return spilled
 
     def next_left(self, uint64_t block, uint64_t stop):
-        """Return the first block in [block, stop) that is left (see ``is_left``), else stop. Looks at every entry."""
+        """Return the first block in [block, stop) that is left (see ``is_left``), else stop."""
         if self.left:
             with nogil:
                 pthread_mutex_lock(&self._lock)

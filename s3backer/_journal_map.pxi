@@ -134,13 +134,12 @@ cdef uint64_t map_next_left(Journal journal, uint64_t block, uint64_t stop) noex
         while block < stop and not is_left(journal, map_link(journal, block)[0]):
             block += 1
         return block
-    if journal.left > 0:
-        for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
-            index = journal._bucket[bucket]
-            while index >= 0:
-                if block <= journal._entry[index].block < stop and is_left(journal, index):
-                    stop = journal._entry[index].block
-                index = journal._entry[index].chain
+    for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
+        index = journal._bucket[bucket]
+        while index >= 0:
+            if block <= journal._entry[index].block < stop and is_left(journal, index):
+                stop = journal._entry[index].block
+            index = journal._entry[index].chain
     return stop
 
 

@@ -13,8 +13,10 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 
-#: Seconds until it goes on after a failure: at first, and at most.
-_RETRY, _LONGEST_RETRY = 1.0, 30.0
+from s3backer.cache_calls import retry_pause
+
+#: Seconds until it goes on after a failure, at first.
+_RETRY = 1.0
 
 
 class Backlog:
@@ -56,7 +58,7 @@ class Backlog:
         self._failed.append(block)
         if self._failing_since is None:
             self._failing_since = now
-        self._retry_at = now + min(max(_RETRY, (now - self._failing_since) / 10), _LONGEST_RETRY)
+        self._retry_at = now + retry_pause(_RETRY, now - self._failing_since)
 
     def succeeded(self) -> None:
         """Hear that something was stored."""

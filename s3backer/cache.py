@@ -54,6 +54,7 @@ from s3backer.cache_calls import (
     Sync,
     TouchRequest,
     WriteRequest,
+    retry_pause,
 )
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
@@ -62,8 +63,6 @@ from s3backer.stores.base import Buffer
 
 #: How full a journal is when the oldest blocks go out without waiting for their age.
 _HIGH_FILL = 0.5
-#: Seconds after which a block whose store failed is tried again at the latest.
-_LONGEST_RETRY = 30.0
 #: Blocks that are spilled at once.
 _SPILLED = 64
 #: Why a write has to wait until blocks were stored, or a file of the journal is ready.
@@ -174,7 +173,7 @@ class BlockCache:
             return None
         if now < self._held_until:
             return self._held_until
-        wake = self._backlog.next_wake(now) if self._backlog is not None else None
+        wake = self._backlog.next_wake(now) if self._backlog is not None and self._room_for_left() > 0 else None
         urgent = self._urgent()
         for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
             if not self._is_merging(block):
@@ -494,7 +493,7 @@ class BlockCache:
 
     @property
     def _left(self) -> int:
-        """Blocks of which an earlier mount's journal has something that is not in the bucket."""
+        """Blocks of which something is left to the journal."""
         return 0 if self._backlog is None or self._journal is None else self._journal.core.left
 
     @property
@@ -504,6 +503,11 @@ class BlockCache:
 
     def _room(self) -> int:
         return self._policy.store_limit - len(self._storing) - self._merging
+
+    def _room_for_left(self) -> int:
+        """Return how many blocks of the backlog may be begun: others that wait get half of the places."""
+        kept = max(self._policy.store_limit // 2, bool(self._parked)) if self._slab.dirty else 0
+        return self._room() - kept
 
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""
@@ -562,9 +566,7 @@ class BlockCache:
         """Bring blocks of the backlog into memory, as many as there is room for."""
         if self._backlog is None:
             return
-        # Others that wait get half of the places.
-        kept = max(self._policy.store_limit // 2, bool(self._parked)) if self._slab.dirty else 0
-        while self._room() > kept and (block := self._backlog.next(now)) is not None:
+        while self._room_for_left() > 0 and (block := self._backlog.next(now)) is not None:
             if block in self._storing or self._is_merging(block):
                 # It is stored with what was left of it, and again if that fails.
                 continue
@@ -616,9 +618,8 @@ class BlockCache:
     def _store_failed(self, block: int, attempt: _Attempt, error: S3backerError, now: float) -> None:
         """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""
         if not self._fail_flushes(attempt, error):
-            # A refusal costs money as well, and an outage may take days.
             lasting = now - self._failing.setdefault(block, now)
-            self._retry_at[block] = now + min(max(self._policy.retry_delay, lasting / 10), _LONGEST_RETRY)
+            self._retry_at[block] = now + retry_pause(self._policy.retry_delay, lasting)
 
     def _fail_flushes(self, attempt: _Attempt, error: S3backerError) -> bool:
         """Answer the flushes that were asked before the attempt; return whether later ones wait for another."""

@@ -13,8 +13,16 @@ log = logging.getLogger(__name__)
 
 #: Told how a call ended; None: well. Called by any thread, without a lock; must neither wait nor raise.
 Done = Callable[[S3backerError | None], None]
+#: Seconds after which what has failed is tried again at the latest.
+_LONGEST_RETRY = 30.0
 #: What to try when there is no memory.
 LESS_MEMORY = "Use a smaller --memory."
+
+
+def retry_pause(least: float, lasting: float) -> float:
+    """Return the seconds until something is tried again that has failed for ``lasting`` seconds."""
+    # A refusal costs money as well, and an outage may take days.
+    return min(max(least, lasting / 10), _LONGEST_RETRY)
 
 
 def answer(done: Done, error: S3backerError | None) -> None:

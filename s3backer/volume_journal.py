@@ -69,7 +69,7 @@ class VolumeJournal:
             self.journal.done(block, self._slab.sequence, "")
         waits = quiet_at - time.monotonic()
         if waits > 0:
-            self._layout.doubted = frozenset(found.pending)
+            self._layout.doubted = found.pending
         if core.left:
             log.warning(
                 "%s: %d blocks of the mount that began at %s are in its journal; they are read from there and stored%s",

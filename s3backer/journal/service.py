@@ -294,13 +294,14 @@ class WriteJournal:
         """
         body = bytearray(self._block_size)
         ranges, _, _ = self.core.load(block, body)
-        whole = 0
-        for start, stop in sorted(ranges):
-            whole = max(whole, stop) if start <= whole else whole
-        if whole < self._block_size:
-            found = fetch()
-            body[:] = bytes(self._block_size) if found is None else found
-            self.core.load(block, body)
+        gaps, position = [], 0
+        for start, stop in [*sorted(ranges), (self._block_size, self._block_size)]:
+            if start > position:
+                gaps.append(slice(position, start))
+            position = max(position, stop)
+        if gaps and (found := fetch()) is not None:
+            for gap in gaps:
+                body[gap] = memoryview(found)[gap]
         return body
 
     def end(self, *, settled: bool) -> None:

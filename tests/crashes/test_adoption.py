@@ -6,70 +6,23 @@ import errno
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalDamaged, JournalError, ReadOnlyVolume, S3backerError, StoreError, VolumeInUse
 from s3backer.journal.files import JournalDirectory
-from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, block_name, parse_block_name
+from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, block_name
 from s3backer.layouts.token import claim_token, new_token, put_token, read_token, remove_token
 from s3backer.recovery import Recoverer, place_of_journal
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 from tests.support.mounts import wait_until
-from tests.support.places import BLOCK, SECRET, SIZE, Place, shortened
+from tests.support.places import BLOCK, LASTING, SIZE, Place, Watched, opened, shortened
 from tests.support.power_loss import FaultyDisk
-
-#: Seconds for which requests of a dead mount may take effect, where a test waits for that, and by which it may be late.
-LASTING = 1.0
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, EncodingOptions())
-
-
-@pytest.fixture
-def secret(tmp_path: Path) -> Place:
-    return Place(tmp_path, SECRET)
-
-
-class Watched(DirectoryStore):
-    """Its requests may take effect for ``lasting`` seconds. ``writes``: (when, block) of each that changes one."""
-
-    def __init__(self, place: Place, lasting: float = LASTING) -> None:
-        super().__init__(place.bucket)
-        self.lasting = lasting
-        self.writes: list[tuple[float, int]] = []
-        self.failing = False
-
-    def _note(self, key: str) -> None:
-        block = parse_block_name(key)
-        if block is not None:
-            self.writes.append((time.monotonic(), block))
-            if self.failing:
-                raise StoreError("it fails", hint="Wait.")
-
-    def put(self, key: str, *args: Any, **more: Any) -> str:
-        self._note(key)
-        return super().put(key, *args, **more)
-
-    def delete(self, key: str, **more: Any) -> None:
-        self._note(key)
-        super().delete(key, **more)
-
-    def late_put(self, block: int, body: bytes) -> None:
-        """A request of the mount that has died arrives."""
-        super().put(block_name(block), body)
-
-
-def opened(place: Place, store: DirectoryStore | None = None, **changes: Any) -> Volume:
-    return Volume.open(store or Watched(place), "", replace(place.options, **changes))
 
 
 def test_it_serves_at_once_and_stores_later(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -358,14 +311,20 @@ def is_covered(store: DirectoryStore) -> bool:
     return token is not None and token.covered
 
 
-def test_nothing_new_is_stored_before_others_can_see_that_the_journal_has_failed(
-    place: Place, away: threading.Event
-) -> None:
+@contextmanager
+def covered(place: Place, away: threading.Event) -> Iterator[tuple[Watched, Volume, FaultyDisk]]:
+    """A volume whose token says that the journal has all, and from now on cannot be changed; and the journal's disk."""
     store = Watched(place, 0.0)
     with opened(place, store, write_delay=0.05) as volume:
         assert volume._keeper is not None and is_covered(store)
-        disk = FaultyDisk(volume._keeper.journal.core)
         away.set()
+        yield store, volume, FaultyDisk(volume._keeper.journal.core)
+
+
+def test_nothing_new_is_stored_before_others_can_see_that_the_journal_has_failed(
+    place: Place, away: threading.Event
+) -> None:
+    with covered(place, away) as (store, volume, disk):
         disk.sync_error = errno.EIO
         volume.write(5 * BLOCK, b"a" * BLOCK)
         wait_until(lambda: volume._keeper is not None and volume._keeper.failure is not None, "it has failed")
@@ -385,11 +344,7 @@ def test_nor_that_it_had_no_room_for_what_memory_has(
 ) -> None:
     """As where each write takes new room (btrfs): the write waits, but its block could be stored."""
     monkeypatch.setattr("s3backer.journal.service._RETRY", 0.3)
-    store = Watched(place, 0.0)
-    with opened(place, store, write_delay=0.05) as volume:
-        assert volume._keeper is not None and is_covered(store)
-        disk = FaultyDisk(volume._keeper.journal.core)
-        away.set()
+    with covered(place, away) as (store, volume, disk):
         disk.write_error = errno.ENOSPC
         writer = threading.Thread(target=volume.write, args=(6 * BLOCK, b"b" * BLOCK))
         writer.start()

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from s3backer.codec.choice import EncodingOptions
 from s3backer.journal.replay import scan
 from s3backer.layouts.classic import block_name
 from s3backer.url import volume_id
 from s3backer.volume import Volume
-from tests.crashes.test_adoption import Watched, opened
 from tests.support.mounts import wait_until
-from tests.support.places import BLOCK, SIZE, Place, shortened
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, EncodingOptions())
+from tests.support.places import BLOCK, SIZE, Place, Watched, opened, shortened
 
 
 def zero(volume: Volume, how: str, block: int) -> None:

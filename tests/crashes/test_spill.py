@@ -11,9 +11,8 @@ import pytest
 
 from s3backer.codec.choice import EncodingOptions
 from s3backer.volume import Volume
-from tests.crashes.test_adoption import Watched, opened
 from tests.support.mounts import wait_until
-from tests.support.places import BLOCK, SECRET, SIZE, Place, shortened
+from tests.support.places import BLOCK, SECRET, SIZE, Place, Watched, opened, shortened
 from tests.support.power_loss import FaultyDisk
 
 MEMORY = 1 << 20

@@ -44,16 +44,6 @@ from tests.support.places import BLOCK, NEVER, SECRET, SIZE, Place, copy_unless_
 from tests.support.power_loss import FaultyDisk
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, EncodingOptions())
-
-
-@pytest.fixture
-def secret(tmp_path: Path) -> Place:
-    return Place(tmp_path, SECRET)
-
-
 def test_an_encrypted_volume_has_an_encrypted_journal(secret: Place) -> None:
     text = b"nobody may read this" * 100
     with secret.killed() as volume:

@@ -75,7 +75,7 @@ class CrashWorld(World):
         backlog = Backlog([] if self.found is None else self.found.pending, core.is_left)
         if self.found is not None:
             self.held_until = self.now + LASTING
-            self.layout.doubted = frozenset(self.found.pending)
+            self.layout.doubted = self.found.pending
         return BlockCache(self.slab, self.layout, policy, self.journal, backlog=backlog, held_until=self.held_until)
 
     def read_block(self, block: int) -> Buffer | None:

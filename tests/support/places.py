@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,8 @@ from typing import Any
 
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions
-from s3backer.layouts.classic import parse_block_name
+from s3backer.errors import StoreError
+from s3backer.layouts.classic import block_name, parse_block_name
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
@@ -24,6 +26,8 @@ from s3backer.volume import Volume
 BLOCK = 4096
 SIZE = 4 << 20
 NEVER = 3600.0
+#: Seconds for which requests of a dead mount may take effect, where a test waits for that, and by which it may be late.
+LASTING = 1.0
 SECRET = EncodingOptions(encrypt="AES-256-CBC", password="correct horse")
 
 
@@ -107,3 +111,36 @@ def shortened(volume: Volume) -> Volume:
     """Let a volume that would wait for an hour at its end wait no more. For tests that ask what it does meanwhile."""
     volume._quiet_at = volume._driver.cache._held_until = 0.0
     return volume
+
+
+class Watched(DirectoryStore):
+    """Its requests may take effect for ``lasting`` seconds. ``writes``: (when, block) of each that changes one."""
+
+    def __init__(self, place: Place, lasting: float = LASTING) -> None:
+        super().__init__(place.bucket)
+        self.lasting = lasting
+        self.writes: list[tuple[float, int]] = []
+        self.failing = False
+
+    def _note(self, key: str) -> None:
+        block = parse_block_name(key)
+        if block is not None:
+            self.writes.append((time.monotonic(), block))
+            if self.failing:
+                raise StoreError("it fails", hint="Wait.")
+
+    def put(self, key: str, *args: Any, **more: Any) -> str:
+        self._note(key)
+        return super().put(key, *args, **more)
+
+    def delete(self, key: str, **more: Any) -> None:
+        self._note(key)
+        super().delete(key, **more)
+
+    def late_put(self, block: int, body: bytes) -> None:
+        """A request of the mount that has died arrives."""
+        super().put(block_name(block), body)
+
+
+def opened(place: Place, store: DirectoryStore | None = None, **changes: Any) -> Volume:
+    return Volume.open(store or Watched(place), "", replace(place.options, **changes))
