@@ -130,7 +130,6 @@ def erase_volume(
     if token is not None and token.copy is not None:
         # What marks an unfinished copy stays to the end.
         erased = _erase_blocks(store, prefix, progress)
-        settle(store, url)
         other = remove_token(store, prefix, token)
         if other is not None:
             raise in_use(url, other)
@@ -149,13 +148,9 @@ def erase_volume(
         else:
             holder.stop()
         raise
-    # Who makes a volume here next must not meet those deletions.
-    settle(store, url)
     other = holder.give_back(patient=False)
     if other is not None:
         raise in_use(url, other)
-    if progress:
-        progress(erased)
     return erased
 
 
@@ -173,7 +168,12 @@ def _erase_blocks(store: ObjectStore, prefix: str, progress: Callable[[int], Non
     # While block 0 is there nobody makes a volume here, which late deletions would eat.
     settle(store, volume_name(store, prefix))
     store.delete_many(last)
-    return erased + len(last)
+    erased += len(last)
+    # Who makes a volume here next must not meet those deletions.
+    settle(store, volume_name(store, prefix))
+    if progress:
+        progress(erased)
+    return erased
 
 
 def unlock_volume(

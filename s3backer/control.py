@@ -101,7 +101,7 @@ def call(
                     if on_progress:
                         on_progress(progress)
                     continue
-                return _result(answer)
+                return result(answer)
         except TimeoutError:
             raise S3backerError(
                 f"the daemon at {where} has said nothing for {silence:.0f} s",
@@ -121,10 +121,11 @@ def _broken_off(where: Path, command: str, reason: str) -> S3backerError:
     )
 
 
-def _result(answer: Mapping[str, object]) -> dict[str, object]:
-    result = answer.get("result")
-    if answer.get("ok") is True and isinstance(result, dict):
-        return result
+def result(answer: Mapping[str, object]) -> dict[str, object]:
+    """Return what an answer has to say, or raise the error that it tells."""
+    found = answer.get("result")
+    if answer.get("ok") is True and isinstance(found, dict):
+        return found
     error = S3backerError(
         str(answer.get("error") or "the daemon's answer was not understood"), hint=str(answer.get("hint") or "")
     )
@@ -271,18 +272,19 @@ class ControlServer:
                 )
             return {"version": VERSION, "ok": True, "result": dict(handler(request, progress))}
         except S3backerError as error:
-            return _failure(error.message, error.hint, error.exit_code)
+            return failure(error.message, error.hint, error.exit_code)
         except OSError as error:
-            return _failure(error.strerror or str(error), "", 1)
+            return failure(error.strerror or str(error), "", 1)
         except Exception as error:
             if (known := out_of_memory(error)) is not None:
-                return _failure(known.message, known.hint, known.exit_code)
+                return failure(known.message, known.hint, known.exit_code)
             log.error("a control request failed unexpectedly: %r", error)
             log.debug("where it happened", exc_info=error)
-            return _failure(f"unexpected {type(error).__name__} in the daemon", "See its log; this is a defect.", 1)
+            return failure(f"unexpected {type(error).__name__} in the daemon", "See its log; this is a defect.", 1)
 
 
-def _failure(message: str, hint: str, exit_code: int) -> dict[str, object]:
+def failure(message: str, hint: str, exit_code: int) -> dict[str, object]:
+    """Return how an error is told; ``result`` raises it."""
     return {"version": VERSION, "ok": False, "error": message, "hint": hint, "exit_code": exit_code}
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from s3backer.background import launch
 from s3backer.closing import ClosingProgress
-from s3backer.control import ControlServer, Progress, call, control_path, socket_name
+from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
 from s3backer.errors import JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
@@ -352,14 +352,13 @@ class _Daemon:
             self._request_stop()
             answer = {"pid": os.getpid(), "mountpoint": mount.mountpoint, "settles_in": volume.settles_in}
             left = volume.left_unsaved()
-            return answer if left is None else answer | {"left_unsaved": [left.message, left.hint]}
+            return answer if left is None else answer | {"left_unsaved": _told(left)}
 
         def ended(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             """Return when the volume is closed, with the error if there was one."""
             while not self._closed.wait(_REPORT_SECONDS):
                 progress({"unsaved_blocks": volume.unsaved})
-            error = self._close_error
-            return {} if error is None else {"error": [error.message, error.hint]}
+            return {} if self._close_error is None else {"error": _told(self._close_error)}
 
         server = ControlServer(
             control_path(ident),
@@ -372,6 +371,10 @@ class _Daemon:
             log.warning("no control socket: %s", error)
             return None
         return server
+
+
+def _told(error: S3backerError) -> dict[str, object]:
+    return failure(error.message, error.hint, error.exit_code)
 
 
 def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control import call, control_path
-from s3backer.errors import MountError, S3backerError, VolumeInUse
+from s3backer.control import call, control_path, result
+from s3backer.errors import MountError, S3backerError
 from s3backer.mountpoint import FUSE_TYPE, find_mount, resolve_mountpoint, unmount
 
 #: Seconds for a daemon to say which mount it serves.
@@ -76,9 +76,8 @@ def _unmount(ident: str) -> None:
                 left = (call(ident, "ended", on_progress=report) or {}).get("error") or left
             if process is not None:
                 select.select([process], [], [])
-            if isinstance(left, list):
-                message, hint = map(str, left)
-                raise VolumeInUse(message, hint=hint)
+            if isinstance(left, dict):
+                result(left)
     finally:
         if process is not None:
             os.close(process)

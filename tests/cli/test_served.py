@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from s3backer.control import ControlServer, Progress, socket_name
+from s3backer.control import ControlServer, Progress, failure, socket_name
 from s3backer.errors import MountError, UsageError
 from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
 from s3backer.stores.directory import DirectoryStore
@@ -37,7 +37,14 @@ class Daemon:
         self.failure: str | None = None
         self.ended_at = 0.0
         self.settles_in = 0.0
-        names: dict[str, Any] = {"info": self.info, "resize": self.resize, "unmount": self.unmount}
+        #: How closing ends, if not well.
+        self.close_error: dict[str, object] | None = None
+        names: dict[str, Any] = {
+            "info": self.info,
+            "resize": self.resize,
+            "unmount": self.unmount,
+            "ended": self.ended,
+        }
         self.server = ControlServer(sockets / f"{socket_name(DirectoryStore(volume), '')}.sock", names)
 
     def info(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
@@ -70,6 +77,10 @@ class Daemon:
         progress({"unsaved_blocks": 1})
         threading.Thread(target=self._end, name="ending").start()
         return {"pid": self.process.pid, "mountpoint": self.mountpoint, "settles_in": self.settles_in}
+
+    def ended(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        progress({"unsaved_blocks": 1})
+        return {} if self.close_error is None else {"error": self.close_error}
 
     def _end(self) -> None:
         time.sleep(0.3)
@@ -164,6 +175,17 @@ def test_unmount_says_that_the_daemon_waits(run: Run, daemon: Daemon) -> None:
     daemon.settles_in = 93.4
     answer = run("unmount", daemon.mountpoint)
     assert (answer.code, answer.err) == (0, "waits 93 s for requests that may still arrive\n")
+
+
+def test_unmount_says_how_closing_ended(run: Run, daemon: Daemon) -> None:
+    """With the code that the error has, as if the command itself had met it."""
+    daemon.close_error = failure("1 blocks cannot be stored", "They are in the journal.", 8)
+    answer = run("unmount", daemon.mountpoint)
+    assert (answer.code, answer.sentence(), answer.hint()) == (
+        8,
+        "1 blocks cannot be stored",
+        "They are in the journal.",
+    )
 
 
 def test_unmount_of_what_is_busy_says_how_to_go_on(run: Run, daemon: Daemon) -> None:
