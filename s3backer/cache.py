@@ -36,7 +36,7 @@ Guarantees
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from s3backer import _fast, _journal
 from s3backer.backlog import Backlog
@@ -56,6 +56,7 @@ from s3backer.cache_calls import (
     WriteRequest,
     retry_pause,
 )
+from s3backer.cache_state import Attempt, Flushes, PendingFetch, WritePolicy
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -67,44 +68,6 @@ _HIGH_FILL = 0.5
 _SPILLED = 64
 #: Why a write has to wait until blocks were stored, or a file of the journal is ready.
 _NO_ROOM = frozenset({_fast.NO_SLOT, _journal.JOURNAL_FULL, _journal.JOURNAL_BUSY})
-
-
-@dataclass(frozen=True, slots=True)
-class WritePolicy:
-    """When blocks are written back.
-
-    ``delay``: seconds a block may stay dirty. ``store_limit``: blocks stored at once. ``high_water``: unsaved
-    blocks above which the oldest go out without waiting for their age. ``retry_delay``: seconds before a block
-    whose store failed is tried again; a tenth of the time for which it has failed, where that is more.
-    """
-
-    delay: float
-    store_limit: int
-    high_water: int
-    retry_delay: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """A block on its way into the bucket: the newest write in it, and how many flushes had been asked before."""
-
-    sequence: int
-    flushes: int
-
-
-@dataclass(slots=True, eq=False)
-class _PendingFetch:
-    flushes: int
-    #: It began before anybody asked for the block.
-    ahead: bool = False
-    hurried: bool = False
-    readers: list[ReadRequest] = field(default_factory=list)
-    writers: list[WriteRequest | TouchRequest] = field(default_factory=list)
-    stale: bool = False
-    # The first write that waits for this fetch to be stored; 0 if only callers wait.
-    store_sequence: int = 0
-    #: The backlog waits for it.
-    left: bool = False
 
 
 class BlockCache:
@@ -137,16 +100,14 @@ class BlockCache:
         self._policy = self._asked_policy = policy
         self._block_size = slab.block_size
         self._actions: list[Action] = []
-        self._fetches: dict[int, _PendingFetch] = {}
-        self._storing: dict[int, _Attempt] = {}
+        self._fetches: dict[int, PendingFetch] = {}
+        self._storing: dict[int, Attempt] = {}
         self._storing_zeros: set[int] = set()
         self._retry_at: dict[int, float] = {}
         #: Since when storing a block fails.
         self._failing: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
-        self._flushes: list[FlushRequest] = []
-        self._flush_sequence = 0
-        self._flush_count = 0
+        self._flushes = Flushes()
         #: Why nothing is stored any more.
         self.given_up: S3backerError | None = None
 
@@ -174,10 +135,10 @@ class BlockCache:
         if now < self._held_until:
             return self._held_until
         wake = self._backlog.next_wake(now) if self._backlog is not None and self._room_for_left() > 0 else None
-        urgent = self._urgent()
+        urgent, wanted = self._urgent(), self._flushes.sequence
         for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
             if not self._is_merging(block):
-                due = now if urgent or sequence <= self._flush_sequence else since + self._policy.delay
+                due = now if urgent or sequence <= wanted else since + self._policy.delay
                 due = max(due, self._retry_at.get(block, due))
                 wake = due if wake is None else min(wake, due)
         return wake
@@ -204,7 +165,7 @@ class BlockCache:
         """Fetch those of the blocks that are neither known nor under way; those beyond the end do no harm."""
         for block in blocks[: max(0, self._layout.block_count - blocks.start)]:
             if not (block in self._fetches or self._slab.contains(block) or self._layout.known_absent(block)):
-                self._fetches[block] = _PendingFetch(self._flush_count, ahead=True)
+                self._fetches[block] = PendingFetch(self._flushes.asked, ahead=True)
                 self._actions.append(Fetch(block, urgent=False, ahead=True))
 
     def write(self, request: WriteRequest, now: float) -> None:
@@ -220,23 +181,20 @@ class BlockCache:
     def give_up(self, error: S3backerError) -> None:
         """Store nothing any more; who waits for it gets the error, and so does who comes."""
         self.given_up = error
-        for waiting in (*self._flushes, *self._parked):
+        for waiting in (*self._flushes.take(), *self._parked):
             self._reply(waiting, error)
-        self._flushes.clear()
         self._parked.clear()
 
     def flush(self, request: FlushRequest, now: float) -> None:
         """Start a flush; a Reply follows when all writes answered so far are in the bucket, or one failed."""
-        self._flush_count += 1
-        request.sequence, request.number = self._slab.sequence, self._flush_count
+        self._flushes.ask(request, self._slab.sequence)
         if not self._unsaved_up_to(request.sequence):
             self._reply(request, None)
             return
         if self.given_up is not None:
             self._reply(request, self.given_up)
             return
-        self._flushes.append(request)
-        self._flush_sequence = max(self._flush_sequence, request.sequence)
+        self._flushes.add(request)
         self._retry_at.clear()
         if self._backlog is not None:
             self._backlog.hurry()
@@ -258,8 +216,7 @@ class BlockCache:
             case ReadRequest(failed=False) if request.pending:
                 request.failed = True
             case FlushRequest() if request in self._flushes:
-                self._flushes.remove(request)
-                self._flush_sequence = max((f.sequence for f in self._flushes), default=0)
+                self._flushes.take(lambda flush: flush is request)
             case WriteRequest() if request in self._parked:
                 self._parked.remove(request)
             case WriteRequest() if (fetch := self._fetched_for(request)) is not None:
@@ -269,7 +226,7 @@ class BlockCache:
         self._reply(request, error)
         self._settle(now)
 
-    def _fetched_for(self, writer: WriteRequest) -> _PendingFetch | None:
+    def _fetched_for(self, writer: WriteRequest) -> PendingFetch | None:
         return next((fetch for fetch in self._fetches.values() if writer in fetch.writers), None)
 
     # ── completions ──────────────────────────────────────────────────────────────────────────────────
@@ -290,7 +247,7 @@ class BlockCache:
                     self._advance(writer, now)
                 else:
                     self._reply(writer, error)
-            attempt = _Attempt(fetch.store_sequence, fetch.flushes)
+            attempt = Attempt(fetch.store_sequence, fetch.flushes)
             if attempt.sequence:
                 self._store_failed(block, attempt, error, now)
             elif fetch.left:
@@ -388,10 +345,10 @@ class BlockCache:
             request.failed = True
             self._reply(request, error)
 
-    def _fetch(self, block: int, *, urgent: bool) -> _PendingFetch:
+    def _fetch(self, block: int, *, urgent: bool) -> PendingFetch:
         fetch = self._fetches.get(block)
         if fetch is None:
-            fetch = self._fetches[block] = _PendingFetch(self._flush_count)
+            fetch = self._fetches[block] = PendingFetch(self._flushes.asked)
             self._actions.append(Fetch(block, urgent))
         elif fetch.ahead and not fetch.hurried:
             fetch.hurried = True
@@ -485,11 +442,11 @@ class BlockCache:
     @property
     def _merging(self) -> int:
         """Fetches under way because a block is to be stored."""
-        return sum(fetch.store_sequence > 0 or fetch.left for fetch in self._fetches.values())
+        return sum(fetch.stores for fetch in self._fetches.values())
 
     def _is_merging(self, block: int) -> bool:
         fetch = self._fetches.get(block)
-        return fetch is not None and (fetch.store_sequence > 0 or fetch.left)
+        return fetch is not None and fetch.stores
 
     @property
     def _left(self) -> int:
@@ -519,9 +476,9 @@ class BlockCache:
             room = self._room()
             if room <= 0:
                 break
-            urgent = self._urgent()
+            urgent, wanted = self._urgent(), self._flushes.sequence
             for block, sequence, since, _ in self._slab.dirty_blocks(room + self._merging + len(self._retry_at)):
-                due = urgent or sequence <= self._flush_sequence or since + self._policy.delay <= now
+                due = urgent or sequence <= wanted or since + self._policy.delay <= now
                 if not due or room <= 0:
                     break
                 if self._retry_at.get(block, now) > now or self._is_merging(block):
@@ -597,7 +554,7 @@ class BlockCache:
             # There is no memory for the copy: the same as a store that failed.
             self.counts.memory_errors += 1
             error = StoreError(f"no memory for a copy of block {block}", hint=LESS_MEMORY)
-            self._store_failed(block, _Attempt(sequence, self._flush_count), error, now)
+            self._store_failed(block, Attempt(sequence, self._flushes.asked), error, now)
             return True
         if block in self._fetches:
             # What it brings may be older: the journal had something of the block when it began.
@@ -609,33 +566,29 @@ class BlockCache:
             self.counts.zeros_skipped += 1
             self._failing.pop(block, None)
             return False
-        self._storing[block] = _Attempt(sequence, self._flush_count)
+        self._storing[block] = Attempt(sequence, self._flushes.asked)
         if body is None:
             self._storing_zeros.add(block)
         self._actions.append(Store(block, body, as_of))
         return True
 
-    def _store_failed(self, block: int, attempt: _Attempt, error: S3backerError, now: float) -> None:
+    def _store_failed(self, block: int, attempt: Attempt, error: S3backerError, now: float) -> None:
         """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""
         if not self._fail_flushes(attempt, error):
             lasting = now - self._failing.setdefault(block, now)
             self._retry_at[block] = now + retry_pause(self._policy.retry_delay, lasting)
 
-    def _fail_flushes(self, attempt: _Attempt, error: S3backerError) -> bool:
+    def _fail_flushes(self, attempt: Attempt, error: S3backerError) -> bool:
         """Answer the flushes that were asked before the attempt; return whether later ones wait for another."""
         self.counts.store_errors += 1
-        waiting = [f for f in self._flushes if f.sequence >= attempt.sequence]
-        failed = [f for f in waiting if f.number <= attempt.flushes]
+        failed, others_wait = self._flushes.fail(attempt)
         for flush in failed:
-            self._flushes.remove(flush)
             self._reply(flush, error)
-        self._flush_sequence = max((f.sequence for f in self._flushes), default=0)
-        return failed != waiting
+        return others_wait
 
     def _settle(self, now: float) -> None:
         """Answer the flushes that are satisfied and let parked writers go on."""
-        for flush in [f for f in self._flushes if not self._unsaved_up_to(f.sequence)]:
-            self._flushes.remove(flush)
+        for flush in self._flushes.take(lambda flush: not self._unsaved_up_to(flush.sequence)):
             self._reply(flush, None)
         while self._parked:
             request = self._parked.popleft()

@@ -28,7 +28,7 @@ from typing import TypeGuard
 from s3backer import _fast
 from s3backer._readahead import ReadAhead
 from s3backer.backlog import Backlog
-from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache import BlockCache
 from s3backer.cache_calls import (
     Action,
     Done,
@@ -45,6 +45,7 @@ from s3backer.cache_calls import (
     WriteRequest,
     answer,
 )
+from s3backer.cache_state import WritePolicy
 from s3backer.errors import DEFECT, CorruptObject, JournalDamaged, JournalError, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal

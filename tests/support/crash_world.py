@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 from s3backer.backlog import Backlog
-from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache import BlockCache
 from s3backer.cache_calls import Store
+from s3backer.cache_state import WritePolicy
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.service import Mount, WriteJournal

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from s3backer import _fast
 from s3backer._journal import Journal
-from s3backer.cache import BlockCache, WritePolicy
+from s3backer.cache import BlockCache
 from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
@@ -35,6 +35,7 @@ from s3backer.cache_calls import (
     TouchRequest,
     WriteRequest,
 )
+from s3backer.cache_state import WritePolicy
 from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, StoreError
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.copies import Copy
