@@ -152,6 +152,8 @@ cdef class Journal:
     cdef bint _syncing
     # A write is in the slab and not in a file.
     cdef bint _behind
+    # No file is given back.
+    cdef bint _held
     cdef int _failure
     cdef const char *_failed_call
     cdef uint64_t _failed_file

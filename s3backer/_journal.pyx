@@ -285,6 +285,22 @@ cdef class Journal:
             raise self.failure
         return self.durable
 
+    @property
+    def synced(self):
+        """Whether everything appended so far is on the disk."""
+        cdef bint durable
+        with nogil:
+            durable = self.all_durable()
+        return durable
+
+    def hold(self, bint held):
+        """Give no file back while it is held, although nothing of it is needed: of a note that is."""
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            self._held = held
+            pthread_cond_signal(&self._work)
+            pthread_mutex_unlock(&self._lock)
+
     def give_up(self):
         """Take nothing any more, as after a write that failed: the volume is somebody else's now."""
         with nogil:

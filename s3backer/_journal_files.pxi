@@ -73,6 +73,7 @@ cdef bint is_unneeded(Journal journal) noexcept nogil:
         and file != journal._newest_used
         and journal._file[file].entries == 0
         and journal._file[file].users == 0
+        and not journal._held
     )
 
 

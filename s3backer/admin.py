@@ -144,6 +144,7 @@ def erase_volume(
         erased = _erase_blocks(store, prefix, progress)
     except BaseException:
         if token is None:
+            settle(store, url)
             give_up(holder, None)
         else:
             holder.stop()

@@ -248,12 +248,14 @@ class BlockCache:
                 else:
                     self._reply(writer, error)
             attempt = Attempt(fetch.store_sequence, fetch.flushes)
+            if fetch.stores:
+                # Not of damage, which says nothing of others.
+                self._away = self._away or isinstance(error, StoreError)
             if attempt.sequence:
                 self._store_failed(block, attempt, error, now)
-            elif fetch.left:
-                self._fail_flushes(attempt, error)
-            if fetch.left and self._backlog is not None:
+            elif fetch.left and self._backlog is not None:
                 self._backlog.failed(block, now)
+                self._fail_flushes(attempt, error)
         else:
             self.counts.blocks_read += body is not None
             self.counts.zero_blocks_read += body is None
@@ -263,8 +265,12 @@ class BlockCache:
                 self._finish_read(reader, block, fetch.stale, body)
             for writer in fetch.writers:
                 self._advance(writer, now)
-            if fetch.left and not fetch.stale:
-                self._store_left(block, now)
+            if fetch.left and self._backlog is not None:
+                if fetch.stale:
+                    # What overtook it may have failed meanwhile.
+                    self._backlog.add(block)
+                else:
+                    self._store_left(block, now)
         self._schedule(now)
 
     def stored(self, block: int, error: S3backerError | None, now: float) -> None:
@@ -275,10 +281,7 @@ class BlockCache:
         self._storing_zeros.discard(block)
         self._away = error is not None
         if error is not None:
-            if self._put_back(block, now):
-                self._fail_flushes(attempt, error)
-            else:
-                self._store_failed(block, attempt, error, now)
+            self._store_failed(block, attempt, error, now)
         else:
             if self._backlog is not None:
                 self._backlog.succeeded()
@@ -503,21 +506,11 @@ class BlockCache:
                 self._retry_at.pop(block, None)
                 self._failing.pop(block, None)
                 spilled = True
-        if not (spilled or self._syncing):
+        core = self._journal.core
+        if not (spilled or self._syncing or core.failed or core.synced):
             self._syncing = True
             self._actions.append(Sync())
         return spilled
-
-    def _put_back(self, block: int, now: float) -> bool:
-        """Let a block that is left, and could not be stored, be of the backlog again; False if it is not, or cannot."""
-        if self._backlog is None or self._journal is None:
-            return False
-        core = self._journal.core
-        if not (core.is_left(block) and core.spill(block)):
-            return False
-        self._failing.pop(block, None)
-        self._backlog.failed(block, now)
-        return True
 
     def _fetch_left(self, now: float) -> None:
         """Bring blocks of the backlog into memory, as many as there is room for."""
@@ -574,7 +567,16 @@ class BlockCache:
 
     def _store_failed(self, block: int, attempt: Attempt, error: S3backerError, now: float) -> None:
         """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""
-        if not self._fail_flushes(attempt, error):
+        spilled = False
+        if self._backlog is not None and self._journal is not None and self._journal.core.is_left(block):
+            # The backlog has it again. A flush waits for all that is left, whatever came after it.
+            self._backlog.failed(block, now)
+            attempt = replace(attempt, sequence=0)
+            spilled = self._journal.core.spill(block)
+        others_wait = self._fail_flushes(attempt, error)
+        if spilled:
+            self._failing.pop(block, None)
+        elif not others_wait:
             lasting = now - self._failing.setdefault(block, now)
             self._retry_at[block] = now + retry_pause(self._policy.retry_delay, lasting)
 

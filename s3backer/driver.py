@@ -315,7 +315,10 @@ class Driver:
             while self.cache.given_up is None:
                 try:
                     self.flush()
-                except (S3backerError, MemoryError) as error:
+                except Exception as error:
+                    if not isinstance(error, (S3backerError, MemoryError)):
+                        # What is not stored is not to be taken for stored.
+                        log.exception("closing met a defect and goes on")
                     log.debug("closing: %s", error)
                     now, left = self._clock(), self.unsaved
                     if left != before:

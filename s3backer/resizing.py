@@ -70,9 +70,8 @@ class Resizer:
         """Let the journal say that a PUT of block 0 begins that changes more than what was written there."""
         if self._journal is None or self._journal.core.failed:
             return
-        if not (self._journal.intend(0, self._slab.sequence, "", "") or self._journal.core.failed):
+        if not (self._journal.note_resize(self._slab.sequence) or self._journal.core.failed):
             raise JournalError("the journal has no room for a note", hint="Try again when some more is stored.")
-        self._journal.core.sync()
 
     def _clear_tail(self, size: int, old: int, *, discard: bool) -> None:
         """See to it that nothing is stored in [size, old), and that nobody writes there any more."""

@@ -256,7 +256,8 @@ class Keeper:
         while not (self._ending or self._retired or self._lost):
             ended = threading.Event()
             self._go_to_bucket(lambda error, ended=ended: ended.set(), self._in_bucket)  # type: ignore[misc]
-            ended.wait()
+            while not (ended.wait(_LOOK) or self._ending):
+                pass
             if not self._retired:
                 self._pause()
 

@@ -102,6 +102,8 @@ class WriteJournal:
         self._clock, self._monotonic, self._random_bytes = clock, monotonic, random_bytes
         self._key = key
         self._open: dict[int, int] = {}
+        #: The sequence of a note of a resize that is needed.
+        self._resizing: int | None = None
         #: The file that is being given up, and whether its next use has failed.
         self._freed: int | None = None
         self._failed = False
@@ -274,11 +276,27 @@ class WriteJournal:
         """
         return self.core.intend(block, sequence, pack_texts(condition.encode(), checksum.encode()))
 
+    def note_resize(self, sequence: int) -> bool:
+        """Note, on the disk, that a PUT of block 0 begins that changes the size; False where there is no room for it.
+
+        ``sequence``: up to which stores of the block that began before may have come. The note stays until a later one
+        has ended.
+        """
+        if not self.intend(0, sequence, "", ""):
+            return False
+        self._resizing = sequence
+        self.core.hold(True)
+        self.core.sync()
+        return True
+
     def done(self, block: int, sequence: int, etag: str) -> bool:
         """Note what a block's object is now ("" where there is none), and forget what it holds; False without room.
 
         ``sequence`` is that as of which the body was copied, the second one that ``begin_store`` returns.
         """
+        if block == 0 and self._resizing is not None and sequence > self._resizing:
+            self._resizing = None
+            self.core.hold(False)
         try:
             note = pack_texts(etag.encode("utf-8", "surrogateescape"))
         except ValueError:

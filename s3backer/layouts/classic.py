@@ -121,11 +121,13 @@ def _decimal(info: ObjectInfo, name: str) -> int:
 class _Read:
     """A GET under way. ``expected``: the object was there when it began. ``overtaken``: a write began meanwhile.
 
+    ``unclear``: what it is, or will be, is not for the bucket alone to say, so that nothing is learned from it.
     ``etag``: the one that the object is known to have, None if it is not, or if a write is under way.
     """
 
     expected: bool
     overtaken: bool
+    unclear: bool
     etag: str | None
 
 
@@ -358,12 +360,13 @@ class ClassicLayout:
     def _begin_read(self, block: int) -> _Read:
         with self._lock:
             present = self._presence.get(block)
-            overtaken = block in self._writing or block in self._doubtful or block in self.doubted
-            overtaken = overtaken or self._is_left(block)
-            known = self._etags is not None and present is not False and not overtaken and not self._lost
+            overtaken = block in self._writing or block in self._doubtful
+            unclear = block in self.doubted or self._is_left(block)
+            known = self._etags is not None and present is not False and not (overtaken or unclear or self._lost)
             this = _Read(
                 expected=self._exclusive and present is True,
                 overtaken=overtaken,
+                unclear=unclear,
                 etag=self._etags.get(block) if self._etags is not None and known else None,
             )
             self._reading.setdefault(block, []).append(this)
@@ -389,6 +392,8 @@ class ClassicLayout:
                 del self._reading[block]
             if this.overtaken:
                 return False
+            if this.unclear:
+                return True
             # An object that vanished stays expected: reading it again is an error again, not zeros.
             if present is not None and not (this.expected and not present):
                 self._presence.set(block, present)

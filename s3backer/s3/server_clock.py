@@ -40,6 +40,8 @@ class ServerClock:
         self._offset = 0.0
         #: Seconds by which the server's clock was found to have gone on without ours, all in all.
         self._jumped = 0.0
+        #: How far ahead of ours it was found to be at most: servers behind one name differ.
+        self._furthest: float | None = None
         self._last: tuple[str, float | None] = ("", None)
 
     def ours(self) -> float:
@@ -75,11 +77,15 @@ class ServerClock:
                 return False
             # The date was written after the request was sent and before the answer was here.
             least, most = said - answered, said + 1 - asked
+            if self._furthest is None:
+                self._furthest = min(max(self._offset, least), most)
+            elif least - DOUBT > self._furthest:
+                self._jumped += least - self._furthest
+                self._furthest = least
             if least - DOUBT <= self._offset <= most + DOUBT:
                 return False
             right = least if self._offset < least else most
             far = abs(right - self._offset) > _SKEW
-            self._jumped += max(0.0, right - self._offset)
             self._offset = right if abs(right) > DOUBT else 0.0
         if far:
             log.warning("the clock of this computer differs from that of %s by %.0f s", self._name, right)

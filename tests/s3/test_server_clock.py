@@ -74,6 +74,17 @@ def test_a_pause_is_learned_from_the_next_answer_and_never_forgotten():
     assert 590 < answered() < 660
 
 
+def test_servers_that_differ_do_not_make_the_time_run():
+    """As behind one name: each answer is another one's."""
+    world = World(0.0)
+    clock = ServerClock(world.ours, "s3")
+    before = clock.unpaused()
+    for turn in range(100):
+        date = formatdate(math.floor(world.time) + 6 * (turn % 2), usegmt=True)
+        clock.observe(Answer(200, {"date": date}, b""), clock.ours())
+    assert clock.unpaused() - before < 60
+
+
 def test_a_clock_that_was_set_during_a_request_teaches_nothing():
     world = World(0.0)
     clock = ServerClock(world.ours, "s3")

@@ -1,0 +1,257 @@
+"""The cache with a journal, moved by hand: what comes between a block that is left and its way into the bucket."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3backer import _fast
+from s3backer.backlog import Backlog
+from s3backer.cache import BlockCache
+from s3backer.cache_calls import Fetch, FlushRequest, Hurry, Job, ReadRequest, Reply, Store, Sync, WriteRequest
+from s3backer.cache_state import WritePolicy
+from s3backer.errors import JournalError, S3backerError, StoreError
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.replay import scan
+from s3backer.journal.service import Mount, WriteJournal
+from s3backer.layouts.classic import ClassicLayout
+from s3backer.stores.memory import MemoryStore
+from tests.support.power_loss import FaultyDisk
+
+BLOCK = 1024
+VOLUME = bytes(32)
+#: A block that is left, in the tests.
+X = 5
+
+
+class Steps:
+    """A cache whose jobs wait in ``jobs`` until ``do`` does one."""
+
+    def __init__(self, path: Path, *, delay: float = 3600.0) -> None:
+        self.store = MemoryStore()
+        self.slab = _fast.Slab(BLOCK, 6, 3)
+        self.layout = ClassicLayout(self.store, "p/", block_size=BLOCK, size=24 * BLOCK)
+        for block in range(24):
+            self.store.put(self.layout.key(block), bytes([block]) * BLOCK)
+        self.directory = JournalDirectory(path / "journal")
+        self.journal = WriteJournal(
+            self.directory,
+            self.slab,
+            Mount(VOLUME, bytes(16), 1, "memory:"),
+            budget=10 * (48 << 10),
+            capacity=500,
+            file_bytes=48 << 10,
+        )
+        self.core = self.layout.left = self.journal.core
+        policy = WritePolicy(delay=delay, store_limit=2, high_water=3)
+        self.backlog = Backlog((), self.core.is_left)
+        self.cache = BlockCache(self.slab, self.layout, policy, self.journal, backlog=self.backlog)
+        self.now = 0.0
+        self.jobs: list[Job] = []
+        self.answers: list[tuple[object, S3backerError | None]] = []
+
+    def take(self) -> None:
+        for action in self.cache.take_actions():
+            if isinstance(action, Reply):
+                self.answers.append((action.request, action.error))
+            elif not isinstance(action, Hurry):
+                self.jobs.append(action)
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.cache.tick(self.now)
+        self.take()
+
+    def write(self, offset: int, data: bytes) -> WriteRequest:
+        position, reason = self.core.write(offset, data, self.now)
+        request = WriteRequest(offset=offset, data=data, length=len(data), position=position)
+        if reason == _fast.DONE:
+            self.answers.append((request, None))
+        else:
+            self.cache.write(request, self.now)
+            self.take()
+        return request
+
+    def read(self, block: int, start: int = 0, length: int = BLOCK) -> ReadRequest:
+        request = ReadRequest(offset=block * BLOCK + start, buffer=bytearray(length))
+        missing = self.slab.read(request.offset, request.buffer)
+        self.cache.read(request, missing)
+        self.take()
+        return request
+
+    def flush(self) -> FlushRequest:
+        request = FlushRequest()
+        self.cache.flush(request, self.now)
+        self.take()
+        return request
+
+    def fetched(self, block: int) -> bytes | None:
+        found = (
+            self.journal.over(block, lambda: self.layout.read(block))
+            if self.core.is_left(block)
+            else self.layout.read(block)
+        )
+        return None if found is None else bytes(found)
+
+    def do(self, job: Job, *, away: bool = False) -> None:
+        self.jobs.remove(job)
+        error = StoreError("away", hint="Wait.") if away else None
+        match job:
+            case Sync():
+                self.core.sync()
+                self.cache.synced(self.now)
+            case Fetch(block):
+                self.cache.fetched(block, None if away else self.fetched(block), error, self.now)
+            case Store(block, body, as_of):
+                if not away:
+                    self.journal.done(block, as_of, self.layout.write(block, body))
+                self.cache.stored(block, error, self.now)
+        self.take()
+
+    def leave(self, block: int) -> None:
+        self.core.sync()
+        assert self.core.spill(block)
+        self.backlog.add(block)
+
+    def run(self, hours: float = 1.0) -> None:
+        """Do all that comes, and let time pass in between."""
+        until = self.now + hours * 3600
+        while self.now < until:
+            for job in list(self.jobs):
+                self.do(job)
+            self.tick(60.0)
+
+    def answered(self, request: object) -> list[S3backerError | None]:
+        return [error for found, error in self.answers if found is request]
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Iterator[Steps]:
+    made = Steps(tmp_path)
+    yield made
+    made.journal.close()
+    made.directory.close()
+
+
+def test_a_fetch_that_was_overtaken_by_a_store_that_failed_keeps_the_block(steps: Steps) -> None:
+    steps.write(X * BLOCK, b"a" * 512)
+    steps.leave(X)
+    steps.backlog.failed(X, steps.now)
+    steps.read(X, 512, 512)
+    fetch = next(job for job in steps.jobs if isinstance(job, Fetch))
+    steps.write(X * BLOCK + 512, b"b" * 512)
+    steps.core.sync()
+    steps.tick(2.0)
+    steps.do(next(job for job in steps.jobs if isinstance(job, Store)), away=True)
+    for block in range(10, 20):
+        steps.read(block)
+        for job in [job for job in steps.jobs if isinstance(job, Fetch) and job.block == block]:
+            steps.do(job)
+    assert not steps.slab.contains(X)
+    steps.tick(2.0)
+    steps.do(fetch)
+    steps.run()
+    flush = steps.flush()
+    steps.run()
+    assert steps.answered(flush) == [None]
+    assert steps.layout.read(X) == b"a" * 512 + b"b" * 512
+
+
+def test_a_flush_does_not_wait_for_the_age_of_what_was_left(steps: Steps) -> None:
+    """Its store fails, and somebody has written to it meanwhile, so that it stays in memory."""
+    steps.write(X * BLOCK, b"a" * BLOCK)
+    steps.leave(X)
+    flush = steps.flush()
+    store = next(job for job in steps.jobs if isinstance(job, Store | Fetch))
+    if isinstance(store, Fetch):
+        steps.do(store)
+        store = next(job for job in steps.jobs if isinstance(job, Store))
+    steps.write(X * BLOCK, b"c" * 512)
+    steps.do(store, away=True)
+    if not steps.answered(flush):
+        steps.run(0.1)
+    assert steps.answered(flush)
+    again = steps.flush()
+    steps.run(0.1)
+    assert steps.answered(again) == [None]
+
+
+@pytest.mark.parametrize("why", ["under way", "failed"])
+def test_nothing_is_synced_over_and_over(steps: Steps, why: str) -> None:
+    """Where nothing can leave memory although all is on the disk."""
+    disk = FaultyDisk(steps.core)
+    for block in (1, 2, 3):
+        steps.write(block * BLOCK, b"x" * BLOCK)
+    if why == "failed":
+        disk.sync_error = errno.EIO
+        with pytest.raises(JournalError):
+            steps.core.sync()
+        steps.cache.admit(steps.now)
+    else:
+        steps.core.sync()
+        steps.flush()
+    steps.cache._away = True
+    waiting = steps.write(7 * BLOCK, b"y" * BLOCK)
+    syncs = 0
+    while (sync := next((job for job in steps.jobs if isinstance(job, Sync)), None)) is not None and syncs < 10:
+        syncs += 1
+        steps.jobs.remove(sync)
+        if why != "failed":
+            steps.core.sync()
+        steps.cache.synced(steps.now)
+        steps.take()
+    assert syncs < 3
+    assert steps.answered(waiting) in ([], [None])
+
+
+def test_an_object_that_vanished_is_an_error_although_its_block_is_left(steps: Steps) -> None:
+    steps.layout.survey(lambda: False)
+    steps.store.delete(steps.layout.key(X))
+    steps.write(X * BLOCK, b"a" * 512)
+    steps.leave(X)
+    with pytest.raises(StoreError, match="has vanished"):
+        steps.fetched(X)
+
+
+def test_where_only_fetches_are_tried_writers_go_on_too(steps: Steps) -> None:
+    """Of a block that is written in part, storing it begins with fetching the rest."""
+    for block in range(1, 20):
+        request = steps.write(block * BLOCK, b"a" * 512)
+        for _ in range(20):
+            if steps.answered(request):
+                break
+            for job in list(steps.jobs):
+                steps.do(job, away=not isinstance(job, Sync))
+            steps.tick(0.5)
+        assert steps.answered(request) == [None], f"block {block}"
+    assert steps.core.left > 10
+
+
+def test_the_note_of_a_resize_stays_until_its_put_has_ended(tmp_path: Path) -> None:
+    """However many files are written and given up meanwhile."""
+    steps = Steps(tmp_path, delay=0.0)
+
+    def go_on(turns: int) -> None:
+        for turn in range(turns):
+            steps.write((1 + turn % 20) * BLOCK, bytes([turn + 1]) * BLOCK)
+            steps.run(0.1)
+            steps.core.sync()
+            while steps.journal.wait(0.0):
+                steps.journal.prepare()
+
+    assert steps.journal.note_resize(steps.slab.sequence)
+    go_on(120)
+    known = scan(steps.directory, VOLUME).known.get(0)
+    assert known is not None and known.intent is not None
+    # Its store began before the note.
+    steps.journal.done(0, 0, '"older"')
+    go_on(1)
+    assert scan(steps.directory, VOLUME).files[0].number == 1
+    steps.journal.done(0, steps.slab.sequence, '"new"')
+    go_on(120)
+    assert scan(steps.directory, VOLUME).files[0].number > 1
+    steps.journal.close()
+    steps.directory.close()
