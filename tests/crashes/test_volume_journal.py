@@ -771,3 +771,26 @@ def test_nobody_mounts_what_is_being_erased(tmp_path: Path) -> None:
     assert met
     assert read_token(store, "") is None
     assert not list((tmp_path / "bucket").glob("0*"))
+
+
+def test_the_directory_of_the_journal_goes_underneath(place: Place) -> None:
+    """What was acknowledged comes into the bucket all the same."""
+    with place.open() as volume:
+        volume.write(BLOCK, b"a" * BLOCK)
+        place.journals.rename(place.directory / "elsewhere")
+        volume.write(2 * BLOCK, b"b" * BLOCK)
+        volume.flush()
+        assert volume.read(BLOCK, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
+    assert place.content(BLOCK, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
+
+
+def test_two_hosts_of_the_same_name(ended: Place, tmp_path: Path) -> None:
+    """What tells them apart is the directory and the start of the host, not what the host is called."""
+    found = read_token(ended.store(), "")
+    assert found is not None and found.home
+    with _alive(ended) as end, pytest.raises(VolumeInUse, match="journal in"):
+        Volume.open(ended.store(), "", replace(ended.options, journal_directory=str(tmp_path / "other")))
+        end()
+    again = read_token(ended.store(), "")
+    assert again is not None and again.host == found.host
+    assert ended.files
