@@ -773,11 +773,17 @@ def test_nobody_mounts_what_is_being_erased(tmp_path: Path) -> None:
     assert not list((tmp_path / "bucket").glob("0*"))
 
 
-def test_the_directory_of_the_journal_goes_underneath(place: Place) -> None:
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_the_directory_of_the_journal_goes_underneath(place: Place, how: str) -> None:
     """What was acknowledged comes into the bucket all the same."""
     with place.open() as volume:
         volume.write(BLOCK, b"a" * BLOCK)
-        place.journals.rename(place.directory / "elsewhere")
+        core = volume._keeper.journal.core if volume._keeper else None
+        wait_until(lambda: core is not None and core.spares == 2, "its files are ready")
+        if how == "moved":
+            place.journals.rename(place.directory / "elsewhere")
+        else:
+            shutil.rmtree(place.journals)
         volume.write(2 * BLOCK, b"b" * BLOCK)
         volume.flush()
         assert volume.read(BLOCK, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
