@@ -74,6 +74,12 @@ cdef struct Crypto:
     CryptoControl control
     const void *cipher
 
+# What a place in a file is reserved for.
+cdef enum Purpose:
+    FOR_DATA = 0
+    FOR_NOTES = 1
+    FOR_CARRYING = 2
+
 cdef enum FileState:
     FILE_ABSENT = 0
     FILE_SPARE = 1

@@ -29,7 +29,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from s3backer._fast cimport Slab, iovec, pthread_cond_t, pthread_mutex_t
+from s3backer._fast cimport Slab, all_zero, iovec, pthread_cond_t, pthread_mutex_t
 
 cdef extern from "<errno.h>" nogil:
     # No write and no sync fails with it.
@@ -57,6 +57,8 @@ cdef enum:
     _MARK = 6
     # Bytes of data that one hold of the lock takes, if they are more than one block.
     _BATCH_BYTES = 1 << 20
+    # From so many files on the last one is left to what is carried.
+    _FEW_FILES = 4
     # Bytes of a payload from which on the checking lets other threads run.
     _LONG = 4096
     _LARGEST_NOTE = 4096
@@ -68,6 +70,7 @@ include "_journal_map.pxi"
 include "_journal_cipher.pxi"
 include "_journal_files.pxi"
 include "_journal_append.pxi"
+include "_journal_carry.pxi"
 include "_journal_sync.pxi"
 include "_journal_scan.pxi"
 include "_journal_load.pxi"
@@ -174,7 +177,7 @@ cdef class Journal:
         cdef uint64_t sequence
         cdef int reason, why
         done[0] = 0
-        reason = reserve(self, most_bytes(self, blocks if data else 1, length if data else 0), blocks, False)
+        reason = reserve(self, most_bytes(self, blocks if data else 1, length if data else 0), blocks, FOR_DATA)
         if reason != _DONE:
             return reason
         reason = self.slab.write_numbered(offset, data, length, now, &taken, &sequence)
@@ -226,9 +229,7 @@ cdef class Journal:
 
         ``sequence``: that as of which the body was copied, see ``Slab.begin_store``.
         """
-        noted = self._note(_DONE_NOTE, block, sequence, payload) == _DONE
-        self.stored(block, sequence)
-        return noted
+        return self._note(_DONE_NOTE, block, sequence, payload) == _DONE
 
     cdef int _note(self, uint32_t kind, uint64_t block, uint64_t sequence, payload) except -1:
         cdef Py_buffer view
@@ -239,11 +240,13 @@ cdef class Journal:
             raise ValueError("a note is too long")
         with nogil:
             pthread_mutex_lock(&self._lock)
-            reason = reserve(self, most_bytes(self, 1, view.len), 0, True)
+            reason = reserve(self, most_bytes(self, 1, view.len), 0, FOR_NOTES)
             if reason == _DONE:
                 reason = append(
                     self, kind, sequence, block << self._block_shift, <const unsigned char *>view.buf, view.len
                 )
+            if kind == _DONE_NOTE:
+                map_forget(self, block, sequence)
             pthread_mutex_unlock(&self._lock)
         PyBuffer_Release(&view)
         return reason
@@ -352,8 +355,8 @@ cdef class Journal:
             pthread_mutex_lock(&self._lock)
             used = self._position if self._current >= 0 else 0
             used += <double>self._file_bytes * (self.files - (self._current >= 0))
-            room = <double>self._file_bytes * self._limit - self._reserve
-            used = max(used / room, <double>self.entries / self._capacity)
+            room = <double>self._file_bytes * files_for_data(self) - self._reserve
+            used = max(used / room, <double>self.entries / entries_for_data(self))
             pthread_mutex_unlock(&self._lock)
         return min(used, 1.0)
 
@@ -454,6 +457,63 @@ cdef class Journal:
         finally:
             free(job.places)
 
+    # ── carrying ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def oldest(self):
+        """The oldest file, if it is not the newest: (its number, entries of the map that lie in it); else None."""
+        cdef JournalFile file
+        cdef bint older
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            older = self._newest_used >= 0 and self._oldest != self._newest_used
+            if older:
+                file = self._file[self._oldest]
+            pthread_mutex_unlock(&self._lock)
+        return (file.number, file.entries) if older else None
+
+    def keepers(self, Py_ssize_t most):
+        """Return the blocks that have something in the oldest file; none if they take more bytes when carried."""
+        cdef Py_ssize_t count = 0, room
+        cdef uint64_t *found
+        oldest = self.oldest
+        if oldest is None:
+            return []
+        room = oldest[1]
+        found = <uint64_t *>malloc(max(room, 1) * sizeof(uint64_t))
+        if not found:
+            raise MemoryError
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            count = map_keepers(self, found, room, most)
+            pthread_mutex_unlock(&self._lock)
+        result = [found[i] for i in range(count)]
+        free(found)
+        return result
+
+    def carry(self, uint64_t block, const unsigned char[::1] body not None, ranges, uint64_t first, uint64_t last):
+        """Append what ``load`` gave of a block once more, and forget where it stood; False where it was not done.
+
+        ``ranges``: what there is of it, ordered, apart from each other. It is not done if anything has changed since,
+        and where there is no room. It has the sequence of the block's last write: it is no write.
+        """
+        cdef Py_ssize_t count = len(ranges), i
+        cdef Py_ssize_t *ends
+        cdef bint carried
+        if body.shape[0] != self._block_size or count == 0:
+            return False
+        ends = <Py_ssize_t *>malloc(2 * count * sizeof(Py_ssize_t))
+        if not ends:
+            raise MemoryError
+        for i in range(count):
+            ends[2 * i], ends[2 * i + 1] = ranges[i]
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            carried = carry(self, block, &body[0], ends, count, first, last)
+            pthread_mutex_unlock(&self._lock)
+        free(ends)
+        return carried
+
     # ── files, for who makes them ready ──────────────────────────────────────────────────────────────────
 
     def add_spare(self, int fd, uint64_t number, uint32_t seed, bytes key=b""):
@@ -493,9 +553,10 @@ cdef class Journal:
                 elif kind == _DATA or kind == _ZEROS:
                     blocks = ((offset + length - 1) >> self._block_shift) - (offset >> self._block_shift) + 1
                     fits = <uint64_t>(self._capacity - self.entries) >= blocks
-                    self._sequence = sequence
+                    # What was carried has the sequence of an earlier write.
+                    self._sequence = max(self._sequence, sequence)
                     # It is what will be replayed, and nothing is freed before it was synced: it is as good as durable.
-                    s3b_publish(&self._durable_sequence, sequence)
+                    s3b_publish(&self._durable_sequence, self._sequence)
                     if fits:
                         map_add_range(self, sequence, position, offset, length, self._newest_used, kind == _ZEROS)
                 elif kind == _DONE_NOTE:

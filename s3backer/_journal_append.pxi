@@ -20,24 +20,40 @@ cdef void fail(Journal journal, int error, const char *call, int32_t file) noexc
     pthread_cond_broadcast(&journal._work)
 
 
-cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, bint note) noexcept nogil:
+cdef int32_t files_for_data(Journal journal) noexcept nogil:
+    """Return in how many files data may be written: not in the last one of all, unless they are very few."""
+    return min(journal._limit, journal.most_files - 1 if journal.most_files >= _FEW_FILES else journal.most_files)
+
+
+cdef Py_ssize_t entries_for_data(Journal journal) noexcept nogil:
+    """Return how many entries data may take, which leaves some to what is carried."""
+    return journal._capacity - (JOURNAL_BATCH if journal._capacity >= 16 * JOURNAL_BATCH else 0)
+
+
+cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose purpose) noexcept nogil:
     """Make sure that so many bytes and entries fit into the current file and the map; return why not, or _DONE.
 
-    Where no file is ready for what comes, the end of this one is left to notes, so that blocks can be stored, and files
-    freed, when there is no room for data; and of that the last bytes to a MARK, without which no file can be freed.
+    The last file is left to what is carried, so that one block does not keep all files. Where no file is ready for what
+    comes, the end of this one is left to notes, so that blocks can be stored, and files freed, when there is no room
+    for data; and of that the last bytes to a MARK, without which no file can be freed.
     """
-    cdef Py_ssize_t kept
+    cdef Py_ssize_t kept, most_entries = entries_for_data(journal) if purpose == FOR_DATA else journal._capacity
     cdef bint last
-    cdef int32_t spare
+    cdef int32_t spare, files = files_for_data(journal) if purpose == FOR_DATA else journal._limit
+    if need > journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - journal._reserve:
+        return JOURNAL_FULL_REASON
     while True:
-        last = journal.files == journal._limit
-        spare = next_file(journal, journal._newest_used)
+        last = journal.files >= files
+        spare = -1 if last else next_file(journal, journal._newest_used)
         if journal._failure:
             return JOURNAL_FAILED_REASON
-        if entries > journal._capacity - journal.entries:
+        if entries > most_entries - journal.entries:
             return JOURNAL_FULL_REASON
-        kept = 0 if spare >= 0 else <Py_ssize_t>sizeof(DiskRecord) if note else journal._reserve
-        if journal._current >= 0 and journal._position + need <= journal._file_bytes - kept:
+        kept = 0 if spare >= 0 else <Py_ssize_t>sizeof(DiskRecord) if purpose == FOR_NOTES else journal._reserve
+        if (
+            journal._current >= 0 and journal.files <= files
+            and journal._position + need <= journal._file_bytes - kept
+        ):
             return _DONE
         if last and not can_free(journal):
             return JOURNAL_FULL_REASON
@@ -123,7 +139,8 @@ cdef int append(
     if kind != _MARK:
         journal._wanted = journal.number
     if kind == _DATA or kind == _ZEROS:
-        journal._sequence = sequence
+        # What is carried has the sequence of an earlier write.
+        journal._sequence = max(journal._sequence, sequence)
         for i in range(records):
             record = journal._record + i
             map_add_range(

@@ -47,6 +47,7 @@ from s3backer.cache_calls import (
 )
 from s3backer.cache_state import WritePolicy
 from s3backer.errors import DEFECT, CorruptObject, JournalDamaged, JournalError, S3backerError, StoreError
+from s3backer.failing import Failing
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -149,8 +150,7 @@ class Driver:
         self._wake = threading.Event()
         #: Why something was not stored that the journal has; set by ``close``.
         self.stuck: S3backerError | None = None
-        #: Why the last attempt to store a block failed; None while write-back works.
-        self.failure: S3backerError | None = None
+        self._failing = Failing(lambda: self.unsaved)
         self._threads = [
             threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
             for n in range(threads)
@@ -268,10 +268,14 @@ class Driver:
         if self._journal is not None:
             # Nobody will replay it: a flush that the journal answers would promise what is not so.
             self._journal.core.give_up()
-        self.failure = error
         self._call(lambda now: self.cache.give_up(error))
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def failure(self) -> S3backerError | None:
+        """Why nothing, or some block, cannot be stored; None while write-back works."""
+        return self.cache.given_up or self._failing.error
 
     @property
     def unsaved(self) -> int:
@@ -447,7 +451,7 @@ class Driver:
         except S3backerError as failure:
             error = failure
             if not (job.urgent or job.ahead) and self.cache.given_up is None:
-                self._report(error)
+                self._failing.failed(job.block, error)
         except Exception as failure:
             error = _unexpected("reading", job.block, failure)
         self._call(lambda now: self.cache.fetched(job.block, body, error, now))
@@ -480,7 +484,10 @@ class Driver:
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
         if self.cache.given_up is None:
-            self._report(error)
+            if error is None:
+                self._failing.stored(job.block)
+            else:
+                self._failing.failed(job.block, error)
             self._look_at_backlog()
         self._call(lambda now: self.cache.stored(job.block, error, now))
 
@@ -508,14 +515,6 @@ class Driver:
         failure = self._journal.core.failure
         if self._journal.core.behind and not self.cache.admitted:
             raise failure or JournalError("the journal lacks something", hint="It is stored when others can know that.")
-
-    def _report(self, error: S3backerError | None) -> None:
-        """Log when write-back begins to fail and when it works again, not every failure."""
-        before, self.failure = self.failure, error
-        if error is not None and before is None:
-            log.error("write-back is failing, %d blocks are waiting and will be tried again: %s", self.unsaved, error)
-        elif error is None and before is not None:
-            log.warning("write-back works again, %d blocks are waiting", self.unsaved)
 
     def _keep_time(self) -> None:
         while not self._stopping:

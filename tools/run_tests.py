@@ -68,6 +68,7 @@ PARTS = (
             "tests/crashes/test_adoption_races.py",
             "tests/crashes/test_backlog_steps.py",
             "tests/crashes/test_spill.py",
+            "tests/crashes/test_carry.py",
             "tests/crashes/test_volume_journal.py",
             "tests/crashes/test_long_run.py",
             "tests/journal",

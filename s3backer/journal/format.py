@@ -28,6 +28,8 @@
     1 START     oldest    0          –            the first record of each file in use; sequence: the last write's
     2 DATA      bytes     bytes      the bytes    within one block; encrypted: and 16 bytes of tag
     3 ZEROS     bytes     bytes      –            any number of blocks
+                                                  both also once more, in place of all that stands before of the block:
+                                                  as of its last write, so that sequences need not ascend
     4 INTENT    block's   payload    two texts    a PUT or DELETE begins: its condition, its checksum
     5 DONE      block's   payload    a text       the bucket holds the block up to ``sequence``: the ETag, empty: absent
     6 MARK      oldest    0          –            says what is durable; sequence: the last write's

@@ -220,6 +220,7 @@ class Keeper:
                 if time.monotonic() - synced_at >= _SYNC:
                     journal.core.sync()
                     synced_at = time.monotonic()
+                journal.carry()
                 if journal.wait(_LOOK):
                     with self._files:
                         journal.prepare()

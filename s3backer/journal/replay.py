@@ -271,7 +271,9 @@ def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first
         for facts in found:
             if facts[1] == DATA:
                 # Nearly all are: a record of data lies in one block.
-                recovered.pending[facts[5] // header.block_size] = recovered.last_sequence = facts[3]
+                recovered.pending[facts[5] // header.block_size] = facts[3]
+                # What was carried has the sequence of an earlier write.
+                recovered.last_sequence = max(recovered.last_sequence, facts[3])
                 recovered.data_bytes += facts[6]
                 recovered.written += 1
             else:
@@ -301,7 +303,7 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
         recovered.last_sequence = max(recovered.last_sequence, sequence)
     elif kind == ZEROS:
         recovered.data_bytes += length
-        recovered.last_sequence = sequence
+        recovered.last_sequence = max(recovered.last_sequence, sequence)
         for block in range(first, (offset + length - 1) // header.block_size + 1):
             recovered.pending[block] = sequence
             recovered.written += 1

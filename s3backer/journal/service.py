@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from s3backer._fast import Slab
@@ -33,6 +33,8 @@ from s3backer.units import exact_size
 _SPARES = 2
 #: Seconds until the disk is asked again, once it had no room.
 _RETRY = 5.0
+#: Seconds after which what keeps the oldest file is carried into a newer one, and how full the journal is then.
+_STUCK, _CARRY_FILL = 1.0, 0.5
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
 #: Files that there are at least, where their size is not given, and of a journal that is not small.
@@ -67,6 +69,17 @@ def file_bytes_for(block_size: int, budget: int) -> int:
             f"no journal goes with blocks of {exact_size(block_size)} and a size of {exact_size(budget)}",
             hint=f"Blocks may have {exact_size(_LARGEST_FILE // _LEAST_BLOCKS)}, a journal a hundred TiB.",
         )
+    return found
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what ranges [start, stop) cover together, ordered and apart from each other."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
     return found
 
 
@@ -110,6 +123,9 @@ class WriteJournal:
         #: When the disk may have room again, and whether it was said that it has none.
         self._retry_at: float | None = None
         self._complained = False
+        #: The oldest file and what is needed of it, and since when that is so.
+        self._oldest: tuple[int, int] | None = None
+        self._unchanged_since = 0.0
         self._next = 1
         kept, needed = (len(recovered.files), recovered.written) if recovered else (0, 0)
         if recovered is not None and needed > capacity:
@@ -201,6 +217,29 @@ class WriteJournal:
             self._make_spares()
         except JournalError as error:
             self._complain(f"{error.message}; it goes on in what it has. {error.hint}")
+
+    def carry(self) -> int:
+        """Write blocks that keep the oldest file once more, if nothing was stored of it for a while; return how many.
+
+        Else a block that cannot be stored would keep all files, as they go in their order, and writers would wait for
+        it. Where half of the file or more is needed it is left as it is. To be called now and then.
+        """
+        oldest, now = self.core.oldest, self._monotonic()
+        if oldest != self._oldest:
+            self._oldest, self._unchanged_since = oldest, now
+        if oldest is None or now - self._unchanged_since < _STUCK or self.core.fill < _CARRY_FILL:
+            return 0
+        self._unchanged_since = now
+        count = 0
+        for block in self.core.keepers(self.file_bytes // 2):
+            body = bytearray(self._block_size)
+            try:
+                ranges, first, last = self.core.load(block, body)
+            except JournalDamaged as error:
+                self._complain(f"{error.message}. Until all of that block is written anew, writers may have to wait.")
+                continue
+            count += self.core.carry(block, body, joined(ranges), first, last)
+        return count
 
     def _complain(self, text: str) -> None:
         if not self._complained:
@@ -313,10 +352,10 @@ class WriteJournal:
         body = bytearray(self._block_size)
         ranges, _, _ = self.core.load(block, body)
         gaps, position = [], 0
-        for start, stop in [*sorted(ranges), (self._block_size, self._block_size)]:
+        for start, stop in [*joined(ranges), (self._block_size, self._block_size)]:
             if start > position:
                 gaps.append(slice(position, start))
-            position = max(position, stop)
+            position = stop
         if gaps and (found := fetch()) is not None:
             for gap in gaps:
                 body[gap] = memoryview(found)[gap]

@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.journal.format import DATA, DONE, INTENT, ZEROS
+from s3backer.journal.service import joined
 from tests.support.journal_twin import PlainMap, plain_scan
-from tests.support.journals import BATCH, BLOCK, BLOCKS, SmallJournal, files_of, scan_path
+from tests.support.journals import BATCH, BLOCK, BLOCKS, FILE, SmallJournal, files_of, scan_path
 
 SECTORS = BLOCKS * BLOCK // 512
 
@@ -35,6 +36,8 @@ class JournalMachine(RuleBasedStateMachine):
         self.appended: list[tuple[int, int, int]] = []
         self.etags: dict[int, str] = {}
         self.counter = 0
+        #: Entries in whose place others were carried.
+        self.replaced = 0
         #: Blocks of which the slab has something dirty.
         self.dirty: set[int] = set()
 
@@ -139,6 +142,28 @@ class JournalMachine(RuleBasedStateMachine):
             self.dirty.remove(block)
             self.plain.leave(block)
 
+    @rule(blocks=st.lists(st.integers(0, BLOCKS - 1), max_size=3))
+    def carry(self, blocks: list[int]) -> None:
+        """Write blocks once more, as if they kept the oldest file."""
+        for block in blocks:
+            body = bytearray(BLOCK)
+            ranges, first, last = self.small.core.load(block, body)
+            assert not self.small.core.carry(block, body, joined(ranges), first, last + 1)
+            assert not self.small.core.carry(block, body, joined(ranges), first + 1, last)
+            if self.small.core.carry(block, body, joined(ranges), first, last):
+                self.replaced += len(self.plain.blocks[block])
+                self.plain.carry(block)
+
+    @rule()
+    def carry_what_keeps_the_oldest_file(self) -> None:
+        core, before = self.small.core, self.small.core.oldest
+        keepers = core.keepers(FILE)
+        assert set(keepers) <= set(self.plain.blocks)
+        assert core.keepers(0) == []
+        self.carry(keepers)
+        if keepers and core.entries + BLOCKS < 64 and core.fill < 0.6:
+            assert before is not None and core.oldest == (before[0], 0)
+
     @rule(sync=st.booleans())
     def restart(self, sync: bool) -> None:
         """End without a word, and go on from what is found."""
@@ -179,7 +204,8 @@ class JournalMachine(RuleBasedStateMachine):
         for start in (0, 7):
             assert core.next_left(start, 20) == min((b for b in left if start <= b < 20), default=20)
         assert core.entries >= core.blocks
-        assert core.entries <= sum(map(len, self.plain.blocks.values()))
+        # Where what was carried stood before is read back as well.
+        assert core.entries <= sum(map(len, self.plain.blocks.values())) + self.replaced
         assert core.files + core.spares <= core.most_files
         assert 0 <= core.fill <= 1
         assert core.failure is None

@@ -20,7 +20,7 @@ from s3backer.cache_calls import Store
 from s3backer.cache_state import WritePolicy
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.replay import Recovered, scan
-from s3backer.journal.service import Mount, WriteJournal
+from s3backer.journal.service import Mount, WriteJournal, joined
 from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer
@@ -47,7 +47,7 @@ class CrashWorld(World):
         self.path = Path(tempfile.mkdtemp(prefix="s3backer-world-", dir="/dev/shm"))
         self.replayed = replayed
         self.held_until = 0.0
-        self.syncs = self.crashes = 0
+        self.syncs = self.crashes = self.carried = 0
         self.found: Recovered | None = None
         try:
             self.directory = JournalDirectory(self.path / "journal")
@@ -70,6 +70,7 @@ class CrashWorld(World):
             capacity=self.random.choice((70, 200)),
             file_bytes=_FILE,
             recovered=self.found,
+            monotonic=lambda: self.now,
         )
         self.writer = core = self.journal.core
         self.layout.left = core
@@ -103,8 +104,10 @@ class CrashWorld(World):
             raise Crash
         if self.now >= self.held_until:
             self.layout.doubted = ()
-        if self.random.random() < 0.04 and self.journal.wait(0.0):
-            self._prepare()
+        if self.random.random() < 0.04:
+            self.carried += self.journal.carry() or self._carry()
+            if self.journal.wait(0.0):
+                self._prepare()
         if self.random.random() < 0.03:
             self.syncs += 1
             self.journal.core.sync()
@@ -116,6 +119,15 @@ class CrashWorld(World):
             self._prepare()
             return True
         return False
+
+    def _carry(self) -> int:
+        """Carry what keeps the oldest file without waiting for a reason, and return how much."""
+        count = 0
+        for block in self.journal.core.keepers(_FILE):
+            body = bytearray(BLOCK)
+            ranges, first, last = self.journal.core.load(block, body)
+            count += self.journal.core.carry(block, body, joined(ranges), first, last)
+        return count
 
     def _prepare(self) -> None:
         self.journal.prepare()

@@ -5,6 +5,7 @@ Written from the drawing in ``s3backer.journal.format`` and for reading, not for
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -134,6 +135,17 @@ class PlainMap:
         """Leave all that there is of a block to the journal."""
         for entry in self.blocks.get(block, []):
             entry.left = True
+
+    def carry(self, block: int) -> None:
+        """Let a block's pieces be written once more, as of its last write."""
+        entries, left = self.blocks[block], self.is_left(block)
+        content, there = bytearray(self.over(block, bytes(self.block_size))), bytearray(self.block_size)
+        for entry in entries:
+            there[entry.start : entry.start + len(entry.data)] = b"1" * len(entry.data)
+        self.blocks[block] = [
+            PlainEntry(entries[-1].sequence, m.start(), bytes(content[m.start() : m.end()]), left)
+            for m in re.finditer(b"1+", there)
+        ]
 
     def is_left(self, block: int) -> bool:
         """Return whether the block's content needs a write that is left to the journal."""

@@ -77,13 +77,27 @@ class Place:
         volume = self.open(**changes)
         try:
             yield volume
-            shutil.copytree(self.directory, copy, ignore=left_out, copy_function=copy_unless_gone)
+            before = None
+            while before != (journal := self._journal()):
+                # As of one moment: else what was stored meanwhile could be in neither.
+                before = journal
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(self.directory, copy, ignore=left_out, copy_function=copy_unless_gone)
         finally:
             volume.close()
         shutil.rmtree(self.bucket)
         (copy / "bucket").rename(self.bucket)
         self.put_back(copy / "journals")
         shutil.rmtree(copy)
+
+    def _journal(self) -> dict[str, bytes]:
+        """What is in the directory of the journal, all but files that are being prepared."""
+        found = {}
+        for path in self.journals.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.suffix != ".spare":
+                    found[str(path)] = path.read_bytes()
+        return found
 
     def put_back(self, journals: Path) -> None:
         """Let the directory of the journal have these files; its lock stays, as it would."""

@@ -1,0 +1,60 @@
+"""Which blocks could not be stored when that was last tried, and what the log says of it.
+
+    write-back is failing, …: ERROR      once for each kind of error, until everything works again
+    write-back works again, …            when none of them is left
+
+One damaged object fails for ever while all others are stored: that is neither to be forgotten nor to be said each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from s3backer.errors import S3backerError
+
+#: Blocks that are remembered.
+_MOST = 1000
+
+log = logging.getLogger(__name__)
+
+
+class Failing:
+    """``unsaved`` returns how many blocks are not in the bucket as written. May be used from several threads."""
+
+    def __init__(self, unsaved: Callable[[], int]) -> None:
+        self._unsaved = unsaved
+        self._errors: dict[int, S3backerError] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def error(self) -> S3backerError | None:
+        """Why a block could not be stored that still is not; None while write-back works."""
+        errors = self._errors
+        # Of a block that was given up, as it was overwritten with nothing, nobody says that it was stored.
+        return next(iter(errors.copy().values()), None) if errors and self._unsaved() else None
+
+    def failed(self, block: int, error: S3backerError) -> None:
+        """Hear that a block could not be stored."""
+        with self._lock:
+            new = type(error) not in map(type, self._errors.values())
+            if block in self._errors or len(self._errors) < _MOST:
+                self._errors[block] = error
+        if new:
+            log.error(
+                "write-back is failing, %d blocks are waiting and will be tried again: %s", self._unsaved(), error
+            )
+
+    def stored(self, block: int) -> None:
+        """Hear that a block was stored."""
+        if not self._errors:
+            return
+        with self._lock:
+            failing = bool(self._errors)
+            self._errors.pop(block, None)
+            if not self._unsaved():
+                self._errors.clear()
+            again = failing and not self._errors
+        if again:
+            log.warning("write-back works again, %d blocks are waiting", self._unsaved())

@@ -1,0 +1,61 @@
+"""What is said of blocks that cannot be stored: each kind of error once, and an end when none is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3backer.errors import CorruptObject, StoreUnreachable
+from s3backer.failing import Failing
+
+DAMAGED = CorruptObject("object 'x' is damaged", hint="Look.")
+AWAY = StoreUnreachable("it is away", hint="Wait.")
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def test_a_block_that_fails_among_others_that_do_not(caplog: pytest.LogCaptureFixture) -> None:
+    unsaved = 9
+    failing = Failing(lambda: unsaved)
+    assert failing.error is None
+    failing.stored(1)
+    assert said(caplog) == []
+    for _ in range(3):
+        failing.failed(3, DAMAGED)
+        failing.stored(1)
+        failing.failed(4, DAMAGED)
+        assert failing.error is DAMAGED
+    assert said(caplog) == ["write-back is failing, 9 blocks are waiting and will be tried again: " + str(DAMAGED)]
+    failing.failed(5, AWAY)
+    failing.failed(6, AWAY)
+    assert len(said(caplog)) == 1
+    for block in (3, 5, 6):
+        failing.stored(block)
+    assert said(caplog) == [] and failing.error is DAMAGED
+    failing.stored(4)
+    assert said(caplog) == ["write-back works again, 9 blocks are waiting"] and failing.error is None
+    failing.failed(3, DAMAGED)
+    assert len(said(caplog)) == 1
+
+
+def test_a_block_that_needs_not_be_stored_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    unsaved = 2
+    failing = Failing(lambda: unsaved)
+    failing.failed(3, DAMAGED)
+    unsaved = 0
+    assert failing.error is None
+    failing.stored(1)
+    assert said(caplog)[-1] == "write-back works again, 0 blocks are waiting"
+
+
+def test_it_does_not_remember_more_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
+    failing = Failing(lambda: 1)
+    for block in range(3000):
+        failing.failed(block, AWAY)
+    assert len(failing._errors) == 1000
+    for block in range(3000):
+        failing.stored(block)
+    assert failing.error is None and len(said(caplog)) == 2
