@@ -59,6 +59,8 @@ cdef enum:
     _BATCH_BYTES = 1 << 20
     # From so many files on the last one is left to what is carried.
     _FEW_FILES = 4
+    # Entries from which on a block may be crowded.
+    _CROWD = 64
     # Bytes of a payload from which on the checking lets other threads run.
     _LONG = 4096
     _LARGEST_NOTE = 4096
@@ -74,6 +76,16 @@ include "_journal_carry.pxi"
 include "_journal_sync.pxi"
 include "_journal_scan.pxi"
 include "_journal_load.pxi"
+
+
+cdef Py_ssize_t *copy_ranges(ranges) except? NULL:
+    """Return start and stop of each range, to be freed; NULL without memory."""
+    cdef Py_ssize_t count = len(ranges), i
+    cdef Py_ssize_t *ends = <Py_ssize_t *>malloc(2 * max(count, 1) * sizeof(Py_ssize_t))
+    if ends:
+        for i in range(count):
+            ends[2 * i], ends[2 * i + 1] = ranges[i]
+    return ends
 
 
 def map_bytes(Py_ssize_t capacity):
@@ -182,7 +194,7 @@ cdef class Journal:
             return reason
         reason = self.slab.write_numbered(offset, data, length, now, &taken, &sequence)
         if taken:
-            why = append(self, _DATA if data else _ZEROS, sequence, offset, data, taken)
+            why = append(self, _DATA if data else _ZEROS, sequence, offset, data, taken, True)
             if why != _DONE:
                 self._behind = True
                 return why
@@ -243,7 +255,8 @@ cdef class Journal:
             reason = reserve(self, most_bytes(self, 1, view.len), 0, FOR_NOTES)
             if reason == _DONE:
                 reason = append(
-                    self, kind, sequence, block << self._block_shift, <const unsigned char *>view.buf, view.len
+                    self, kind, sequence, block << self._block_shift, <const unsigned char *>view.buf, view.len,
+                    False
                 )
             if kind == _DONE_NOTE:
                 map_forget(self, block, sequence)
@@ -461,58 +474,77 @@ cdef class Journal:
 
     @property
     def oldest(self):
-        """The oldest file, if it is not the newest: (its number, entries of the map that lie in it); else None."""
+        """The oldest file in use: (its number, entries of the map that lie in it); None before there is one."""
         cdef JournalFile file
-        cdef bint older
+        cdef bint used
         with nogil:
             pthread_mutex_lock(&self._lock)
-            older = self._newest_used >= 0 and self._oldest != self._newest_used
-            if older:
+            used = self._newest_used >= 0
+            if used:
                 file = self._file[self._oldest]
             pthread_mutex_unlock(&self._lock)
-        return (file.number, file.entries) if older else None
+        return (file.number, file.entries) if used else None
 
-    def keepers(self, Py_ssize_t most):
-        """Return the blocks that have something in the oldest file; none if they take more bytes when carried."""
-        cdef Py_ssize_t count = 0, room
-        cdef uint64_t *found
-        oldest = self.oldest
-        if oldest is None:
-            return []
-        room = oldest[1]
-        found = <uint64_t *>malloc(max(room, 1) * sizeof(uint64_t))
+    def keepers(self):
+        """Return blocks that keep others from being written, and are worth carrying; see ``map_keepers``."""
+        cdef Py_ssize_t count = 0, room = self.blocks
+        cdef uint64_t *found = <uint64_t *>malloc(max(room, 1) * sizeof(uint64_t))
         if not found:
             raise MemoryError
         with nogil:
             pthread_mutex_lock(&self._lock)
-            count = map_keepers(self, found, room, most)
+            if self._newest_used >= 0:
+                count = map_keepers(self, found, room)
             pthread_mutex_unlock(&self._lock)
         result = [found[i] for i in range(count)]
         free(found)
         return result
 
-    def carry(self, uint64_t block, const unsigned char[::1] body not None, ranges, uint64_t first, uint64_t last):
-        """Append what ``load`` gave of a block once more, and forget where it stood; False where it was not done.
+    def append_again(
+        self, uint64_t block, const unsigned char[::1] body not None, ranges, uint64_t first, uint64_t last
+    ):
+        """Append what ``load`` gave of a block once more, and return where, for ``replace``; None if it was not done.
 
         ``ranges``: what there is of it, ordered, apart from each other. It is not done if anything has changed since,
         and where there is no room. It has the sequence of the block's last write: it is no write.
         """
         cdef Py_ssize_t count = len(ranges), i
-        cdef Py_ssize_t *ends
-        cdef bint carried
-        if body.shape[0] != self._block_size or count == 0:
-            return False
-        ends = <Py_ssize_t *>malloc(2 * count * sizeof(Py_ssize_t))
-        if not ends:
-            raise MemoryError
-        for i in range(count):
-            ends[2 * i], ends[2 * i + 1] = ranges[i]
-        with nogil:
-            pthread_mutex_lock(&self._lock)
-            carried = carry(self, block, &body[0], ends, count, first, last)
-            pthread_mutex_unlock(&self._lock)
+        cdef bint appended = False
+        cdef uint64_t number = 0
+        cdef Py_ssize_t *ends = copy_ranges(ranges)
+        cdef uint32_t *positions = <uint32_t *>malloc(max(count, 1) * sizeof(uint32_t))
+        if ends != NULL and positions != NULL and body.shape[0] == self._block_size and count > 0:
+            with nogil:
+                pthread_mutex_lock(&self._lock)
+                appended = append_carried(self, block, &body[0], ends, count, first, last, positions)
+                if appended:
+                    number = self._file[self._current].number
+                pthread_mutex_unlock(&self._lock)
+        places = [positions[i] for i in range(count)] if appended else None
         free(ends)
-        return carried
+        free(positions)
+        return (number, places) if appended else None
+
+    def replace(self, uint64_t block, ranges, uint64_t first, uint64_t last, places):
+        """Forget where something stood of which a copy is on the disk now; False if it was changed meanwhile.
+
+        ``places``: what ``append_again`` returned for the same block and ranges. What was written since stays.
+        """
+        cdef Py_ssize_t count = len(ranges), i
+        cdef bint replaced = False
+        cdef uint64_t number = places[0]
+        cdef Py_ssize_t *ends = copy_ranges(ranges)
+        cdef uint32_t *positions = <uint32_t *>malloc(max(count, 1) * sizeof(uint32_t))
+        if ends != NULL and positions != NULL:
+            for i in range(count):
+                positions[i] = places[1][i]
+            with nogil:
+                pthread_mutex_lock(&self._lock)
+                replaced = map_replace(self, block, ends, count, first, last, number, positions)
+                pthread_mutex_unlock(&self._lock)
+        free(ends)
+        free(positions)
+        return replaced
 
     # ── files, for who makes them ready ──────────────────────────────────────────────────────────────────
 

@@ -22,12 +22,19 @@ cdef void fail(Journal journal, int error, const char *call, int32_t file) noexc
 
 cdef int32_t files_for_data(Journal journal) noexcept nogil:
     """Return in how many files data may be written: not in the last one of all, unless they are very few."""
-    return min(journal._limit, journal.most_files - 1 if journal.most_files >= _FEW_FILES else journal.most_files)
+    return journal._limit - (journal._limit >= _FEW_FILES)
 
 
 cdef Py_ssize_t entries_for_data(Journal journal) noexcept nogil:
     """Return how many entries data may take, which leaves some to what is carried."""
     return journal._capacity - (JOURNAL_BATCH if journal._capacity >= 16 * JOURNAL_BATCH else 0)
+
+
+cdef Py_ssize_t kept_free(Journal journal, Purpose purpose) noexcept nogil:
+    """Return how many bytes at the end of the last file are left to others."""
+    if purpose == FOR_NOTES:
+        return sizeof(DiskRecord)
+    return journal._reserve if purpose == FOR_DATA else journal._reserve >> 1
 
 
 cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose purpose) noexcept nogil:
@@ -49,7 +56,7 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
             return JOURNAL_FAILED_REASON
         if entries > most_entries - journal.entries:
             return JOURNAL_FULL_REASON
-        kept = 0 if spare >= 0 else <Py_ssize_t>sizeof(DiskRecord) if purpose == FOR_NOTES else journal._reserve
+        kept = 0 if spare >= 0 else kept_free(journal, purpose)
         if (
             journal._current >= 0 and journal.files <= files
             and journal._position + need <= journal._file_bytes - kept
@@ -92,11 +99,12 @@ cdef inline void add_piece(iovec *pieces, int *count, const void *base, size_t l
 
 
 cdef int append(
-    Journal journal, uint32_t kind, uint64_t sequence, uint64_t offset, const unsigned char *data, Py_ssize_t length
+    Journal journal, uint32_t kind, uint64_t sequence, uint64_t offset, const unsigned char *data, Py_ssize_t length,
+    bint mapped
 ) noexcept nogil:
     """Append data, a record a block, or one record of another kind; room was reserved. Returns _DONE or why it failed.
 
-    ``length`` is that of the range on the volume, for a note that of its payload.
+    ``length`` is that of the range on the volume, for a note that of its payload. ``mapped``: data gets into the map.
     """
     cdef Py_ssize_t before = journal._position, start = before & (JOURNAL_PAGE - 1), done = 0, step, stored
     cdef uint64_t last = journal.number
@@ -141,6 +149,7 @@ cdef int append(
     if kind == _DATA or kind == _ZEROS:
         # What is carried has the sequence of an earlier write.
         journal._sequence = max(journal._sequence, sequence)
+    if mapped:
         for i in range(records):
             record = journal._record + i
             map_add_range(

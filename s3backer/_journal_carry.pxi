@@ -1,67 +1,155 @@
-# Part of _journal.pyx: writing what keeps the oldest file once more, so that one block does not keep them all.
+# Part of _journal.pyx: writing once more what keeps the oldest file, so that one block does not keep them all.
 
-cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room, Py_ssize_t most) noexcept nogil:
-    """List up to so many blocks that have something in the oldest file; -1 if they would take more bytes than that.
+#     listed ─► loaded ─► appended, not in the map ─► synced ─► in the map, in place of what stood before
+#                         if nothing was written                if nothing of that was forgotten
 
-    An entry in it is the oldest of its block.
+cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) noexcept nogil:
+    """List up to so many blocks that are worth carrying; 0 if that would not help, or not fit.
+
+    They are those that have something in the oldest file, where a quarter of what the files hold is not needed; an
+    entry in it is the oldest of its block. And those that take far more entries than they need.
     """
-    cdef Py_ssize_t count = 0, bytes = 0
+    cdef Py_ssize_t count = 0, crowded = 0, held = 0, needed = 0, length
     cdef int32_t bucket, index
+    cdef bint older = journal._oldest != journal._newest_used
     for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
         index = journal._bucket[bucket]
         while index >= 0:
-            if journal._entry[index].file == journal._oldest:
-                bytes += carried_bytes(journal, index)
-                if count == room or bytes > most:
-                    return -1
+            length = carried_bytes(journal, index)
+            needed += length
+            if is_crowded(journal, index):
+                # These come first.
+                if count == room:
+                    return 0
+                found[count] = found[crowded]
+                found[crowded] = journal._entry[index].block
+                count += 1
+                crowded += 1
+            elif older and journal._entry[index].file == journal._oldest:
+                if count == room:
+                    return 0
                 found[count] = journal._entry[index].block
                 count += 1
+                held += length
             index = journal._entry[index].chain
+    if needed > <Py_ssize_t>(journal.files - 1) * (journal._file_bytes // 4) * 3 or held > room_to_carry(journal):
+        return crowded
     return count
 
 
 cdef Py_ssize_t carried_bytes(Journal journal, int32_t oldest) noexcept nogil:
-    """Return the most bytes that a block takes when it is carried."""
+    """Return about how many bytes a block takes when it is carried: most ranges are whole sectors."""
     cdef Py_ssize_t count = 0, length = 0
     cdef int32_t index = first_needed(journal, oldest)
     while index >= 0:
         count += 1
         length += journal._entry[index].stop - journal._entry[index].start
         index = journal._entry[index].newer
-    return most_bytes(journal, count, min(length, journal._block_size))
+    return most_bytes(journal, min(count, 1 + (journal._block_size >> 10)), min(length, journal._block_size))
 
 
-cdef bint carry(
+cdef bint is_crowded(Journal journal, int32_t oldest) noexcept nogil:
+    """The block has at least four times the entries that it needs, and so many that it matters."""
+    cdef Py_ssize_t count = 0
+    cdef int32_t index = oldest
+    while index >= 0:
+        count += 1
+        index = journal._entry[index].newer
+    return count >= _CROWD and count >= 4 * (1 + (journal._block_size >> 10))
+
+
+cdef Py_ssize_t room_to_carry(Journal journal) noexcept nogil:
+    """Return how many bytes of records fit for sure into the rest of the current file and the spares."""
+    cdef Py_ssize_t end = journal._block_size + (1 + (journal._block_size >> 10)) * <Py_ssize_t>sizeof(DiskRecord)
+    cdef Py_ssize_t whole = journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - end
+    cdef Py_ssize_t room = journal.spares * whole - kept_free(journal, FOR_CARRYING)
+    if journal._current >= 0:
+        room += max(0, journal._file_bytes - journal._position - end)
+    return room
+
+
+cdef bint append_carried(
     Journal journal, uint64_t block, const unsigned char *body, const Py_ssize_t *ends, Py_ssize_t count,
-    uint64_t first, uint64_t last
+    uint64_t first, uint64_t last, uint32_t *positions
 ) noexcept nogil:
-    """Append ranges of a block, [start, stop) after [start, stop), in place of its entries; False where it did not.
+    """Append ranges of a block, [start, stop) after [start, stop), and say where; False where it did not.
 
     They are all that is needed of it, if ``first`` and ``last`` are still the sequences of its entries.
     """
-    cdef int32_t index = map_link(journal, block)[0], carried = journal._free
-    cdef uint64_t offset
-    cdef Py_ssize_t i, length = 0
-    cdef bint left = is_left(journal, index), zeros
+    cdef int32_t index = map_link(journal, block)[0]
+    cdef Py_ssize_t i, start, length = 0
+    cdef bint zeros
     if index < 0 or journal._entry[index].sequence != first:
         return False
     if journal._entry[journal._entry[index].newest].sequence != last:
+        # What was written since stands before what would be appended.
         return False
     for i in range(count):
         length += ends[2 * i + 1] - ends[2 * i]
     if reserve(journal, most_bytes(journal, count, length), count, FOR_CARRYING) != _DONE:
         return False
     for i in range(count):
-        offset = (block << journal._block_shift) + ends[2 * i]
-        length = ends[2 * i + 1] - ends[2 * i]
-        zeros = all_zero(body + ends[2 * i], length)
+        start, length = ends[2 * i], ends[2 * i + 1] - ends[2 * i]
+        zeros = all_zero(body + start, length)
+        positions[i] = journal._position
         if append(
-            journal, _ZEROS if zeros else _DATA, last, offset, NULL if zeros else body + ends[2 * i], length
+            journal, _ZEROS if zeros else _DATA, last, (block << journal._block_shift) + start,
+            NULL if zeros else body + start, length, False
         ) != _DONE:
-            # What was appended says what the entries before it say.
+            # What was appended says what the entries say.
             return False
-    while map_link(journal, block)[0] != carried:
-        map_drop_oldest(journal, map_link(journal, block))
-    if left:
-        map_leave(journal, carried)
+        positions[i] |= <uint32_t>zeros
     return True
+
+
+cdef bint map_replace(
+    Journal journal, uint64_t block, const Py_ssize_t *ends, Py_ssize_t count, uint64_t first, uint64_t last,
+    uint64_t number, const uint32_t *positions
+) noexcept nogil:
+    """Put what was appended in place of the block's entries up to its sequence, if all of those are still there."""
+    cdef int32_t file = journal._oldest, index = map_link(journal, block)[0]
+    cdef Py_ssize_t i
+    cdef bint left
+    while file >= 0 and journal._file[file].number != number:
+        file = journal._file[file].next
+    if file < 0 or index < 0 or journal._entry[index].sequence != first:
+        return False
+    if journal._failure or count > journal._capacity - journal.entries:
+        return False
+    left = is_left(journal, index)
+    map_forget(journal, block, last)
+    for i in range(count - 1, -1, -1):
+        map_put_first(
+            journal, block, last, positions[i] & ~<uint32_t>1, ends[2 * i], ends[2 * i + 1], file, positions[i] & 1,
+            left
+        )
+    return True
+
+
+cdef void map_put_first(
+    Journal journal, uint64_t block, uint64_t sequence, uint32_t position, uint32_t start, uint32_t stop, int32_t file,
+    bint zeros, bint left
+) noexcept nogil:
+    """Add an entry before all others of its block; there is room."""
+    cdef int32_t *link = map_link(journal, block)
+    cdef int32_t index = journal._free
+    cdef Entry *entry = journal._entry + index
+    cdef Entry *oldest
+    if is_left(journal, link[0]):
+        journal.left -= 1
+    journal._free = entry.newer
+    entry.block, entry.sequence, entry.position = block, sequence, position
+    entry.start, entry.stop, entry.file, entry.zeros, entry.left = start, stop, file, zeros, left
+    entry.newer = link[0]
+    if link[0] < 0:
+        entry.chain, entry.newest, entry.cover = -1, index, -1
+        journal.blocks += 1
+    else:
+        oldest = journal._entry + link[0]
+        entry.chain, entry.newest, entry.cover = oldest.chain, oldest.newest, oldest.cover
+    link[0] = index
+    if entry.cover < 0 and start == 0 and stop == journal._block_size:
+        entry.cover = index
+    journal.entries += 1
+    journal._file[file].entries += 1
+    journal.left += journal._entry[first_needed(journal, index)].left

@@ -72,7 +72,7 @@ cdef bint mark_fits(Journal journal, Py_ssize_t count) noexcept nogil:
 cdef bint mark(Journal journal) noexcept nogil:
     """Write down what is durable, and which file is the oldest that is needed; False if that could not be written."""
     cdef uint64_t named = oldest_needed(journal)
-    if append(journal, _MARK, journal._sequence, named, NULL, 0) != _DONE:
+    if append(journal, _MARK, journal._sequence, named, NULL, 0, False) != _DONE:
         return False
     journal._named = named
     return True

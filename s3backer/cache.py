@@ -118,6 +118,10 @@ class BlockCache:
         actions, self._actions = self._actions, []
         return actions
 
+    def fails(self, block: int) -> bool:
+        """Return whether a block could not be stored when that was last tried, and still has to be."""
+        return block in self._failing or (self._journal is not None and self._journal.core.is_left(block))
+
     @property
     def unsaved(self) -> int:
         """Blocks that are not in the bucket as written."""

@@ -150,7 +150,7 @@ class Driver:
         self._wake = threading.Event()
         #: Why something was not stored that the journal has; set by ``close``.
         self.stuck: S3backerError | None = None
-        self._failing = Failing(lambda: self.unsaved)
+        self._failing = Failing(lambda: self.unsaved, self.cache.fails)
         self._threads = [
             threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
             for n in range(threads)
@@ -450,11 +450,11 @@ class Driver:
             self._learn_latency(self._clock() - began)
         except S3backerError as failure:
             error = failure
-            if not (job.urgent or job.ahead) and self.cache.given_up is None:
-                self._failing.failed(job.block, error)
         except Exception as failure:
             error = _unexpected("reading", job.block, failure)
         self._call(lambda now: self.cache.fetched(job.block, body, error, now))
+        if error is not None and self.cache.given_up is None and self.cache.fails(job.block):
+            self._failing.failed(job.block, error)
 
     def _read(self, block: int) -> Buffer | None:
         """Return a block as it was written last, of which the journal may have what the bucket has not."""
@@ -483,13 +483,13 @@ class Driver:
             error = failure
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
+        self._call(lambda now: self.cache.stored(job.block, error, now))
         if self.cache.given_up is None:
             if error is None:
                 self._failing.stored(job.block)
             else:
                 self._failing.failed(job.block, error)
             self._look_at_backlog()
-        self._call(lambda now: self.cache.stored(job.block, error, now))
 
     def _look_at_backlog(self) -> None:
         if self._behind and self._journal is not None and not self._journal.core.left:

@@ -21,24 +21,32 @@ log = logging.getLogger(__name__)
 
 
 class Failing:
-    """``unsaved`` returns how many blocks are not in the bucket as written. May be used from several threads."""
+    """``unsaved`` returns how many blocks are not in the bucket as written, ``fails`` whether that is so of one of them.
 
-    def __init__(self, unsaved: Callable[[], int]) -> None:
-        self._unsaved = unsaved
+    May be used from several threads.
+    """
+
+    def __init__(self, unsaved: Callable[[], int], fails: Callable[[int], bool]) -> None:
+        self._unsaved, self._fails = unsaved, fails
         self._errors: dict[int, S3backerError] = {}
+        #: Kinds of errors that were said.
+        self._said: set[type[S3backerError]] = set()
         self._lock = threading.Lock()
 
     @property
     def error(self) -> S3backerError | None:
         """Why a block could not be stored that still is not; None while write-back works."""
-        errors = self._errors
-        # Of a block that was given up, as it was overwritten with nothing, nobody says that it was stored.
-        return next(iter(errors.copy().values()), None) if errors and self._unsaved() else None
+        if not self._errors:
+            return None
+        with self._lock:
+            self._forget()
+            return next(iter(self._errors.values()), None)
 
     def failed(self, block: int, error: S3backerError) -> None:
         """Hear that a block could not be stored."""
         with self._lock:
-            new = type(error) not in map(type, self._errors.values())
+            new = type(error) not in self._said
+            self._said.add(type(error))
             if block in self._errors or len(self._errors) < _MOST:
                 self._errors[block] = error
         if new:
@@ -53,8 +61,14 @@ class Failing:
         with self._lock:
             failing = bool(self._errors)
             self._errors.pop(block, None)
-            if not self._unsaved():
-                self._errors.clear()
+            self._forget()
             again = failing and not self._errors
         if again:
             log.warning("write-back works again, %d blocks are waiting", self._unsaved())
+
+    def _forget(self) -> None:
+        """Forget the first ones that need not be stored any more: of those nobody says that they were."""
+        while self._errors and not self._fails(block := next(iter(self._errors))):
+            del self._errors[block]
+        if not self._errors:
+            self._said.clear()

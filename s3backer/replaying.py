@@ -89,8 +89,11 @@ class Replayer:
             begin(waiter.done)
             while not waiter.ended(_LOOK):
                 self._progress(*self._shown)
-                if driver.failure is not None:
-                    self._look_at(driver.failure)
+                failure = driver.failure
+                if failure is None:
+                    self._failing_since = None
+                else:
+                    self._look_at(failure)
             try:
                 waiter.wait()
             except S3backerError as error:

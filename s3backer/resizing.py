@@ -38,6 +38,8 @@ class Resizer:
     def resize(self, size: int, *, discard: bool) -> None:
         """Change the size in bytes, one at a time; see ``Volume.resize``."""
         old = self._layout.size
+        # Where block 0 cannot be read nothing may have begun: what has is not over before it was stored.
+        self._driver.read(0, 1)
         if size < old:
             self._clear_tail(size, old, discard=discard)
 

@@ -19,7 +19,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_a_block_that_fails_among_others_that_do_not(caplog: pytest.LogCaptureFixture) -> None:
     unsaved = 9
-    failing = Failing(lambda: unsaved)
+    failing = Failing(lambda: unsaved, lambda block: True)
     assert failing.error is None
     failing.stored(1)
     assert said(caplog) == []
@@ -42,17 +42,30 @@ def test_a_block_that_fails_among_others_that_do_not(caplog: pytest.LogCaptureFi
 
 
 def test_a_block_that_needs_not_be_stored_any_more(caplog: pytest.LogCaptureFixture) -> None:
-    unsaved = 2
-    failing = Failing(lambda: unsaved)
+    dirty = {3, 4}
+    failing = Failing(lambda: len(dirty), dirty.__contains__)
     failing.failed(3, DAMAGED)
-    unsaved = 0
-    assert failing.error is None
+    failing.failed(4, AWAY)
+    assert len(said(caplog)) == 2
+    dirty.remove(3)
+    assert failing.error is AWAY
+    failing.failed(4, DAMAGED)
+    failing.failed(4, AWAY)
+    assert said(caplog) == []
+    dirty.remove(4)
     failing.stored(1)
-    assert said(caplog)[-1] == "write-back works again, 0 blocks are waiting"
+    assert failing.error is None
+    assert said(caplog) == ["write-back works again, 0 blocks are waiting"]
+    dirty.add(4)
+    failing.failed(4, AWAY)
+    dirty.remove(4)
+    assert failing.error is None
+    failing.failed(4, AWAY)
+    assert len(said(caplog)) == 2
 
 
 def test_it_does_not_remember_more_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
-    failing = Failing(lambda: 1)
+    failing = Failing(lambda: 1, lambda block: True)
     for block in range(3000):
         failing.failed(block, AWAY)
     assert len(failing._errors) == 1000

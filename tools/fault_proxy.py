@@ -145,6 +145,11 @@ class Held:
             raise TimeoutError(f"no {self._method} of {self._part!r} came")
         return self.request
 
+    def end(self) -> None:
+        """Hold nothing any more, if nothing has come."""
+        with contextlib.suppress(ValueError):
+            self._proxy._held.remove(self)
+
     def release(self) -> int:
         """Let the request go on to the server, any number of times, and return the status of the answer."""
         return self._proxy.call(self._proxy.forward_alone(self.wait())).status

@@ -24,7 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Start writing if a file was named."""
     path: Path | None = config.getoption("--report-lines")
-    if path is not None:
+    # Of several processes the one that hands the tests out writes.
+    if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Lines(path.open("w", encoding="utf-8", buffering=1)), "report-lines")
 
 
@@ -33,26 +34,28 @@ class _Lines:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._seconds = 0.0
-        self._outcome = "passed"
-        self._reason = ""
+        #: Of each test that runs: its seconds, outcome and reason.
+        self._running: dict[str, tuple[float, str, str]] = {}
 
     def _write(self, *line: object) -> None:
         self._file.write(json.dumps(line) + "\n")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._seconds, self._outcome, self._reason = 0.0, "passed", ""
+        self._running[nodeid] = (0.0, "passed", "")
         self._write("start", nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._seconds += report.duration
+        # One that took its process with it is reported without having begun.
+        seconds, outcome, reason = self._running.get(report.nodeid, (0.0, "passed", ""))
         if report.failed:
-            self._outcome, self._reason = "failed", f"in {report.when}"
-        elif report.skipped and self._outcome == "passed":
-            self._outcome, self._reason = "skipped", _skip_reason(report)
+            outcome, reason = "failed", f"in {report.when}"
+        elif report.skipped and outcome == "passed":
+            outcome, reason = "skipped", _skip_reason(report)
+        self._running[report.nodeid] = (seconds + report.duration, outcome, reason)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._write(self._outcome, nodeid, self._seconds, self._reason)
+        seconds, outcome, reason = self._running.pop(nodeid)
+        self._write(outcome, nodeid, seconds, reason)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

@@ -47,18 +47,19 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Part:
-    """Tests that run together. ``budget`` in minutes."""
+    """Tests that run together. ``budget`` in minutes; ``workers``: how many of them run at a time."""
 
     name: str
     budget: float
     paths: tuple[str, ...] = ()
+    workers: int = 1
 
 
 #: Lint and types.
 LINT = Part("lint", 1)
 PARTS = (
-    Part("unit", 1, ("tests",)),
-    Part("worlds", 3, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py")),
+    Part("unit", 1, ("tests",), workers=2),
+    Part("worlds", 3, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py"), workers=2),
     Part(
         "crashes",
         3,
@@ -73,8 +74,9 @@ PARTS = (
             "tests/crashes/test_long_run.py",
             "tests/journal",
         ),
+        workers=2,
     ),
-    Part("stores", 3, ("tests/stores", "tests/s3")),
+    Part("stores", 3, ("tests/stores", "tests/s3"), workers=2),
     Part("mount", 4, ("tests/mount", "tests/cli", "tests/system")),
     Part("filesystems", 6, ("tests/filesystems", "tests/interop")),
     Part("packaging", 4, ("tests/packaging",)),
@@ -278,6 +280,8 @@ def run_tests(part: Part, arguments: Sequence[str], soak: bool) -> list[Result]:
     """Run a part's tests with these arguments of pytest: only those that run long, or all others."""
     # Without the limits of pyproject.toml.
     marked = ["-m", "soak", "--timeout=0", "-o", "faulthandler_timeout=0"] if soak else ["-m", "not soak"]
+    if part.workers > 1 and not soak:
+        marked.append(f"--numprocesses={part.workers}")
     others = [path for other in PARTS if other is not part for path in other.paths if path.startswith("tests/")]
     ignored = [f"--ignore={path}" for path in others if part.paths == ("tests",)]
     with work_directory() as directory:

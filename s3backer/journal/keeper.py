@@ -16,6 +16,7 @@ flush for that: s3backer-journal does, until it has succeeded.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -220,7 +221,8 @@ class Keeper:
                 if time.monotonic() - synced_at >= _SYNC:
                     journal.core.sync()
                     synced_at = time.monotonic()
-                journal.carry()
+                with contextlib.suppress(MemoryError):
+                    journal.carry()
                 if journal.wait(_LOOK):
                     with self._files:
                         journal.prepare()

@@ -126,6 +126,9 @@ class WriteJournal:
         #: The oldest file and what is needed of it, and since when that is so.
         self._oldest: tuple[int, int] | None = None
         self._unchanged_since = 0.0
+        #: How often something was carried since the last write.
+        self._carried_until = self._rounds = 0
+        self._found_damaged = False
         self._next = 1
         kept, needed = (len(recovered.files), recovered.written) if recovered else (0, 0)
         if recovered is not None and needed > capacity:
@@ -138,13 +141,14 @@ class WriteJournal:
                 self.core.encrypt_with(crypto())
             if recovered is not None:
                 self._adopt(recovered)
+            # The file that is written is never given up, so that one alone would be full for ever.
+            least = 1 if kept else _SPARES
             try:
                 # That a file is not needed is written in another one.
-                self._make_spares()
+                self._make_spares(least)
                 self._give_up_files()
             except JournalError as error:
-                if self.core.spares < _SPARES:
-                    # The file that is written is never given up, so that one alone would be full for ever.
+                if self.core.spares < least:
                     raise
                 log.warning("%s", error)
         except BaseException:
@@ -214,7 +218,7 @@ class WriteJournal:
         """
         self._give_up_files()
         try:
-            self._make_spares()
+            self._make_spares(_SPARES)
         except JournalError as error:
             self._complain(f"{error.message}; it goes on in what it has. {error.hint}")
 
@@ -222,24 +226,44 @@ class WriteJournal:
         """Write blocks that keep the oldest file once more, if nothing was stored of it for a while; return how many.
 
         Else a block that cannot be stored would keep all files, as they go in their order, and writers would wait for
-        it. Where half of the file or more is needed it is left as it is. To be called now and then.
+        it. To be called now and then. Raises JournalError where the journal fails.
         """
-        oldest, now = self.core.oldest, self._monotonic()
+        oldest, now, sequence = self.core.oldest, self._monotonic(), self.core.slab.sequence
         if oldest != self._oldest:
             self._oldest, self._unchanged_since = oldest, now
         if oldest is None or now - self._unchanged_since < _STUCK or self.core.fill < _CARRY_FILL:
             return 0
         self._unchanged_since = now
-        count = 0
-        for block in self.core.keepers(self.file_bytes // 2):
+        if sequence != self._carried_until:
+            self._carried_until, self._rounds = sequence, 0
+        if self._rounds == self.core.most_files:
+            # All of it was, and it did not help.
+            return 0
+        self._rounds += 1
+        return self.carry_blocks(self.core.keepers())
+
+    def carry_blocks(self, blocks: Iterable[int]) -> int:
+        """Write blocks once more, and forget where they stood; return of how many that was possible.
+
+        What stood before is what counts until the disk has the copy.
+        """
+        carried = []
+        for block in blocks:
             body = bytearray(self._block_size)
             try:
-                ranges, first, last = self.core.load(block, body)
+                found, first, last = self.core.load(block, body)
             except JournalDamaged as error:
-                self._complain(f"{error.message}. Until all of that block is written anew, writers may have to wait.")
+                if not self._found_damaged:
+                    log.error("%s. Writers may wait for that block, until all of it is written anew", error.message)
+                self._found_damaged = True
                 continue
-            count += self.core.carry(block, body, joined(ranges), first, last)
-        return count
+            ranges = joined(found)
+            places = self.core.append_again(block, body, ranges, first, last)
+            if places is not None:
+                carried.append((block, ranges, first, last, places))
+        if carried:
+            self.core.sync()
+        return sum(self.core.replace(*facts) for facts in carried)
 
     def _complain(self, text: str) -> None:
         if not self._complained:
@@ -265,8 +289,8 @@ class WriteJournal:
                 os.close(self._open.pop(self._freed))
             self._freed, self._failed = None, False
 
-    def _make_spares(self) -> None:
-        while self.core.wants_spare(_SPARES):
+    def _make_spares(self, count: int) -> None:
+        while self.core.wants_spare(count):
             header = self._header()
             try:
                 fd = self._directory.make(header)

@@ -16,7 +16,7 @@ from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.journal.format import DATA, DONE, INTENT, ZEROS
 from s3backer.journal.service import joined
 from tests.support.journal_twin import PlainMap, plain_scan
-from tests.support.journals import BATCH, BLOCK, BLOCKS, FILE, SmallJournal, files_of, scan_path
+from tests.support.journals import BATCH, BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 
 SECTORS = BLOCKS * BLOCK // 512
 
@@ -142,27 +142,44 @@ class JournalMachine(RuleBasedStateMachine):
             self.dirty.remove(block)
             self.plain.leave(block)
 
-    @rule(blocks=st.lists(st.integers(0, BLOCKS - 1), max_size=3))
-    def carry(self, blocks: list[int]) -> None:
-        """Write blocks once more, as if they kept the oldest file."""
+    @rule(blocks=st.lists(st.integers(0, BLOCKS - 1), max_size=3), source=st.randoms(use_true_random=False))
+    def carry(self, blocks: list[int], source: random.Random) -> None:
+        """Write blocks once more, as if they kept the oldest file; others write, store and spill meanwhile."""
+        core, appended = self.small.core, []
         for block in blocks:
             body = bytearray(BLOCK)
-            ranges, first, last = self.small.core.load(block, body)
-            assert not self.small.core.carry(block, body, joined(ranges), first, last + 1)
-            assert not self.small.core.carry(block, body, joined(ranges), first + 1, last)
-            if self.small.core.carry(block, body, joined(ranges), first, last):
-                self.replaced += len(self.plain.blocks[block])
-                self.plain.carry(block)
+            found, first, last = core.load(block, body)
+            ranges = joined(found)
+            assert core.append_again(block, body, ranges, first, last + 1) is None
+            assert core.append_again(block, body, ranges, first + 1, last) is None
+            places = core.append_again(block, body, ranges, first, last)
+            if places is not None:
+                appended.append((block, ranges, first, last, places))
+        for block in blocks:
+            if source.random() < 0.5:
+                self.write(block * BLOCK + 512 * source.randrange(4), source.choice((512, BLOCK)), False)
+            if source.random() < 0.3:
+                self.store_an_older_state(block, source.randrange(3))
+        core.sync()
+        for facts in appended:
+            block, _, first, last, _ = facts
+            held = self.plain.blocks.get(block, [])
+            if core.replace(*facts):
+                self.replaced += len(held)
+                assert held
+                self.plain.carry(block, last)
 
     @rule()
     def carry_what_keeps_the_oldest_file(self) -> None:
         core, before = self.small.core, self.small.core.oldest
-        keepers = core.keepers(FILE)
+        keepers = core.keepers()
         assert set(keepers) <= set(self.plain.blocks)
-        assert core.keepers(0) == []
-        self.carry(keepers)
-        if keepers and core.entries + BLOCKS < 64 and core.fill < 0.6:
+        held = {block: len(self.plain.blocks[block]) for block in keepers}
+        if self.small.journal.carry_blocks(keepers) == len(keepers) > 0:
             assert before is not None and core.oldest == (before[0], 0)
+            for block in keepers:
+                self.replaced += held[block]
+                self.plain.carry(block, self.plain.blocks[block][-1].sequence)
 
     @rule(sync=st.booleans())
     def restart(self, sync: bool) -> None:

@@ -145,12 +145,18 @@ class Writer:
 
     def carry(self) -> None:
         """Write once more what keeps the oldest file, which may go then."""
-        for block in self.small.core.keepers(FILE):
+        journal = self.small.journal
+        for block in self.small.core.keepers() or self.source.sample(sorted(self.needed), min(2, len(self.needed))):
             body = bytearray(BLOCK)
-            ranges, first, last = self.small.core.load(block, body)
-            if self.small.core.carry(block, body, joined(ranges), first, last):
-                self.writes += [(last, block * BLOCK + a, bytes(body[a:b])) for a, b in joined(ranges)]
+            found, _, last = self.small.core.load(block, body)
+            ranges = joined(found)
+            count = len(self.writes)
+            self.writes += [(last, block * BLOCK + a, bytes(body[a:b])) for a, b in ranges]
+            self.know()
+            if journal.carry_blocks([block]):
                 self.carried += 1
+            else:
+                del self.writes[count:]
 
     def store_oldest(self) -> None:
         for block in sorted(self.needed, key=lambda b: min(self.needed[b]))[: BLOCKS // 2]:

@@ -20,7 +20,7 @@ from s3backer.cache_calls import Store
 from s3backer.cache_state import WritePolicy
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.replay import Recovered, scan
-from s3backer.journal.service import Mount, WriteJournal, joined
+from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer
@@ -105,7 +105,7 @@ class CrashWorld(World):
         if self.now >= self.held_until:
             self.layout.doubted = ()
         if self.random.random() < 0.04:
-            self.carried += self.journal.carry() or self._carry()
+            self.carried += self.journal.carry() or self.journal.carry_blocks(self.journal.core.keepers())
             if self.journal.wait(0.0):
                 self._prepare()
         if self.random.random() < 0.03:
@@ -119,15 +119,6 @@ class CrashWorld(World):
             self._prepare()
             return True
         return False
-
-    def _carry(self) -> int:
-        """Carry what keeps the oldest file without waiting for a reason, and return how much."""
-        count = 0
-        for block in self.journal.core.keepers(_FILE):
-            body = bytearray(BLOCK)
-            ranges, first, last = self.journal.core.load(block, body)
-            count += self.journal.core.carry(block, body, joined(ranges), first, last)
-        return count
 
     def _prepare(self) -> None:
         self.journal.prepare()

@@ -136,16 +136,18 @@ class PlainMap:
         for entry in self.blocks.get(block, []):
             entry.left = True
 
-    def carry(self, block: int) -> None:
-        """Let a block's pieces be written once more, as of its last write."""
-        entries, left = self.blocks[block], self.is_left(block)
-        content, there = bytearray(self.over(block, bytes(self.block_size))), bytearray(self.block_size)
+    def carry(self, block: int, sequence: int) -> None:
+        """Let a block's pieces up to one be written once more, as of that one."""
+        left = self.is_left(block)
+        entries, newer = ([e for e in self.blocks[block] if (e.sequence > sequence) == n] for n in (False, True))
+        content, there = bytearray(self.block_size), bytearray(self.block_size)
         for entry in entries:
-            there[entry.start : entry.start + len(entry.data)] = b"1" * len(entry.data)
+            place = slice(entry.start, entry.start + len(entry.data))
+            content[place], there[place] = entry.data, b"1" * len(entry.data)
         self.blocks[block] = [
-            PlainEntry(entries[-1].sequence, m.start(), bytes(content[m.start() : m.end()]), left)
+            PlainEntry(sequence, m.start(), bytes(content[m.start() : m.end()]), left)
             for m in re.finditer(b"1+", there)
-        ]
+        ] + newer
 
     def is_left(self, block: int) -> bool:
         """Return whether the block's content needs a write that is left to the journal."""

@@ -1,0 +1,198 @@
+"""What keeps the oldest file, or the map, and cannot be stored: it is carried, and everybody else goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3backer import _fast
+from s3backer._journal import JOURNAL_FULL
+from s3backer.errors import JournalDamaged
+from s3backer.journal.files import System
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal
+from tests.support.power_loss import Calls
+
+
+class Clock:
+    """Goes on when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    yield Clock()
+
+
+class Case:
+    """A journal of which some blocks are never stored. ``content``: what those hold."""
+
+    def __init__(self, small: SmallJournal, clock: Clock, stuck: int) -> None:
+        self.small, self.clock = small, clock
+        self.stuck = range(stuck)
+        self.content = bytearray(BLOCKS * BLOCK)
+        self.source = random.Random(stuck)
+
+    def store(self) -> None:
+        """Store all that can be, and let the keeper work."""
+        for block in self.small.core.pending(BLOCKS):
+            if block not in self.stuck:
+                self.small.journal.done(block, self.small.slab.sequence, '"e"')
+        for _ in range(self.small.core.most_files):
+            self.clock.now += 1.5
+            self.small.journal.carry()
+            self.small.journal.prepare()
+
+    def write(self, offset: int, data: bytes) -> bool:
+        """Write, with all that may be needed for that; False if it is never possible."""
+        for _ in range(4):
+            count, reason = self.small.core.write(offset, data, 0.0)
+            if reason == _fast.DONE:
+                # As its keeper does, who is told when a file was begun.
+                self.small.journal.prepare()
+                assert count == len(data)
+                self.content[offset : offset + len(data)] = data
+                return True
+            if reason == JOURNAL_FULL:
+                self.store()
+            self.small.journal.prepare()
+        return False
+
+    def go_on(self, turns: int = 400) -> None:
+        """Write to blocks that are stored, and see that this is possible and that nothing of the others is lost."""
+        for turn in range(turns):
+            block = self.source.randrange(len(self.stuck), BLOCKS)
+            assert self.write(block * BLOCK, self.source.randbytes(BLOCK)), f"after {turn} writes nothing goes on"
+        for block in self.stuck:
+            out = bytearray(BLOCK)
+            self.small.core.load(block, out)
+            assert out == self.content[block * BLOCK : (block + 1) * BLOCK]
+
+
+def test_a_block_that_is_written_again_and_again(tmp_path: Path, clock: Clock) -> None:
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, 1)
+        for turn in range(3000):
+            assert case.write(64 * (turn % 8), bytes([1 + turn % 250]) * 64), f"after {turn} writes nothing goes on"
+        case.go_on()
+
+
+@pytest.mark.parametrize(
+    ("files", "stuck"), [(4, 1), (4, 8), (4, 12), *((files, n) for files in (8, 16) for n in (1, 8, 12, 14, 17, 20))]
+)
+def test_blocks_of_any_density(tmp_path: Path, clock: Clock, files: int, stuck: int) -> None:
+    """Also where what is needed comes together in one file."""
+    with SmallJournal(tmp_path / "j", files=files, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, stuck)
+        for block in range(stuck):
+            assert case.write(block * BLOCK, case.source.randbytes(BLOCK - 64))
+            if files > 4:
+                for _ in range(5):
+                    other = case.source.randrange(stuck, BLOCKS)
+                    assert case.write(other * BLOCK, case.source.randbytes(BLOCK))
+        case.go_on()
+
+
+@pytest.mark.parametrize("capacity", [1024, 1100])
+def test_a_map_that_one_block_has_filled(tmp_path: Path, clock: Clock, capacity: int) -> None:
+    """Within one file: nothing of it can be given back."""
+    with SmallJournal(tmp_path / "j", file_bytes=1 << 20, capacity=capacity, monotonic=clock) as small:
+        case = Case(small, clock, 1)
+        for turn in range(3 * capacity):
+            assert case.write(64 * (turn % 8), b"z" * 64), f"after {turn} writes nothing goes on"
+        assert small.core.files == 1
+        case.go_on(20)
+
+
+@pytest.mark.parametrize("limit", [4, 6])
+def test_a_disk_without_room_for_more_files(tmp_path: Path, clock: Clock, limit: int) -> None:
+    class Full(System):
+        def create(self, name: str, directory: int) -> int:
+            if sum(there.endswith(".journal") for there in os.listdir(directory)) >= limit:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().create(name, directory)
+
+    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=Full()) as small:
+        case = Case(small, clock, 3)
+        for block in case.stuck:
+            assert case.write(block * BLOCK, case.source.randbytes(1900))
+        case.go_on()
+        assert small.core.files <= limit
+
+
+def test_nothing_is_carried_for_ever(tmp_path: Path, clock: Clock) -> None:
+    """Where nothing is written any more, the disk has rest."""
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, 20)
+        for turn in range(4 * 20):
+            assert case.write(turn % 20 * BLOCK + 64 * (turn // 20), case.source.randbytes(64 + 16 * turn))
+        for _ in range(100):
+            case.store()
+        number = small.core.number
+        for _ in range(100):
+            case.store()
+        assert small.core.number == number
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_the_disk_loses_what_was_carried(tmp_path: Path, clock: Clock, spilled: bool) -> None:
+    """Its fdatasync fails, and the page cache forgets it: where it stood before it still stands."""
+    on_disk: dict[int, bytes] = {}
+    failing = False
+
+    def sync(fd: int) -> None:
+        if failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        on_disk[fd] = os.pread(fd, 1 << 20, 0)
+
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        calls = Calls(lambda fd, data, at: os.pwrite(fd, data, at), sync)
+        calls.interpose(small.core)
+        case = Case(small, clock, 1)
+        assert case.write(0, b"A" * 1500)
+        while small.core.fill < 0.6:
+            assert case.write(BLOCK, case.source.randbytes(BLOCK))
+        small.core.sync()
+        assert not spilled or small.core.spill(0)
+        for block in range(1, BLOCKS):
+            small.core.stored(block, small.slab.sequence)
+        failing = True
+        small.journal.carry()
+        clock.now += 1.5
+        number = small.core.number
+        with pytest.raises(Exception, match="cannot be synced"):
+            small.journal.carry()
+        assert small.core.number > number
+        for fd, content in on_disk.items():
+            os.pwrite(fd, content, 0)
+        out = bytearray(BLOCK)
+        small.core.load(0, out)
+        assert out[:1500] == b"A" * 1500
+        assert small.core.is_left(0) is spilled
+
+
+def test_a_record_that_went_bad_is_not_carried(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, 2)
+        assert case.write(0, b"A" * 1500) and case.write(BLOCK, b"B" * 1500)
+        first = min((tmp_path / "j").glob("*.journal"))
+        while small.core.fill < 0.6:
+            assert case.write(2 * BLOCK, case.source.randbytes(BLOCK))
+        content = first.read_bytes()
+        first.write_bytes(content.replace(b"A" * 1500, b"?" * 1500))
+        for _ in range(3):
+            case.store()
+        assert caplog.text.count("Writers may wait for that block") == 1
+        with pytest.raises(JournalDamaged):
+            small.core.load(0, bytearray(BLOCK))
+        out = bytearray(BLOCK)
+        small.core.load(1, out)
+        assert out[:1500] == b"B" * 1500
