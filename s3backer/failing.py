@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Failing:
-    """``unsaved`` returns how many blocks are not in the bucket as written, ``fails`` whether that is so of one of them.
+    """``unsaved`` returns how many blocks are not in the bucket as written; ``fails``: whether one of them is not.
 
     May be used from several threads.
     """
