@@ -77,7 +77,7 @@ PARTS = (
         workers=2,
     ),
     Part("stores", 3, ("tests/stores", "tests/s3"), workers=2),
-    Part("mount", 4, ("tests/mount", "tests/cli", "tests/system")),
+    Part("mount", 4, ("tests/mount", "tests/cli", "tests/system"), workers=2),
     Part("filesystems", 6, ("tests/filesystems", "tests/interop")),
     Part("packaging", 4, ("tests/packaging",)),
 )

@@ -7,16 +7,18 @@ else has to wait.
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s3backer.codec.choice import EncodingOptions
-from s3backer.errors import S3backerError
+from s3backer.errors import S3backerError, StoreUnreachable
 from s3backer.layouts.classic import block_name
 from s3backer.stores.base import StoredObject
 from s3backer.volume import Volume
-from tests.support.places import BLOCK, SECRET, SIZE, Place
+from tests.support.places import BLOCK, SECRET, SIZE, Place, Watched, opened
 
 JOURNAL = 512 << 10
 #: Blocks whose objects are damaged, in no order.
@@ -56,7 +58,7 @@ def write(volume: Volume, source: random.Random, content: bytearray, bytes_left:
         put(volume, content, block * BLOCK + 512 * source.randrange(2), source.randbytes(1024))
         put(volume, content, block * BLOCK + 2048, bytes(512))
     volume.flush()
-    sound = [block for block in range(2 * USED) if block not in STUCK]
+    sound = [block for block in range(1, 2 * USED) if block not in STUCK]
     while bytes_left > 0:
         put(volume, content, source.choice(sound) * BLOCK, source.randbytes(BLOCK))
         bytes_left -= BLOCK
@@ -108,3 +110,52 @@ def test_killed_while_blocks_are_carried(place: Place) -> None:
         write(volume, source, content, 2 * JOURNAL + source.randrange(JOURNAL))
     mend(place, kept)
     assert place.content(0, SIZE) == content
+
+
+def test_a_resize_that_cannot_begin_keeps_no_file(tmp_path: Path) -> None:
+    """Block 0 says what the size is: where it is damaged the size stays, and the journal goes on."""
+    place = Place(tmp_path, EncodingOptions())
+    source = random.Random(3)
+    content = bytearray(SIZE)
+    with place.open() as volume:
+        volume.write(0, content[:BLOCK])
+    store = place.store()
+    first = store.get(block_name(0))
+    store.put(block_name(0), b"damaged", metadata=first.info.metadata)
+    store.close()
+    volume = place.open(journal=JOURNAL, write_delay=0.0)
+    with pytest.raises(S3backerError, match="object '00000000'"):
+        volume.resize(SIZE + BLOCK, discard=False)
+    write(volume, source, content, 3 * JOURNAL)
+    volume.close()
+    assert not place.files
+
+
+def test_an_error_that_is_over_ends_no_replay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that failed once, of a block that is not there and was written with zeros: nobody stores it."""
+    monkeypatch.setattr("s3backer.replaying._PATIENCE", 0.5)
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, bytes(512))
+        for block in range(100, 130):
+            volume.write(block * BLOCK, b"x" * BLOCK)
+
+    class Slow(Watched):
+        asked = 0
+
+        def get(self, key: str, **more: Any) -> StoredObject:
+            if key == block_name(5):
+                self.asked += 1
+                if self.asked == 1:
+                    raise StoreUnreachable("it is away", hint="Wait.")
+            return super().get(key, **more)
+
+        def put(self, key: str, *args: Any, **more: Any) -> str:
+            time.sleep(0.1)
+            return super().put(key, *args, **more)
+
+    store = Slow(place, 0.0)
+    with opened(place, store, journal=0, threads=1) as volume:
+        assert volume.facts()["write_back_error"] is None
+        assert volume.read(5 * BLOCK, BLOCK) == bytes(BLOCK)
+        assert volume.read(100 * BLOCK, 30 * BLOCK) == b"x" * (30 * BLOCK)
+    assert store.asked
