@@ -132,6 +132,8 @@ cdef class Journal:
     cdef int32_t _last
     # How many there may be for now; whether the disk has just had no room for a record.
     cdef int32_t _limit
+    # How many data counts on: more again only when one more could be made.
+    cdef int32_t _data_limit
     cdef bint _no_room
     # Number of the oldest file that is needed: as a record says that is written, and as one says that is on the disk.
     cdef uint64_t _named

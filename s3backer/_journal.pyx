@@ -112,7 +112,7 @@ cdef class Journal:
             raise ValueError(f"journal files of {file_bytes} bytes do not go with blocks of {self._block_size}")
         if not 2 <= most_files <= 32767 or capacity < JOURNAL_BATCH:
             raise ValueError(f"a journal of {most_files} files and {capacity} entries is too small or too large")
-        self.most_files = self._limit = most_files
+        self.most_files = self._limit = self._data_limit = most_files
         self._capacity = capacity
         self._hash_shift = 64 - hash_bits(capacity)
         self._entry = <Entry *>calloc(capacity, sizeof(Entry))
@@ -660,11 +660,11 @@ cdef class Journal:
         """Let there be no more files than there are now: no other one can be made."""
         with nogil:
             pthread_mutex_lock(&self._lock)
-            self._limit = self.files + self.spares
+            self._limit = self._data_limit = self.files + self.spares
             pthread_mutex_unlock(&self._lock)
 
     def lift_limits(self):
-        """Believe again that the disk has room."""
+        """Try again whether the disk has room."""
         with nogil:
             pthread_mutex_lock(&self._lock)
             self._limit, self._no_room = self.most_files, False

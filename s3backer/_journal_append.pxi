@@ -22,7 +22,7 @@ cdef void fail(Journal journal, int error, const char *call, int32_t file) noexc
 
 cdef int32_t files_for_data(Journal journal) noexcept nogil:
     """Return in how many files data may be written: not in the last one of all, unless they are very few."""
-    return journal._limit - (journal._limit >= _FEW_FILES)
+    return journal._data_limit - (journal._data_limit >= _FEW_FILES)
 
 
 cdef Py_ssize_t entries_for_data(Journal journal) noexcept nogil:
@@ -41,12 +41,12 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
     """Make sure that so many bytes and entries fit into the current file and the map; return why not, or _DONE.
 
     The last file is left to what is carried, so that one block does not keep all files. Where no file is ready for what
-    comes, the end of this one is left to notes, so that blocks can be stored, and files freed, when there is no room
-    for data; and of that the last bytes to a MARK, without which no file can be freed.
+    comes, the end of this one is left to notes, so that they get to the disk when there is no room for data; and of
+    that the last bytes to a MARK, without which no file can be freed.
     """
     cdef Py_ssize_t kept, most_entries = entries_for_data(journal) if purpose == FOR_DATA else journal._capacity
     cdef bint last
-    cdef int32_t spare, files = files_for_data(journal) if purpose == FOR_DATA else journal._limit
+    cdef int32_t spare, files = journal._limit if purpose == FOR_CARRYING else files_for_data(journal)
     if need > journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - journal._reserve:
         return JOURNAL_FULL_REASON
     while True:

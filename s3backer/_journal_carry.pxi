@@ -11,10 +11,13 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
     """
     cdef Py_ssize_t count = 0, crowded = 0, held = 0, needed = 0, length
     cdef int32_t bucket, index
+    cdef int32_t *link
     cdef bint older = journal._oldest != journal._newest_used
     for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
-        index = journal._bucket[bucket]
-        while index >= 0:
+        link = journal._bucket + bucket
+        while link[0] >= 0:
+            map_prune(journal, link)
+            index = link[0]
             length = carried_bytes(journal, index)
             needed += length
             if is_crowded(journal, index):
@@ -31,7 +34,7 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
                 found[count] = journal._entry[index].block
                 count += 1
                 held += length
-            index = journal._entry[index].chain
+            link = &journal._entry[index].chain
     if needed > <Py_ssize_t>(journal.files - 1) * (journal._file_bytes // 4) * 3 or held > room_to_carry(journal):
         return crowded
     return count
@@ -86,7 +89,7 @@ cdef bint append_carried(
         return False
     for i in range(count):
         length += ends[2 * i + 1] - ends[2 * i]
-    if reserve(journal, most_bytes(journal, count, length), count, FOR_CARRYING) != _DONE:
+    if reserve(journal, most_bytes(journal, count, length), 0, FOR_CARRYING) != _DONE:
         return False
     for i in range(count):
         start, length = ends[2 * i], ends[2 * i + 1] - ends[2 * i]
@@ -108,15 +111,18 @@ cdef bint map_replace(
 ) noexcept nogil:
     """Put what was appended in place of the block's entries up to its sequence, if all of those are still there."""
     cdef int32_t file = journal._oldest, index = map_link(journal, block)[0]
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, room = journal._capacity - journal.entries
     cdef bint left
     while file >= 0 and journal._file[file].number != number:
         file = journal._file[file].next
     if file < 0 or index < 0 or journal._entry[index].sequence != first:
         return False
-    if journal._failure or count > journal._capacity - journal.entries:
-        return False
     left = is_left(journal, index)
+    while index >= 0 and journal._entry[index].sequence <= last:
+        room += 1
+        index = journal._entry[index].newer
+    if journal._failure or count > room:
+        return False
     map_forget(journal, block, last)
     for i in range(count - 1, -1, -1):
         map_put_first(

@@ -54,6 +54,8 @@ cdef bint add_file(
         journal.files += 1
     else:
         journal.spares += 1
+    if journal.files + journal.spares > journal._data_limit:
+        journal._data_limit = journal.most_files
     return True
 
 

@@ -44,6 +44,14 @@ cdef void map_drop_oldest(Journal journal, int32_t *link) noexcept nogil:
     journal.entries -= 1
 
 
+cdef void map_prune(Journal journal, int32_t *link) noexcept nogil:
+    """Forget what is before a durable entry that holds the whole block."""
+    cdef int32_t cover = journal._entry[link[0]].cover
+    if cover >= 0 and journal._entry[cover].sequence <= journal._durable_sequence:
+        while link[0] != cover:
+            map_drop_oldest(journal, link)
+
+
 cdef void map_add(
     Journal journal, uint64_t block, uint64_t sequence, uint32_t position, uint32_t start, uint32_t stop, int32_t file,
     bint zeros
@@ -70,9 +78,7 @@ cdef void map_add(
         oldest = journal._entry + link[0]
         journal._entry[oldest.newest].newer = index
         oldest.newest = index
-        if oldest.cover >= 0 and journal._entry[oldest.cover].sequence <= journal._durable_sequence:
-            while link[0] != journal._entry[link[0]].cover:
-                map_drop_oldest(journal, link)
+        map_prune(journal, link)
     if start == 0 and stop == journal._block_size:
         if is_left(journal, link[0]):
             journal.left -= 1

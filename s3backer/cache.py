@@ -580,9 +580,10 @@ class BlockCache:
         others_wait = self._fail_flushes(attempt, error)
         if spilled:
             self._failing.pop(block, None)
-        elif not others_wait:
+        else:
             lasting = now - self._failing.setdefault(block, now)
-            self._retry_at[block] = now + retry_pause(self._policy.retry_delay, lasting)
+            if not others_wait:
+                self._retry_at[block] = now + retry_pause(self._policy.retry_delay, lasting)
 
     def _fail_flushes(self, attempt: Attempt, error: S3backerError) -> bool:
         """Answer the flushes that were asked before the attempt; return whether later ones wait for another."""

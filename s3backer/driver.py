@@ -453,7 +453,7 @@ class Driver:
         except Exception as failure:
             error = _unexpected("reading", job.block, failure)
         self._call(lambda now: self.cache.fetched(job.block, body, error, now))
-        if error is not None and self.cache.given_up is None and self.cache.fails(job.block):
+        if error is not None and not (job.urgent or job.ahead) and self.cache.given_up is None:
             self._failing.failed(job.block, error)
 
     def _read(self, block: int) -> Buffer | None:

@@ -36,11 +36,9 @@ class Failing:
     @property
     def error(self) -> S3backerError | None:
         """Why a block could not be stored that still is not; None while write-back works."""
-        if not self._errors:
-            return None
         with self._lock:
-            self._forget()
-            return next(iter(self._errors.values()), None)
+            errors = list(self._errors.items())
+        return next((error for block, error in errors if self._fails(block)), None)
 
     def failed(self, block: int, error: S3backerError) -> None:
         """Hear that a block could not be stored."""
@@ -67,7 +65,7 @@ class Failing:
             log.warning("write-back works again, %d blocks are waiting", self._unsaved())
 
     def _forget(self) -> None:
-        """Forget the first ones that need not be stored any more: of those nobody says that they were."""
+        """Forget the first ones that need not be stored any more, of which nobody says that they were."""
         while self._errors and not self._fails(block := next(iter(self._errors))):
             del self._errors[block]
         if not self._errors:

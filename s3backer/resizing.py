@@ -39,7 +39,7 @@ class Resizer:
         """Change the size in bytes, one at a time; see ``Volume.resize``."""
         old = self._layout.size
         # Where block 0 cannot be read nothing may have begun: what has is not over before it was stored.
-        self._driver.read(0, 1)
+        self._driver.read(0, self._layout.block_size)
         if size < old:
             self._clear_tail(size, old, discard=discard)
 

@@ -35,6 +35,8 @@ _SPARES = 2
 _RETRY = 5.0
 #: Seconds after which what keeps the oldest file is carried into a newer one, and how full the journal is then.
 _STUCK, _CARRY_FILL = 1.0, 0.5
+#: How full it is when writers wait.
+_FULL = 0.98
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
 #: Files that there are at least, where their size is not given, and of a journal that is not small.
@@ -126,9 +128,11 @@ class WriteJournal:
         #: The oldest file and what is needed of it, and since when that is so.
         self._oldest: tuple[int, int] | None = None
         self._unchanged_since = 0.0
-        #: How often something was carried since the last write.
-        self._carried_until = self._rounds = 0
-        self._found_damaged = False
+        #: How often something was carried since something was last written or stored.
+        self._carried_as_of, self._rounds = (0, 0), 0
+        #: Blocks whose records went bad, as was said; whether it was said that the journal is full.
+        self._damaged: set[int] = set()
+        self._said_full = False
         self._next = 1
         kept, needed = (len(recovered.files), recovered.written) if recovered else (0, 0)
         if recovered is not None and needed > capacity:
@@ -228,19 +232,30 @@ class WriteJournal:
         Else a block that cannot be stored would keep all files, as they go in their order, and writers would wait for
         it. To be called now and then. Raises JournalError where the journal fails.
         """
-        oldest, now, sequence = self.core.oldest, self._monotonic(), self.core.slab.sequence
+        oldest, now, state = self.core.oldest, self._monotonic(), (self.core.slab.sequence, self.core.blocks)
         if oldest != self._oldest:
             self._oldest, self._unchanged_since = oldest, now
         if oldest is None or now - self._unchanged_since < _STUCK or self.core.fill < _CARRY_FILL:
             return 0
         self._unchanged_since = now
-        if sequence != self._carried_until:
-            self._carried_until, self._rounds = sequence, 0
-        if self._rounds == self.core.most_files:
-            # All of it was, and it did not help.
-            return 0
-        self._rounds += 1
-        return self.carry_blocks(self.core.keepers())
+        if state != self._carried_as_of:
+            self._carried_as_of, self._rounds = state, 0
+        # Once all of it was carried, and nothing was written or stored since, it does not help.
+        blocks = self.core.keepers() if self._rounds < self.core.most_files else []
+        self._rounds += bool(blocks)
+        self._tell_whether_full(blocks)
+        return self.carry_blocks(blocks)
+
+    def _tell_whether_full(self, blocks: list[int]) -> None:
+        full = self.core.fill > _FULL
+        if full and not blocks and not self._said_full:
+            log.warning(
+                "the journal in %s is full: writers wait until some of the %d blocks in it are stored",
+                self.path,
+                self.core.blocks,
+            )
+            self._said_full = True
+        self._said_full = self._said_full and full
 
     def carry_blocks(self, blocks: Iterable[int]) -> int:
         """Write blocks once more, and forget where they stood; return of how many that was possible.
@@ -253,9 +268,9 @@ class WriteJournal:
             try:
                 found, first, last = self.core.load(block, body)
             except JournalDamaged as error:
-                if not self._found_damaged:
+                if block not in self._damaged:
                     log.error("%s. Writers may wait for that block, until all of it is written anew", error.message)
-                self._found_damaged = True
+                self._damaged.add(block)
                 continue
             ranges = joined(found)
             places = self.core.append_again(block, body, ranges, first, last)

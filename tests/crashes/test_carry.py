@@ -6,7 +6,9 @@ else has to wait.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -124,11 +126,44 @@ def test_a_resize_that_cannot_begin_keeps_no_file(tmp_path: Path) -> None:
     store.put(block_name(0), b"damaged", metadata=first.info.metadata)
     store.close()
     volume = place.open(journal=JOURNAL, write_delay=0.0)
-    with pytest.raises(S3backerError, match="object '00000000'"):
-        volume.resize(SIZE + BLOCK, discard=False)
-    write(volume, source, content, 3 * JOURNAL)
+    try:
+        # Where the filesystem has its superblock.
+        put(volume, content, 0, source.randbytes(1024))
+        with pytest.raises(S3backerError, match="object '00000000'"):
+            volume.resize(SIZE + BLOCK, discard=False)
+        write(volume, source, content, 3 * JOURNAL)
+    finally:
+        with pytest.raises(S3backerError, match=r"1 blocks of .* cannot be stored"):
+            volume.close()
+    assert place.files
+
+
+def test_what_fails_while_others_flush_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path, EncodingOptions())
+    store = Watched(place, 0.0)
+    volume = opened(place, store, journal=0)
+    store.failing = True
+    volume.write(3 * BLOCK, b"x" * BLOCK)
+    said: list[object] = []
+
+    def flush() -> None:
+        for _ in range(30):
+            with contextlib.suppress(S3backerError):
+                volume.flush()
+            said.append(volume.facts()["write_back_error"])
+
+    threads = [threading.Thread(target=flush) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.failing = False
     volume.close()
-    assert not place.files
+    assert "works again" not in caplog.text.split("write-back is failing")[0]
+    assert caplog.text.count("write-back is failing") == caplog.text.count("write-back works again") == 1
+    assert set(said) == {"it fails"}
 
 
 def test_an_error_that_is_over_ends_no_replay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

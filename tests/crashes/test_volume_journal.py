@@ -658,8 +658,13 @@ def test_a_replay_that_was_killed_counts_as_requests(place: Place) -> None:
         if len(place.objects) > 1:
             raise InterruptedError
 
+    class Slow(DirectoryStore):
+        def put(self, *args: Any, **more: Any) -> str:
+            time.sleep(0.05)
+            return super().put(*args, **more)
+
     with pytest.raises(InterruptedError):
-        Volume.open(place.store(), "", place.without, progress=stop)
+        Volume.open(Slow(place.bucket), "", place.without, progress=stop)
     (note,) = place.journals.rglob("busy")
     assert note.stat().st_mtime > time.time() - 60
 

@@ -196,3 +196,75 @@ def test_a_record_that_went_bad_is_not_carried(tmp_path: Path, clock: Clock, cap
         out = bytearray(BLOCK)
         small.core.load(1, out)
         assert out[:1500] == b"B" * 1500
+
+
+def test_after_an_outage_in_which_all_was_needed(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was full for long, and there was nothing to carry; then all but one block are stored, and nobody writes."""
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, BLOCKS)
+        while case.write(case.source.randrange(BLOCKS) * BLOCK, case.source.randbytes(512)):
+            pass
+        for _ in range(10):
+            case.store()
+        assert caplog.text.count("is full: writers wait until some of the 24 blocks in it are stored") == 1
+        case.stuck = range(1)
+        case.store()
+        case.go_on(50)
+
+
+@pytest.mark.parametrize("writes", [1, 20])
+@pytest.mark.parametrize("limit", [4, 6])
+def test_a_full_disk_that_is_asked_for_room_again(tmp_path: Path, clock: Clock, limit: int, writes: int) -> None:
+    """Writers do not take the last file in the moment between."""
+
+    class Full(System):
+        def create(self, name: str, directory: int) -> int:
+            if sum(there.endswith(".journal") for there in os.listdir(directory)) >= limit:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().create(name, directory)
+
+    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=Full()) as small:
+        case = Case(small, clock, BLOCKS)
+        reason = _fast.DONE
+        while reason != JOURNAL_FULL:
+            offset = case.source.randrange(BLOCKS) * BLOCK
+            reason = small.core.write(offset, case.source.randbytes(1900), 0.0)[1]
+            small.journal.prepare()
+        for _ in range(10):
+            clock.now += 10
+            while small.journal.wait(0.0):
+                for _ in range(writes):
+                    small.core.write(case.source.randrange(BLOCKS) * BLOCK, bytes(1900), 0.0)
+                small.journal.prepare()
+        assert small.core.spares == 1
+        for block in range(BLOCKS):
+            out = bytearray(BLOCK)
+            small.core.load(block, out)
+            case.content[block * BLOCK : (block + 1) * BLOCK] = out
+        case.stuck = range(1)
+        case.store()
+        case.go_on(50)
+
+
+def test_notes_leave_room_to_carry(tmp_path: Path, clock: Clock) -> None:
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, 1)
+        assert case.write(0, b"A" * 1500)
+        while small.core.write(BLOCK, case.source.randbytes(BLOCK), 0.0)[1] != JOURNAL_FULL:
+            small.journal.prepare()
+        for _ in range(2000):
+            small.journal.done(1, small.slab.sequence, '"e"')
+        assert small.core.spares == 1
+        case.store()
+        case.go_on(50)
+
+
+def test_more_ranges_than_the_map_has_room_for(tmp_path: Path, clock: Clock) -> None:
+    """What is carried takes the place of what it was."""
+    with SmallJournal(tmp_path / "j", file_bytes=1 << 20, capacity=1100, monotonic=clock) as small:
+        case = Case(small, clock, 1)
+        for turn in range(4000):
+            assert case.write(turn * 16 % 1600, b"z" * 8), f"after {turn} writes nothing goes on"
+        case.go_on(20)
