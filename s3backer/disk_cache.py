@@ -15,6 +15,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -232,6 +233,11 @@ class DiskCache:
             self._closing = True
             self._changed.notify_all()
         self._writer.join()
+        if self.failure is None:
+            # Else the next mount could find a former copy of a block beside the one that counts.
+            with contextlib.suppress(OSError):
+                for slot in self._index.empty:
+                    self._file.empty(slot)
         self._file.close()
 
     def settle(self) -> None:

@@ -192,6 +192,11 @@ class CopyFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         os.pwrite(self._descriptor, _ENTRY.pack(block + 1, size), self._entry(slot))
 
+    def empty(self, slot: int) -> None:
+        """Let a slot hold nothing, and give back what it takes where the filesystem can do that."""
+        os.pwrite(self._descriptor, bytes(ENTRY_BYTES), self._entry(slot))
+        self.trim(slot, 0)
+
     def trim(self, slot: int, size: int) -> bool:
         """Give back what a slot takes behind its first ``size`` bytes; False where the filesystem has no holes."""
         if self._can_punch:

@@ -94,6 +94,11 @@ class CopyIndex:
             if not self._blocks[slot]:
                 self._free.append(slot)
 
+    @property
+    def empty(self) -> list[int]:
+        """The slots that hold nothing, though what the file says of them may be what they held."""
+        return list(self._free)
+
     def load(self, slot: int, block: int, size: int) -> None:
         """Take what a file says, slot by slot in order; of two copies of a block the last one counts."""
         while self.count < slot:

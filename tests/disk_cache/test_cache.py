@@ -401,3 +401,19 @@ def test_the_volume_counts_and_shows_it(tmp_path: Path) -> None:
         assert str(facts["path"]).startswith(f"{tmp_path}/")
         volume.reset_stats()
         assert "disk_cache_verified          0\n" in volume.stats_text()
+
+
+def test_the_next_mount_finds_no_former_copy(make: Made) -> None:
+    """Also where the one that counts lies before the place in which the former one was."""
+    cache, _ = make()
+    for block in (1, 2):
+        cache.keep(block, Copy('"old"', b"old" * 100, "", {}))
+    cache.settle()
+    cache.drop(2)
+    cache.drop(1)
+    cache.keep(2, Copy('"new"', b"new" * 100, "", {}))
+    cache.settle()
+    cache, _ = make()
+    assert cache.find(1) is None
+    found = cache.find(2)
+    assert found is not None and found.etag == '"new"'
