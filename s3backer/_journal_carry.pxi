@@ -12,7 +12,7 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
     cdef Py_ssize_t count = 0, crowded = 0, held = 0, needed = 0, length
     cdef int32_t bucket, index
     cdef int32_t *link
-    cdef bint older = journal._oldest != journal._newest_used
+    cdef bint crowd, older = journal._oldest != journal._newest_used
     for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
         link = journal._bucket + bucket
         while link[0] >= 0:
@@ -20,50 +20,49 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
             index = link[0]
             length = carried_bytes(journal, index)
             needed += length
-            if is_crowded(journal, index):
-                # These come first.
-                if count == room:
-                    return 0
-                found[count] = found[crowded]
-                found[crowded] = journal._entry[index].block
-                count += 1
-                crowded += 1
-            elif older and journal._entry[index].file == journal._oldest:
+            crowd = is_crowded(journal, index)
+            if crowd or (older and journal._entry[index].file == journal._oldest):
                 if count == room:
                     return 0
                 found[count] = journal._entry[index].block
+                if crowd:
+                    # These come first.
+                    found[count], found[crowded] = found[crowded], found[count]
+                    crowded += 1
+                else:
+                    held += length
                 count += 1
-                held += length
             link = &journal._entry[index].chain
     if needed > <Py_ssize_t>(journal.files - 1) * (journal._file_bytes // 4) * 3 or held > room_to_carry(journal):
         return crowded
     return count
 
 
+cdef Py_ssize_t most_ranges(Journal journal) noexcept nogil:
+    """Return in how many ranges whole sectors of a block may lie apart from each other."""
+    return 1 + (journal._block_size >> 10)
+
+
 cdef Py_ssize_t carried_bytes(Journal journal, int32_t oldest) noexcept nogil:
     """Return about how many bytes a block takes when it is carried: most ranges are whole sectors."""
-    cdef Py_ssize_t count = 0, length = 0
+    cdef Py_ssize_t length = 0
     cdef int32_t index = first_needed(journal, oldest)
     while index >= 0:
-        count += 1
         length += journal._entry[index].stop - journal._entry[index].start
         index = journal._entry[index].newer
-    return most_bytes(journal, min(count, 1 + (journal._block_size >> 10)), min(length, journal._block_size))
+    return most_bytes(
+        journal, min(map_count(journal, oldest), most_ranges(journal)), min(length, journal._block_size)
+    )
 
 
 cdef bint is_crowded(Journal journal, int32_t oldest) noexcept nogil:
     """The block has at least four times the entries that it needs, and so many that it matters."""
-    cdef Py_ssize_t count = 0
-    cdef int32_t index = oldest
-    while index >= 0:
-        count += 1
-        index = journal._entry[index].newer
-    return count >= _CROWD and count >= 4 * (1 + (journal._block_size >> 10))
+    return count_from(journal, oldest) >= max(<Py_ssize_t>_CROWD, 4 * most_ranges(journal))
 
 
 cdef Py_ssize_t room_to_carry(Journal journal) noexcept nogil:
     """Return how many bytes of records fit for sure into the rest of the current file and the spares."""
-    cdef Py_ssize_t end = journal._block_size + (1 + (journal._block_size >> 10)) * <Py_ssize_t>sizeof(DiskRecord)
+    cdef Py_ssize_t end = journal._block_size + most_ranges(journal) * <Py_ssize_t>sizeof(DiskRecord)
     cdef Py_ssize_t whole = journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - end
     cdef Py_ssize_t room = journal.spares * whole - kept_free(journal, FOR_CARRYING)
     if journal._current >= 0:
@@ -138,15 +137,12 @@ cdef void map_put_first(
 ) noexcept nogil:
     """Add an entry before all others of its block; there is room."""
     cdef int32_t *link = map_link(journal, block)
-    cdef int32_t index = journal._free
+    cdef int32_t index = new_entry(journal, block, sequence, position, start, stop, file, zeros)
     cdef Entry *entry = journal._entry + index
     cdef Entry *oldest
     if is_left(journal, link[0]):
         journal.left -= 1
-    journal._free = entry.newer
-    entry.block, entry.sequence, entry.position = block, sequence, position
-    entry.start, entry.stop, entry.file, entry.zeros, entry.left = start, stop, file, zeros, left
-    entry.newer = link[0]
+    entry.left, entry.newer = left, link[0]
     if link[0] < 0:
         entry.chain, entry.newest, entry.cover = -1, index, -1
         journal.blocks += 1
@@ -156,6 +152,4 @@ cdef void map_put_first(
     link[0] = index
     if entry.cover < 0 and start == 0 and stop == journal._block_size:
         entry.cover = index
-    journal.entries += 1
-    journal._file[file].entries += 1
     journal.left += journal._entry[first_needed(journal, index)].left

@@ -52,6 +52,22 @@ cdef void map_prune(Journal journal, int32_t *link) noexcept nogil:
             map_drop_oldest(journal, link)
 
 
+cdef int32_t new_entry(
+    Journal journal, uint64_t block, uint64_t sequence, uint32_t position, uint32_t start, uint32_t stop, int32_t file,
+    bint zeros
+) noexcept nogil:
+    """Fill in a free entry, which is no block's yet; there is one."""
+    cdef int32_t index = journal._free
+    cdef Entry *entry = journal._entry + index
+    journal._free = entry.newer
+    entry.block, entry.sequence, entry.position = block, sequence, position
+    entry.start, entry.stop, entry.file, entry.zeros, entry.left = start, stop, file, zeros, False
+    entry.newer = -1
+    journal.entries += 1
+    journal._file[file].entries += 1
+    return index
+
+
 cdef void map_add(
     Journal journal, uint64_t block, uint64_t sequence, uint32_t position, uint32_t start, uint32_t stop, int32_t file,
     bint zeros
@@ -61,15 +77,9 @@ cdef void map_add(
     A durable entry that holds the whole block makes those before it useless.
     """
     cdef int32_t *link = map_link(journal, block)
-    cdef int32_t index = journal._free
+    cdef int32_t index = new_entry(journal, block, sequence, position, start, stop, file, zeros)
     cdef Entry *entry = journal._entry + index
     cdef Entry *oldest
-    journal._free = entry.newer
-    entry.block, entry.sequence, entry.position = block, sequence, position
-    entry.start, entry.stop, entry.file, entry.zeros, entry.left = start, stop, file, zeros, False
-    entry.newer = -1
-    journal.entries += 1
-    journal._file[file].entries += 1
     if link[0] < 0:
         entry.chain, entry.newest, entry.cover = -1, index, -1
         link[0] = index
@@ -164,8 +174,12 @@ cdef Py_ssize_t map_list(Journal journal, uint64_t *found, Py_ssize_t room) noex
 
 cdef Py_ssize_t map_count(Journal journal, int32_t oldest) noexcept nogil:
     """Return how many entries a block's contents need."""
+    return count_from(journal, first_needed(journal, oldest))
+
+
+cdef Py_ssize_t count_from(Journal journal, int32_t index) noexcept nogil:
+    """Return how many entries a block has from one on."""
     cdef Py_ssize_t count = 0
-    cdef int32_t index = first_needed(journal, oldest)
     while index >= 0:
         count += 1
         index = journal._entry[index].newer

@@ -232,30 +232,29 @@ class WriteJournal:
         Else a block that cannot be stored would keep all files, as they go in their order, and writers would wait for
         it. To be called now and then. Raises JournalError where the journal fails.
         """
-        oldest, now, state = self.core.oldest, self._monotonic(), (self.core.slab.sequence, self.core.blocks)
+        oldest, now, fill = self.core.oldest, self._monotonic(), self.core.fill
         if oldest != self._oldest:
             self._oldest, self._unchanged_since = oldest, now
-        if oldest is None or now - self._unchanged_since < _STUCK or self.core.fill < _CARRY_FILL:
+        if fill < _CARRY_FILL:
+            self._said_full = False
+            return 0
+        if oldest is None or now - self._unchanged_since < _STUCK:
             return 0
         self._unchanged_since = now
+        state = (self.core.slab.sequence, self.core.blocks)
         if state != self._carried_as_of:
             self._carried_as_of, self._rounds = state, 0
         # Once all of it was carried, and nothing was written or stored since, it does not help.
         blocks = self.core.keepers() if self._rounds < self.core.most_files else []
         self._rounds += bool(blocks)
-        self._tell_whether_full(blocks)
-        return self.carry_blocks(blocks)
-
-    def _tell_whether_full(self, blocks: list[int]) -> None:
-        full = self.core.fill > _FULL
-        if full and not blocks and not self._said_full:
+        if fill > _FULL and not blocks and not self._said_full:
+            self._said_full = True
             log.warning(
                 "the journal in %s is full: writers wait until some of the %d blocks in it are stored",
                 self.path,
                 self.core.blocks,
             )
-            self._said_full = True
-        self._said_full = self._said_full and full
+        return self.carry_blocks(blocks)
 
     def carry_blocks(self, blocks: Iterable[int]) -> int:
         """Write blocks once more, and forget where they stood; return of how many that was possible.

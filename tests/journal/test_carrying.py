@@ -32,6 +32,18 @@ def clock() -> Iterator[Clock]:
     yield Clock()
 
 
+class FullDisk(System):
+    """A disk with room for so many files."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def create(self, name: str, directory: int) -> int:
+        if sum(there.endswith(".journal") for there in os.listdir(directory)) >= self.limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(name, directory)
+
+
 class Case:
     """A journal of which some blocks are never stored. ``content``: what those hold."""
 
@@ -114,13 +126,7 @@ def test_a_map_that_one_block_has_filled(tmp_path: Path, clock: Clock, capacity:
 
 @pytest.mark.parametrize("limit", [4, 6])
 def test_a_disk_without_room_for_more_files(tmp_path: Path, clock: Clock, limit: int) -> None:
-    class Full(System):
-        def create(self, name: str, directory: int) -> int:
-            if sum(there.endswith(".journal") for there in os.listdir(directory)) >= limit:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().create(name, directory)
-
-    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=Full()) as small:
+    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=FullDisk(limit)) as small:
         case = Case(small, clock, 3)
         for block in case.stuck:
             assert case.write(block * BLOCK, case.source.randbytes(1900))
@@ -219,13 +225,7 @@ def test_after_an_outage_in_which_all_was_needed(
 def test_a_full_disk_that_is_asked_for_room_again(tmp_path: Path, clock: Clock, limit: int, writes: int) -> None:
     """Writers do not take the last file in the moment between."""
 
-    class Full(System):
-        def create(self, name: str, directory: int) -> int:
-            if sum(there.endswith(".journal") for there in os.listdir(directory)) >= limit:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().create(name, directory)
-
-    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=Full()) as small:
+    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=FullDisk(limit)) as small:
         case = Case(small, clock, BLOCKS)
         reason = _fast.DONE
         while reason != JOURNAL_FULL:
