@@ -70,7 +70,7 @@ _WITHOUT_EFFECT = frozenset({409, 501})
 _REFUSED = frozenset({400, 401, 403})
 #: Seconds for which a signature is good at least, while a lease lasts.
 _SHORTEST = 20
-#: How often one request follows the server's clock, its region or new credentials.
+#: How often one request follows the server's clock, its region or new credentials, or is signed anew.
 _MOST_CORRECTIONS = 3
 #: Seconds in which a kept connection has sent a GET, and between two looks whether a new one has.
 _AT_ONCE = 0.001
@@ -503,6 +503,7 @@ class Engine:
                 and (is_retried(answer.status, code) or answer.status >= 500)
             ),
             retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
+            at_once=expired,
         )
 
     def _correct(self, answer: Answer, fault: Fault | None, asked: str) -> Failure | None:

@@ -118,6 +118,23 @@ def test_closing_says_that_it_waits_and_keeps_the_token_meanwhile(
     assert TOKEN_NAME not in [entry.key for entry in bench.plain().list("").entries]
 
 
+def test_a_token_whose_signature_ended_on_its_way_is_signed_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bench.store()
+    transport = store._engine._transport
+    start, late = transport.start, [2.0]
+
+    def slow(method: str, target: str, headers: dict[str, str], *rest: Any, **more: Any) -> Any:
+        # The one that takes the place of the first: who keeps a token tries nothing again.
+        if TOKEN_NAME in target and "If-Match" in headers and late:
+            time.sleep(late.pop())
+        return start(method, target, headers, *rest, **more)
+
+    monkeypatch.setattr(transport, "start", slow)
+    with Volume.open(store, "", OPTIONS) as volume:
+        assert not late
+        stored(volume, 3, b"a")
+
+
 def test_a_terminal_shows_the_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     shown = ClosingProgress(terminal=True)
     with shown:
