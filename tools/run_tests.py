@@ -58,7 +58,7 @@ class Part:
 #: Lint and types.
 LINT = Part("lint", 1)
 PARTS = (
-    Part("unit", 1, ("tests",), workers=2),
+    Part("unit", 1, ("tests",), workers=3),
     Part("worlds", 3, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py"), workers=2),
     Part(
         "crashes",

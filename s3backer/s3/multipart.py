@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from itertools import chain
 
 from s3backer.errors import ObjectNotFound, S3backerError
@@ -55,6 +55,7 @@ class Upload:
         request = Request("put", "POST", key, {"uploads": ""}, headers, b"", accepts=None)
         answer = engine.perform(request, verify=self._said(parse_upload))
         self._id = parse_upload(answer.body)
+        self._failed = False
         #: Whether the server will keep the checksum of the whole object.
         self._keeps_sum = answer.headers.get(_ALGORITHM) == "CRC64NVME"
 
@@ -74,15 +75,23 @@ class Upload:
         with ThreadPoolExecutor(min(_AT_ONCE, len(parts)), thread_name_prefix="part of an upload") as pool:
             sending = [pool.submit(self._send, number, part) for number, part in enumerate(parts, 1)]
             try:
-                ended = wait(sending, return_when=FIRST_EXCEPTION).done
+                wait(sending, return_when=FIRST_EXCEPTION)
             finally:
                 for part in sending:
                     part.cancel()
-        for part in ended:
-            part.result()
+        # They begin in their order: one that failed comes before those that were not begun.
         return [part.result() for part in sending]
 
     def _send(self, number: int, part: Pieces) -> tuple[str, str]:
+        if self._failed:
+            raise CancelledError
+        try:
+            return self._put(number, part)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _put(self, number: int, part: Pieces) -> tuple[str, str]:
         sums = self._checksums.of_put(part)
 
         def verify(answer: Answer) -> S3backerError | None:
