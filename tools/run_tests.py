@@ -3,7 +3,7 @@
 Guarantees
   * The last line is ``N passed, N failed, N skipped``; the exit code is 0 only if something ran and nothing failed.
     Where the environment has a true ``CI``, what is skipped has failed, but for what the machine does
-    not give: MinIO where it could not be built, CAP_SYS_RESOURCE.
+    not give: MinIO where it could not be built, QEMU with a kernel, CAP_SYS_RESOURCE.
   * Nothing outlives it: a part that hangs, crashes or is interrupted loses its processes (also daemons, which come
     back to this process as their reaper), its mounts and its loop devices. A part that passes and leaves any behind
     has failed.
@@ -40,8 +40,8 @@ GRACE = 15.0
 CLEAN_UP = 60.0
 SLOWEST = 10
 #: How the reasons begin with which a test may be skipped in CI: what the machine does not give
-#: (tests/support/minio_program.py, tests/support/memory.py).
-_NOT_HERE = ("MinIO was not built", "without CAP_SYS_RESOURCE")
+#: (tests/support/minio_program.py, tests/support/guest.py, tests/support/memory.py).
+_NOT_HERE = ("MinIO was not built", "without QEMU", "without CAP_SYS_RESOURCE")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -59,7 +59,7 @@ class Part:
 LINT = Part("lint", 1)
 PARTS = (
     Part("unit", 1, ("tests",), workers=3),
-    Part("worlds", 3, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py"), workers=2),
+    Part("worlds", 2, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py"), workers=2),
     Part(
         "crashes",
         3,
@@ -76,10 +76,11 @@ PARTS = (
         ),
         workers=2,
     ),
-    Part("stores", 3, ("tests/stores", "tests/s3"), workers=2),
+    Part("stores", 4, ("tests/stores", "tests/s3"), workers=2),
     Part("mount", 4, ("tests/mount", "tests/cli", "tests/system"), workers=2),
     Part("filesystems", 6, ("tests/filesystems", "tests/interop")),
-    Part("packaging", 4, ("tests/packaging",)),
+    Part("guests", 2, ("tests/guests",)),
+    Part("packaging", 2, ("tests/packaging",)),
 )
 CHECKS = (
     ("ruff check", ("-m", "ruff", "check", ".")),

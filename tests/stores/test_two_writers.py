@@ -7,7 +7,6 @@ lease has ended, and has read the block in question but never written it: no con
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from s3backer.volume import Volume
 from tests.support.mounts import PATIENCE, wait_until
 from tests.support.places import shortened
 from tests.support.servers import S3Server
+from tests.support.writer import Told
 from tools.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.usefixtures("same_clock")
@@ -40,57 +40,17 @@ LEASE = 2.0
 TIMEOUT = 0.5
 OPTIONS = VolumeOptions(memory=1 << 20, threads=4, write_delay=3600.0, list_blocks=False, lease=LEASE)
 
-WRITER = """
-import json, sys
-from s3backer import failpoints
-from s3backer.opening import VolumeOptions
-from s3backer.stores.options import StoreOptions
-from s3backer.stores.s3 import S3Store
-from s3backer.volume import Volume
 
-bucket, store, options = json.loads(sys.argv[1])
-volume = Volume.open(S3Store(bucket, StoreOptions(**store)), "", VolumeOptions(**options))
-print("open", flush=True)
-for line in sys.stdin:
-    do, *words = line.split()
-    try:
-        if do == "write":
-            volume.write(int(words[0]), words[1].encode() * int(words[2]))
-        elif do == "arm":
-            failpoints.arm(words[0], stop=True)
-        elif do == "discard":
-            volume.discard(int(words[0]), int(words[1]))
-        else:
-            getattr(volume, do)()
-        print("done", flush=True)
-    except Exception as error:
-        print(type(error).__name__, flush=True)
-"""
-
-
-class Writer:
+class Writer(Told):
     """The first writer."""
 
-    def __init__(self, bucket: str, store: dict[str, object], options: dict[str, object]) -> None:
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.support.writer"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, json.dumps([bucket, store, options])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-
-    def begin(self, *words: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, words)) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def do(self, *words: object) -> str:
-        self.begin(*words)
-        return self.answer()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        super().__init__(self._process.stdin, self._process.stdout)
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -105,8 +65,7 @@ class Writer:
         """Kill it. May be called twice."""
         self._process.kill()
         self._process.wait(PATIENCE)
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
+        for stream in (self._lines, self._answers):
             stream.close()
 
 
@@ -128,11 +87,10 @@ class Place:
 
     def writer(self, **options: object) -> Writer:
         way = replace(self._options, endpoint_url=self.proxy.url)
-        store = {name: getattr(way, name) for name in ("endpoint_url", "region", "access_key", "secret_key", "timeout")}
         what = {"memory": 1 << 20, "threads": 4, "write_delay": 3600.0, "list_blocks": False, "lease": LEASE, **options}
-        writer = Writer(self.bucket, store, what)
+        writer = Writer()
         self._writers.append(writer)
-        assert writer.answer() == "open"
+        writer.open(self.bucket, way, **what)
         return writer
 
     def open(self, **options: object) -> Volume:
