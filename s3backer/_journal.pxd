@@ -123,6 +123,8 @@ cdef class Journal:
     cdef Entry *_entry
     cdef int32_t *_bucket
     cdef int32_t _free
+    # Of which sectors of a block there is something; zeros but while that is counted.
+    cdef unsigned char *_touched
     # The files: in use from ``_oldest`` to ``_newest_used``, then the spares. Written is ``_current``, -1: none yet.
     cdef JournalFile *_file
     cdef int32_t *_to_sync

@@ -61,6 +61,8 @@ cdef enum:
     _FEW_FILES = 4
     # Entries from which on a block may be crowded.
     _CROWD = 64
+    # 512 bytes: what there is of a block is counted in these.
+    _SECTOR_SHIFT = 9
     # Bytes of a payload from which on the checking lets other threads run.
     _LONG = 4096
     _LARGEST_NOTE = 4096
@@ -119,7 +121,8 @@ cdef class Journal:
         self._bucket = <int32_t *>malloc((<size_t>1 << hash_bits(capacity)) * sizeof(int32_t))
         self._file = <JournalFile *>calloc(most_files, sizeof(JournalFile))
         self._to_sync = <int32_t *>calloc(most_files, sizeof(int32_t))
-        if not (self._entry and self._bucket and self._file and self._to_sync):
+        self._touched = <unsigned char *>calloc((self._block_size >> _SECTOR_SHIFT) + 1, 1)
+        if not (self._entry and self._bucket and self._file and self._to_sync and self._touched):
             raise MemoryError(f"no memory for a journal of {capacity} entries")
         memset(self._bucket, 0xFF, (<size_t>1 << hash_bits(capacity)) * sizeof(int32_t))
         for index in range(capacity):
@@ -145,6 +148,7 @@ cdef class Journal:
         free(self._bucket)
         free(self._file)
         free(self._to_sync)
+        free(self._touched)
         free(self._encrypted)
         if self._context:
             self._crypto.free_context(self._context)

@@ -7,9 +7,9 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
     """List up to so many blocks that are worth carrying; 0 if that would not help, or not fit.
 
     They are those that have something in the oldest file, where a quarter of what the files hold is not needed; an
-    entry in it is the oldest of its block. And those that take far more entries than they need.
+    entry in it is the oldest of its block. And those that take four times the entries that they need.
     """
-    cdef Py_ssize_t count = 0, crowded = 0, held = 0, needed = 0, length
+    cdef Py_ssize_t count = 0, crowded = 0, held = 0, needed = 0, length, ranges
     cdef int32_t bucket, index
     cdef int32_t *link
     cdef bint crowd, older = journal._oldest != journal._newest_used
@@ -18,9 +18,10 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
         while link[0] >= 0:
             map_prune(journal, link)
             index = link[0]
-            length = carried_bytes(journal, index)
+            length = touched_bytes(journal, index, &ranges)
+            length = most_bytes(journal, ranges, length)
             needed += length
-            crowd = is_crowded(journal, index)
+            crowd = count_from(journal, index) >= max(<Py_ssize_t>_CROWD, 4 * ranges)
             if crowd or (older and journal._entry[index].file == journal._oldest):
                 if count == room:
                     return 0
@@ -43,21 +44,34 @@ cdef Py_ssize_t most_ranges(Journal journal) noexcept nogil:
     return 1 + (journal._block_size >> 10)
 
 
-cdef Py_ssize_t carried_bytes(Journal journal, int32_t oldest) noexcept nogil:
-    """Return about how many bytes a block takes when it is carried: most ranges are whole sectors."""
-    cdef Py_ssize_t length = 0
+cdef Py_ssize_t touched_bytes(Journal journal, int32_t oldest, Py_ssize_t *ranges) noexcept nogil:
+    """Return how many bytes the journal has of a block, in whole sectors, and about in how many ranges they are."""
+    cdef Py_ssize_t first = journal._block_size, last = 0, sectors = 0, sector
     cdef int32_t index = first_needed(journal, oldest)
+    cdef unsigned char *touched = journal._touched
+    cdef Entry *entry = journal._entry + index
+    cdef bint whole = True
+    ranges[0] = 1
+    if entry.newer < 0:
+        return entry.stop - entry.start
+    ranges[0] = 0
     while index >= 0:
-        length += journal._entry[index].stop - journal._entry[index].start
-        index = journal._entry[index].newer
-    return most_bytes(
-        journal, min(map_count(journal, oldest), most_ranges(journal)), min(length, journal._block_size)
-    )
-
-
-cdef bint is_crowded(Journal journal, int32_t oldest) noexcept nogil:
-    """The block has at least four times the entries that it needs, and so many that it matters."""
-    return count_from(journal, oldest) >= max(<Py_ssize_t>_CROWD, 4 * most_ranges(journal))
+        entry = journal._entry + index
+        sector = entry.start >> _SECTOR_SHIFT
+        memset(touched + sector, 1, ((entry.stop - 1) >> _SECTOR_SHIFT) + 1 - sector)
+        first, last = min(first, sector), max(last, <Py_ssize_t>((entry.stop - 1) >> _SECTOR_SHIFT) + 1)
+        whole = whole and entry.stop % (1 << _SECTOR_SHIFT) == 0
+        index = entry.newer
+    for sector in range(first, last):
+        if touched[sector]:
+            sectors += 1
+            ranges[0] += sector == first or not touched[sector - 1]
+    if first < last:
+        memset(touched + first, 0, last - first)
+    if not whole:
+        # One that ends inside of a sector may be apart from another one that begins there.
+        ranges[0] = min(most_ranges(journal), map_count(journal, oldest))
+    return min(sectors << _SECTOR_SHIFT, journal._block_size)
 
 
 cdef Py_ssize_t room_to_carry(Journal journal) noexcept nogil:

@@ -78,6 +78,16 @@ class Case:
             self.small.journal.prepare()
         return False
 
+    def fill(self) -> None:
+        """Write, in no time, until all that the oldest file has is more than can be carried at once."""
+        reason = _fast.DONE
+        while reason != JOURNAL_FULL:
+            offset = self.source.randrange(BLOCKS) * BLOCK + self.source.randrange(2) * 1000
+            reason = self.small.core.write(offset, bytes([7]) * 700, 0.0)[1]
+            if reason == _fast.DONE:
+                self.content[offset : offset + 700] = bytes([7]) * 700
+            self.small.journal.prepare()
+
     def go_on(self, turns: int = 400) -> None:
         """Write to blocks that are stored, and see that this is possible and that nothing of the others is lost."""
         for turn in range(turns):
@@ -210,14 +220,34 @@ def test_after_an_outage_in_which_all_was_needed(
     """It was full for long, and there was nothing to carry; then all but one block are stored, and nobody writes."""
     with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
         case = Case(small, clock, BLOCKS)
-        while case.write(case.source.randrange(BLOCKS) * BLOCK, case.source.randbytes(512)):
-            pass
+        case.fill()
         for _ in range(10):
             case.store()
         assert caplog.text.count("is full: writers wait until some of the 24 blocks in it are stored") == 1
         case.stuck = range(1)
         case.store()
         case.go_on(50)
+        # Another one is said as well. It begins with a file, so that all of the oldest one is needed.
+        case.stuck = range(0)
+        files = small.core.files
+        while small.core.files == files:
+            assert case.write(0, bytes([7]) * 700)
+        case.store()
+        case.stuck = range(BLOCKS)
+        case.fill()
+        for _ in range(10):
+            case.store()
+        assert caplog.text.count("is full: writers wait until some of the 24 blocks in it are stored") == 2
+
+
+def test_the_same_sectors_of_many_blocks_again_and_again(tmp_path: Path, clock: Clock) -> None:
+    """As filesystems write while nothing can be stored: all that is needed fits, also where no time goes by."""
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        case = Case(small, clock, BLOCKS)
+        for turn in range(3000):
+            sector = case.source.randrange(BLOCKS) * BLOCK
+            assert case.write(sector, case.source.randbytes(512)), f"after {turn} writes nothing goes on"
+        case.go_on(0)
 
 
 @pytest.mark.parametrize("writes", [1, 20])

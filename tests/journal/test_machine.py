@@ -74,7 +74,8 @@ class JournalMachine(RuleBasedStateMachine):
                 self.small.core.sync()
                 self.small.journal.prepare()
             elif reason == JOURNAL_BUSY:
-                assert self.small.core.spares == 0
+                # One may be left to what is carried.
+                assert self.small.core.spares <= 1
                 self.small.journal.prepare()
             else:
                 assert reason == _fast.DONE and count == step
@@ -93,8 +94,10 @@ class JournalMachine(RuleBasedStateMachine):
             sequence = self.small.slab.sequence
             self.small.journal.intend(block, sequence, self.etags.get(block, ""), "sum")
             self.bucket[block * BLOCK : (block + 1) * BLOCK] = self.disk[block * BLOCK : (block + 1) * BLOCK]
-            self.etags[block] = f'"{block}-{sequence}"'
-            assert self.small.journal.done(block, sequence, self.etags[block])
+            etag = f'"{block}-{sequence}"'
+            # Without room for the note the block is forgotten all the same.
+            if self.small.journal.done(block, sequence, etag):
+                self.etags[block] = etag
             self.plain.stored(block, sequence)
 
     @rule(block=st.integers(0, BLOCKS - 1), back=st.integers(0, 20))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalError
 from s3backer.journal.files import JournalDirectory, System, default_size, has_files
+from s3backer.mount_request import MountRequest, with_default_journal
 from s3backer.mountpoint import Mount
+from s3backer.opening import VolumeOptions
+from s3backer.stores.options import StoreOptions
+from s3backer.url import VolumeURL
 from tests.support.journal_twin import DATA, plain_scan
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 from tests.support.power_loss import FaultyDisk
@@ -272,3 +277,16 @@ def test_no_journal_by_default_where_it_would_not_last(tmp_path: Path, monkeypat
     monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 1 << 60)
     monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
     assert default_size(place) == 0
+
+
+def test_no_journal_by_default_where_it_would_be_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has asked for it, so nothing is said; who asks for it is told."""
+    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
+    for place, expected in (("disk", 256 << 20), ("bucket/journals", 0), ("mnt/journals", 0)):
+        options = VolumeOptions(journal_directory=str(tmp_path / place))
+        url, mountpoint = VolumeURL.parse(f"file://{tmp_path}/bucket"), str(tmp_path / "mnt")
+        request = MountRequest(url, mountpoint, StoreOptions(), options, default_journal=True)
+        assert with_default_journal(request) == replace(request, volume_options=replace(options, journal=expected))
+        for other in (replace(request, default_journal=False), replace(request, lazy_fsync=True)):
+            assert with_default_journal(other) == other

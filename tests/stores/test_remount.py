@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,13 +19,15 @@ from s3backer.cache_file import CacheFile
 from s3backer.cache_import import plan_import
 from s3backer.closing import ClosingProgress
 from s3backer.copying import copy_volume
-from s3backer.layouts.token import TOKEN_NAME
+from s3backer.errors import VolumeInUse
+from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token
 from s3backer.opening import VolumeOptions
 from s3backer.stores.base import Body
 from s3backer.stores.memory import MemoryStore
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
 from tests.support.cache_files import Slot, put_cache_file
+from tests.support.mounts import wait_until
 from tests.support.servers import MinioServer
 from tools.fault_proxy import FaultProxy
 
@@ -231,6 +235,33 @@ def _import(store: MemoryStore, directory: Path) -> None:
     path = put_cache_file(directory / "cache", [Slot(3, bytes(BLOCK))], block_size=BLOCK, token=5)
     with CacheFile(str(path)) as file:
         plan_import(file, store, "", OPTIONS).run(lambda text, done, total: None)
+
+
+def test_who_imports_by_force_and_was_overtaken_while_it_waited_writes_nothing(tmp_path: Path) -> None:
+    store = MemoryStore("bucket")
+    create_volume(store, "", size=SIZE, block_size=BLOCK)
+    mine = put_token(store, "", new_token(random.Random(1), lease=1.0, arriving=0.5), former=None)
+    path = put_cache_file(tmp_path / "cache", [Slot(3, b"x" * BLOCK)], block_size=BLOCK, token=5)
+    with CacheFile(str(path)) as file:
+        importing = plan_import(file, store, "", OPTIONS)
+        assert importing.found is not None and importing.found.is_put_of(mine)
+
+        def overtake() -> None:
+            wait_until(lambda: not found(store).is_put_of(mine), "it has put its own")
+            put_token(store, "", new_token(random.Random(2)), former=found(store))
+
+        other = threading.Thread(target=overtake)
+        other.start()
+        with pytest.raises(VolumeInUse):
+            importing.run(lambda text, done, total: pytest.fail("it writes"))
+        other.join(20)
+    assert "00000003" not in [entry.key for entry in store.list("").entries]
+
+
+def found(store: MemoryStore) -> MountToken:
+    token = read_token(store, "")
+    assert token is not None
+    return token
 
 
 def _erase(store: MemoryStore, directory: Path) -> None:
