@@ -50,6 +50,8 @@ _DEFAULT, _LEAST_FREE = 256 << 20, 1 << 30
 _PASSING = ("tmpfs", "ramfs", "overlay")
 _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
+#: Between the making of the first file and the end: without a file then, they were lost.
+_BEGUN = "begun"
 _ENDED = "ended"
 _LOCK = "lock"
 _TOKEN, _NEW_TOKEN = "token", "token.new"
@@ -59,6 +61,11 @@ _BUSY = "busy"
 _LOOK = "Look at that directory."
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what its quota gives, has no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class System:
@@ -133,7 +140,7 @@ def _boot_id() -> str:
 def has_files(path: str | os.PathLike[str]) -> bool:
     """Return whether a mount has left something in a journal's directory, without locking it."""
     try:
-        return any(_NAME.fullmatch(name) or name in (_ENDED, _TOKEN) for name in os.listdir(path))
+        return any(_NAME.fullmatch(name) or name in (_BEGUN, _ENDED, _TOKEN) for name in os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
@@ -219,6 +226,11 @@ class JournalDirectory:
         """Return the numbers of the files, in order."""
         found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
         return sorted(int(match[1]) for match in found if match)
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody has removed the files of a journal that has not ended."""
+        return _BEGUN in os.listdir(self._descriptor) and not self.numbers()
 
     @property
     def home(self) -> str:
@@ -334,6 +346,10 @@ class JournalDirectory:
         reach("file-without-name")
         self._system.rename(spare, file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
+        with contextlib.suppress(FileExistsError):
+            # Not before: without a file it says that they were lost.
+            os.close(self._system.create(_BEGUN, self._descriptor))
+            self._system.sync(self._descriptor)
         reach("file-ready")
         self._unfinished.clear()
 
@@ -358,21 +374,32 @@ class JournalDirectory:
         ``settled``: no request that was sent before can take effect any more. It may be called again after it failed.
         """
         try:
-            with contextlib.suppress(FileExistsError):
-                fd = self._system.create(_ENDED, self._descriptor)
-                try:
-                    if settled:
-                        self._system.write(fd, _SETTLED, 0)
-                        self._system.sync(fd)
-                finally:
-                    os.close(fd)
-            self._system.sync(self._descriptor)
-            reach("end-marked")
+            # What has no file needs no room for the mark of its end.
+            if _BEGUN in os.listdir(self._descriptor) or self.numbers():
+                self._mark_end(settled)
+                reach("end-marked")
             self._remove_all(os.listdir(self._descriptor), settled=settled)
         except OSError as error:
             raise self._error("cannot be emptied", error) from None
 
+    def _mark_end(self, settled: bool) -> None:
+        with contextlib.suppress(FileExistsError):
+            fd = self._system.create(_ENDED, self._descriptor)
+            try:
+                if settled:
+                    self._system.write(fd, _SETTLED, 0)
+                    self._system.sync(fd)
+            except OSError as error:
+                # Whoever finds it as it is waits for the last requests once more.
+                if not is_full(error):
+                    raise
+            finally:
+                os.close(fd)
+        self._system.sync(self._descriptor)
+
     def _remove_all(self, names: list[str], *, settled: bool) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._system.remove(_BEGUN, self._descriptor)
         for name in names:
             if _NAME.fullmatch(name):
                 with contextlib.suppress(FileNotFoundError):
@@ -382,7 +409,8 @@ class JournalDirectory:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(_BUSY, (0, 0), dir_fd=self._descriptor, follow_symlinks=False)
         self._system.sync(self._descriptor)
-        self._system.remove(_ENDED, self._descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            self._system.remove(_ENDED, self._descriptor)
 
     @property
     def place(self) -> str:
@@ -458,6 +486,5 @@ class JournalDirectory:
         self.close()
 
     def _error(self, what: str, error: OSError) -> JournalError:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "Free some space there, or put it elsewhere with --journal-directory." if full else _LOOK
+        hint = "Free some space there, or put it elsewhere with --journal-directory." if is_full(error) else _LOOK
         return JournalError(f"the journal's directory {self.path} {what}: {error.strerror}", hint=hint)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -793,6 +795,86 @@ def test_the_directory_of_the_journal_goes_underneath(place: Place, how: str) ->
         volume.flush()
         assert volume.read(BLOCK, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
     assert place.content(BLOCK, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+def test_a_journal_whose_files_are_gone_is_missed(place: Place, journal: int) -> None:
+    with place.killed() as volume:
+        volume.write(BLOCK, b"x" * BLOCK)
+        volume.flush()
+    assert place.files
+    kept = place.directory / "kept"
+    kept.mkdir()
+    files = [(path, path.rename(kept / path.name)) for path in place.files]
+    for _ in range(2):
+        with pytest.raises(JournalError, match="has no files any more") as caught:
+            place.open(journal=journal)
+        assert "recover --discard" in caught.value.hint
+        with pytest.raises(JournalError, match="has no files any more"):
+            recovered(place, force=True)
+    assert read_token(place.store(), "") is not None
+    for path, moved in files:
+        shutil.copy2(moved, path)
+    assert place.content(BLOCK, BLOCK, journal=journal) == b"x" * BLOCK
+    with place.killed() as volume:
+        volume.write(BLOCK, b"y" * BLOCK)
+    for path in place.files:
+        path.unlink()
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        Recoverer(place.store(), "", place.options, directory).discard()
+    assert place.content(BLOCK, BLOCK, journal=journal) == b"x" * BLOCK
+    assert read_token(place.store(), "") is None
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """A disk at ``path`` on which there is no room."""
+    path.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", path], check=False).returncode:
+        pytest.skip("needs root, to mount a tmpfs")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), open(path / "rest", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_keeps_nobody_from_mounting_without_a_journal(place: Place) -> None:
+    with full_disk(place.journals):
+        for dead in (False, True):
+            if dead:
+                with place.killed(journal=0) as volume:
+                    volume.write(BLOCK, b"x" * BLOCK)
+            else:
+                place.open(journal=0).close()
+            fill(place.journals)
+            with place.open(journal=0) as volume:
+                volume.write(BLOCK, b"z" * BLOCK)
+            assert place.content(BLOCK, BLOCK, journal=0) == b"z" * BLOCK
+            with pytest.raises(JournalError, match="has no room for .*: No space left"):
+                place.open()
+            (place.journals / "rest").unlink()
+
+
+def test_what_is_in_a_journal_on_a_full_disk_can_be_recovered(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(BLOCK, b"x" * BLOCK)
+    path, files = Path(place_of_journal(place.store(), "", place.options)), place.files
+    size = sum(file.stat().st_size for file in files)
+    kept = place.directory / "kept"
+    place.journals.rename(kept)
+    with full_disk(place.journals):
+        subprocess.run(["mount", "-o", f"remount,size={size + 65536}", place.journals], check=True)
+        shutil.copytree(kept / path.name, path)
+        fill(place.journals)
+        assert recovered(place).blocks == 1
+        assert not place.files
+        assert place.content(BLOCK, BLOCK, journal=0) == b"x" * BLOCK
 
 
 def test_two_hosts_of_the_same_name(ended: Place, tmp_path: Path) -> None:

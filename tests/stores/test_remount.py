@@ -22,7 +22,7 @@ from s3backer.copying import copy_volume
 from s3backer.errors import VolumeInUse
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token
 from s3backer.opening import VolumeOptions
-from s3backer.stores.base import Body
+from s3backer.stores.base import Body, ObjectStore
 from s3backer.stores.memory import MemoryStore
 from s3backer.stores.s3 import S3Store
 from s3backer.volume import Volume
@@ -137,6 +137,28 @@ def test_a_token_whose_signature_ended_on_its_way_is_signed_anew(bench: Bench, m
     with Volume.open(store, "", OPTIONS) as volume:
         assert not late
         stored(volume, 3, b"a")
+
+
+def test_a_removal_whose_signature_ended_on_its_way_leaves_another_s_token(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MinIO does not heed the condition of a DELETE: only who has looked at the token may send another one."""
+    store = bench.store()
+    volume = Volume.open(store, "", OPTIONS)
+    stored(volume, 3, b"a")
+    transport = store._engine._transport
+    start = transport.start
+    others: list[MountToken] = []
+
+    def slow(method: str, target: str, *rest: Any, **more: Any) -> Any:
+        if method == "DELETE" and TOKEN_NAME in target and not others:
+            time.sleep(2.0)
+            others.append(put_token(bench.plain(), "", new_token(random.Random(2)), former=found(bench.plain())))
+        return start(method, target, *rest, **more)
+
+    monkeypatch.setattr(transport, "start", slow)
+    volume.close()
+    assert found(bench.plain()).is_put_of(others[0])
 
 
 def test_a_terminal_shows_the_seconds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +280,7 @@ def test_who_imports_by_force_and_was_overtaken_while_it_waited_writes_nothing(t
     assert "00000003" not in [entry.key for entry in store.list("").entries]
 
 
-def found(store: MemoryStore) -> MountToken:
+def found(store: ObjectStore) -> MountToken:
     token = read_token(store, "")
     assert token is not None
     return token

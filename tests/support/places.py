@@ -106,7 +106,7 @@ class Place:
                 old.unlink()
         for new in journals.glob("*/*"):
             if new.name != "lock":
-                new.rename(self.journals / new.relative_to(journals))
+                shutil.move(new, self.journals / new.relative_to(journals))
 
     def content(self, offset: int, length: int, **changes: Any) -> bytes:
         with self.open(**changes) as volume:

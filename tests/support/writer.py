@@ -4,6 +4,7 @@
     write OFFSET BYTE COUNT                    write that byte, so often
     discard OFFSET COUNT
     arm FAILPOINT                              stop there, as by SIGSTOP
+    stored                                     wait until all is in the bucket, without asking for that
     sleep SECONDS                              have the computer sleep then, and answer at once
     flush, close, …                            any method without arguments
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,6 +86,9 @@ def _obey(volume: Volume, do: str, *words: str) -> None:
             volume.discard(int(words[0]), int(words[1]))
         case "arm":
             failpoints.arm(words[0], stop=True)
+        case "stored":
+            while volume.unsaved:
+                time.sleep(0.01)
         case "sleep":
             # Not to standby but to memory: devices are off as well.
             threading.Timer(float(words[0]), Path("/sys/power/state").write_text, ["mem"]).start()
