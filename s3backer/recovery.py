@@ -35,6 +35,7 @@ from functools import cached_property
 
 from s3backer.clocks import boot_time
 from s3backer.errors import (
+    JournalDamaged,
     JournalError,
     ObjectNotFound,
     UsageError,
@@ -76,7 +77,7 @@ _NOTE_AGE = 2.0
 class Recovery:
     """What was recovered. ``blocks`` were not in the bucket; ``began``: when that mount did, seconds since 1970.
 
-    ``beyond``: bytes that lay beyond the volume's end, which are gone.
+    Without blocks ``began`` means nothing. ``beyond``: bytes that lay beyond the volume's end, which are gone.
     """
 
     blocks: int
@@ -84,6 +85,8 @@ class Recovery:
     beyond: int
 
     def __str__(self) -> str:
+        if not self.blocks:
+            return "there was nothing to recover"
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.began))
         gone = f"; {format_size(self.beyond)} lay beyond its end" if self.beyond else ""
         return f"{self.blocks} blocks of the mount that began at {when} were recovered{gone}"
@@ -358,10 +361,11 @@ class Recoverer:
     def discard(self, progress: Progress = lambda done, total: None) -> int | None:
         """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket.
 
-        None where that cannot be seen, because it is damaged. Raises VolumeInUse where the mount is alive.
+        None where that cannot be seen, because it is damaged. Raises VolumeInUse where the mount is alive, and
+        JournalError where it is another volume's or a newer version's, or cannot be opened.
         """
         blocks = None
-        with contextlib.suppress(JournalError):
+        with contextlib.suppress(JournalDamaged):
             blocks = len(self.found.pending)
         self._expire_and_end(self._find_token(progress), progress)
         return blocks

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from s3backer import _fast
 from s3backer.cache_calls import Done
@@ -67,7 +66,8 @@ class Replayer:
     def save(self, path: str, key: bytes | None) -> None:
         """Write it to a new file, each byte at its place on the volume; ``key``: what that is encrypted with."""
         try:
-            with Path(path).open("xb") as file:
+            # Of a volume that only its owner may read.
+            with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 for offset, data, length in self._pieces(key):
                     file.seek(offset)
                     if data is not None:

@@ -14,6 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ from s3backer.journal.format import (
 
 #: Bytes read at once.
 _WINDOW = 4 << 20
-_KEEP = "Keep the directory and copy it elsewhere. What is in the bucket is an older state of those blocks."
+_GIVE_UP = "After that 's3backer recover --discard' gives it up."
+_KEEP = f"Keep the directory and copy it elsewhere. What is in the bucket is an older state of those blocks. {_GIVE_UP}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +173,25 @@ class Recovered:
 
 
 def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
-    """Read all of a volume's journal. Raises JournalDamaged, JournalError where it cannot be used or is another's."""
+    """Read all of a volume's journal. Raises JournalDamaged, JournalError where it cannot be used or is another's.
+
+    A header that is another volume's, or a newer version's, is told before damage: only what is damaged is given up.
+    """
     recovered = Recovered(directory)
     files: list[tuple[int, int, Header]] = []
+    damaged: JournalDamaged | None = None
     try:
         with _reading(directory):
             for number in directory.numbers():
                 fd = directory.open(number)
                 files.append((number, fd, _Placeholder))
                 directory.settle(fd)
-                files[-1] = (number, fd, _read_header(directory, fd, number, volume))
+                try:
+                    files[-1] = (number, fd, _read_header(directory, fd, number, volume))
+                except JournalDamaged as error:
+                    damaged = damaged or error
+            if damaged is not None:
+                raise damaged
             _scan_files(recovered, files)
     finally:
         for _, fd, _ in files:
@@ -193,9 +204,10 @@ def _reading(directory: JournalDirectory) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise JournalError(
+        kind = JournalDamaged if error.errno == errno.EIO else JournalError
+        raise kind(
             f"the journal in {directory.path} cannot be read: {error.strerror}",
-            hint="Copy what can be read to another disk (ddrescue) before anything else.",
+            hint=f"Copy what can be read to another disk (ddrescue) before anything else. {_GIVE_UP}",
         ) from None
 
 
@@ -212,7 +224,9 @@ def _read_header(directory: JournalDirectory, fd: int, number: int, volume: byte
         raise JournalDamaged(f"{name} {error}", hint=_KEEP) from None
     if header.volume != volume:
         raise JournalError(
-            f"{name} belongs to another volume, {header.url}", hint="Move it to where that volume's journal belongs."
+            f"{name} belongs to another volume, {header.url}",
+            hint=f"That volume's journal belongs in {directory.place}/{header.volume.hex()}: move this file there, "
+            "unless there is one of that name.",
         )
     if header.number != number or header.size != os.fstat(fd).st_size:
         raise JournalDamaged(

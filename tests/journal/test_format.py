@@ -27,7 +27,7 @@ from s3backer.journal.format import (
 from s3backer.journal.replay import Intent, Known, scan
 from tests.golden.make_journal import GOLDEN, WRITES
 from tests.support.journal_twin import PlainRecord, plain_scan
-from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, scan_path
+from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, resealed, scan_path
 
 HEADER = Header(4096, 7, 1 << 20, b"s" * 16, b"i" * 16, VOLUME, 0x1234, "s3://bucket/ä", 1700000000)
 
@@ -82,11 +82,6 @@ def test_any_page(page: bytes) -> None:
         unpack_header(page)
 
 
-def resealed(page: bytes, at: int, value: bytes) -> bytes:
-    changed = page[:at] + value + page[at + len(value) : PAGE - 4]
-    return changed + crc32c(changed).to_bytes(4, "little")
-
-
 def test_features(tmp_path: Path) -> None:
     page = HEADER.pack()
     # Compatible ones are ignored, others refused.
@@ -118,8 +113,15 @@ def test_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
 def test_another_volumes_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     shutil.copytree(GOLDEN, path)
-    with pytest.raises(JournalError, match="another volume, s3://bucket/prefix"):
+    with pytest.raises(JournalError, match="another volume, s3://bucket/prefix") as caught:
         scan_path(path, bytes(32))
+    assert f"{tmp_path}/{VOLUME.hex()}" in caught.value.hint
+    # Said before what is damaged, which may be given up.
+    (path / "00000000.journal").write_bytes(b"short")
+    with pytest.raises(JournalError, match="another volume"):
+        scan_path(path, bytes(32))
+    with pytest.raises(JournalDamaged, match="does not begin like one"):
+        scan_path(path)
 
 
 def test_a_file_under_another_name(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_what_is_read_is_what_the_disk_has(tmp_path: Path) -> None:
         assert len(settled) == len(directory.numbers())
         settled.clear()
         fail_at = 2
-        with pytest.raises(JournalError, match="cannot be read: Input/output error"):
+        with pytest.raises(JournalDamaged, match="cannot be read: Input/output error"):
             scan(directory, VOLUME)
 
 

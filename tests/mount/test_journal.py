@@ -218,6 +218,7 @@ def test_to_a_file_and_giving_it_up(dead: Bench, tmp_path: Path) -> None:
     tree, files = dead.tree(), dead.files
     dead.command("recover", *directory, "--to", str(tmp_path / "found"))
     assert (tmp_path / "found").read_bytes()[: len(DATA)] == DATA
+    assert (tmp_path / "found").stat().st_mode & 0o777 == 0o600
     assert (dead.tree(), dead.files) == (tree, files)
     assert "cannot be written: File exists" in dead.command(
         "recover", *directory, "--to", str(tmp_path / "found"), code=2

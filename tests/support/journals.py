@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from s3backer import _fast
+from s3backer._checksum import crc32c
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL, Journal
 from s3backer.journal.files import JournalDirectory, System
-from s3backer.journal.format import Record
+from s3backer.journal.format import PAGE, Record
 from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.service import Mount, WriteJournal
 from s3backer.stores.base import Buffer
@@ -31,6 +32,12 @@ def make_slab(blocks: int = BLOCKS, block_size: int = BLOCK) -> _fast.Slab:
     for block in range(blocks):
         slab.fill(block, None)
     return slab
+
+
+def resealed(page: bytes, at: int, value: bytes) -> bytes:
+    """Return a header's page with other bytes at a place, and the CRC that fits them."""
+    changed = page[:at] + value + page[at + len(value) : PAGE - 4]
+    return changed + crc32c(changed).to_bytes(4, "little")
 
 
 class SmallJournal:
