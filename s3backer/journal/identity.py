@@ -2,9 +2,11 @@
 
 token in the bucket            blocks that are not in it            answer
 the journal's session's        any                                  Ours: nobody mounted since
-none, or another's             none                                 NeedsETags of nothing
-none, or another's             an object is known of each           NeedsETags: replay if they are still the same
-none, or another's             of one nothing is known              Refuse
+none, or another's             none                                 NeedsETags of nothing: there is nothing to replay
+none, or another's             an object is known of each           NeedsETags: only by force; what changed can be said
+none, or another's             of one nothing is known              Refuse: only by force
+
+That all of its blocks are as the journal knows them is no leave to replay it: others may have been changed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class NeedsETags:
-    """Replay it if each of these blocks' objects is what the journal knows, or what its open intent made of it."""
+    """Do not replay it unasked. ``blocks``: what it knows of their objects, so that it can be said which changed."""
 
     blocks: dict[int, Known]
 

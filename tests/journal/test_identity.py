@@ -1,4 +1,4 @@
-"""Whether a journal may be replayed, by the token in the bucket and what is known of its blocks."""
+"""Whether a journal may be replayed, by the token in the bucket; if not, what is known of its blocks."""
 
 from __future__ import annotations
 
