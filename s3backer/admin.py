@@ -18,6 +18,7 @@ from s3backer.errors import JournalError, PreconditionFailed, UsageError, Volume
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.holder import give_up, quiet_in, take, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.journal.named import is_missing, way_on
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
@@ -190,12 +191,7 @@ def unlock_volume(
     if token is not None and token.copy is not None:
         raise in_use(url, token)
     if token is not None and token.journal and not force:
-        raise VolumeInUse(
-            f"the mount of {url} by {token.host or 'an unknown host'} had a journal, in {token.journal} there: what it "
-            "flushed may be in that only",
-            hint=f"On that host run: s3backer recover {url} --journal-directory {token.journal}. That unlocks it, too. "
-            "Give --force where that host or its disk is lost.",
-        )
+        raise _has_journal(store, prefix, token, journal_directory)
     if token is not None:
         with contextlib.ExitStack() as stack:
             directory = _home_of(store, prefix, token, journal_directory)
@@ -214,10 +210,40 @@ def unlock_volume(
     return token
 
 
+def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_directory: str | None) -> VolumeInUse:
+    """Return why a token that names a journal is not removed. Raises VolumeInUse if its mount is seen to be alive."""
+    url = volume_name(store, prefix)
+    mount = f"the mount of {url} by {token.host or 'an unknown host'}"
+    directory = _home_of(store, prefix, token, journal_directory)
+    if directory is not None:
+        directory.close()
+    if is_missing(store, prefix, token):
+        return VolumeInUse(
+            f"{mount} may be alive, and has a journal in {token.journal}, which is not there",
+            hint="Unmount it if it is. If it has died, what it flushed and had not stored is lost, unless that "
+            f"directory can be brought back. Give it up with: s3backer unlock --force {url}",
+        )
+    way = f"run: {way_on(url, token)}. That unlocks it, too."
+    lost = "Give --force where that host or its disk is lost."
+    if directory is None:
+        return VolumeInUse(
+            f"{mount} may be alive, and has a journal in {token.journal} there: what it flushed may be in that only",
+            hint=f"Unmount it there. If it has died, on that host {way} {lost}",
+        )
+    return VolumeInUse(
+        f"{mount} had a journal, in {token.journal} there: what it flushed may be in that only",
+        hint=f"On that host {way} {lost}",
+    )
+
+
 def _home_of(
     store: ObjectStore, prefix: str, token: MountToken, journal_directory: str | None
 ) -> JournalDirectory | None:
-    """Return the locked directory of the token's mount, which then has died; None if that is not known."""
+    """Return the locked directory of the token's mount, which then has died; None if that is not known.
+
+    Raises VolumeInUse if that has locked it.
+    """
+    journal_directory = journal_directory or token.journal or None
     with contextlib.suppress(UsageError, JournalError):
         path = place_of_journal(store, prefix, VolumeOptions(journal_directory=journal_directory))
         if has_files(path):

@@ -27,6 +27,7 @@ from s3backer.errors import (
     WrongPassword,
 )
 from s3backer.geometry import check_geometry
+from s3backer.journal.named import way_on
 from s3backer.layouts.classic import (
     MAX_BLOCKS,
     ClassicLayout,
@@ -205,7 +206,7 @@ def _of_the_token(name: str, token: MountToken | None, served_here: str) -> list
     what = in_use(name, token).message
     if token.value != SHARED_TOKEN and token.host == socket.gethostname():
         what += (
-            f"; that is this host, and nothing of ours serves it here. If that mount has died: s3backer unlock {name}"
+            f"; that is this host, and nothing of ours serves it here. If that mount has died: {way_on(name, token)}"
         )
     return [Finding("mounted", "", what)]
 

@@ -12,6 +12,7 @@ import click
 from s3backer.admin import inspect_volume
 from s3backer.cli.common import Target, options
 from s3backer.config import HASH, Option
+from s3backer.journal.named import way_on
 from s3backer.telemetry.prices import dollars
 from s3backer.units import format_size
 
@@ -41,19 +42,22 @@ def command(url: str, **values: Any) -> None:
             else None
         )
     known: dict[str, Any] = {"url": str(target.url)}
+    way = way_on(str(target.url), facts.token) if facts is not None and facts.token is not None else ""
     if facts is not None:
         known |= {"size": facts.size, "block_size": facts.block_size, "mounted": facts.token is not None}
         if facts.content_encoding:
             known["content_encoding"] = facts.content_encoding
         if facts.token is not None:
             known |= {"mounted_by": facts.token.host, "mounted_at": facts.token.time}
+            if facts.token.journal:
+                known["journal"] = {"directory": facts.token.journal}
         if facts.objects is not None:
             known |= {"objects": facts.objects, "stored_bytes": facts.stored}
     if daemon is not None:
         known |= {name: value for name, value in daemon.items() if name != "volume"}
         opened = datetime.fromtimestamp(float(str(daemon["opened"])), UTC)
         known |= {"mounted": True, "mounted_by": socket.gethostname(), "mounted_at": opened.strftime("%Y%m%dT%H%M%SZ")}
-    print(json.dumps(known, indent=2) if values["as_json"] else _text(known))
+    print(json.dumps(known, indent=2) if values["as_json"] else _text(known, way))
 
 
 def _journal_text(facts: dict[str, Any] | None) -> str:
@@ -65,7 +69,8 @@ def _journal_text(facts: dict[str, Any] | None) -> str:
     return f"{facts['fill']:.0%} of {format_size(facts['bytes'])} in use, {facts['directory']}{left}"
 
 
-def _text(known: dict[str, Any]) -> str:
+def _text(known: dict[str, Any], way: str) -> str:
+    """Return it in lines; ``way``: what to run if a mount that is not served here has died."""
     lines = [
         ("volume", known["url"]),
         ("size", f"{format_size(known['size'])} ({known['size']} bytes)"),
@@ -105,6 +110,8 @@ def _text(known: dict[str, Any]) -> str:
             lines.append(("budget", f"{dollars(known['budget'])} a month, {state}"))
     elif known["mounted"]:
         lines.append(("mounted", f"by {known['mounted_by'] or 'an unknown host'} since {known['mounted_at'] or '?'}"))
+        if "journal" in known:
+            lines.append(("journal", f"in {known['journal']['directory']} there. If that mount has died: {way}"))
     else:
         lines.append(("mounted", "no"))
     if "objects" in known:

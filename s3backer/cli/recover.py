@@ -9,9 +9,10 @@ import click
 
 from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
-from s3backer.errors import UsageError
+from s3backer.errors import JournalError, UsageError
 from s3backer.journal.files import JournalDirectory, has_files
-from s3backer.layouts.token import read_token
+from s3backer.journal.named import is_missing, named_path
+from s3backer.layouts.token import MountToken, in_use, read_token
 from s3backer.recovery import Recoverer, place_of_journal
 
 _DISCARD = Option("--discard", "discard", "Give the journal up: what is not in the bucket is lost.")
@@ -37,8 +38,9 @@ def command(url: str, **values: Any) -> None:
         opening = volume_options(with_password(values))
         place = place_of_journal(target.store, target.url.prefix, opening)
         if not has_files(place):
-            _refuse_elsewhere(target, place)
-            print(f"{target.url} has no journal on this host: {place} is empty")
+            token = _find_token(target, place)
+            why = in_use(str(target.url), token).message if token else "it has no mount token either"
+            print(f"{target.url} has no journal on this host, in {place}: {why}")
             return
         with JournalDirectory(place) as directory:
             recoverer = Recoverer(target.store, target.url.prefix, opening, directory)
@@ -57,17 +59,30 @@ def command(url: str, **values: Any) -> None:
     print(f"{target.url}: {recovery}")
 
 
-def _refuse_elsewhere(target: Target, place: str) -> None:
-    """Raise UsageError where there may be a journal of the volume, but not in this place, or not for this user."""
+def _find_token(target: Target, place: str) -> MountToken | None:
+    """Return the mount token, of a volume that has no journal in this place and need not have one.
+
+    Raises UsageError where there may be one, but not in this place, or not for this user, and JournalError where the
+    token names one of this host that is not there.
+    """
     try:
         os.listdir(place)
     except PermissionError:
         raise UsageError(f"{place} cannot be read", hint="Run it as the user who mounted the volume.") from None
     except OSError:
         pass
-    token = read_token(target.store, target.url.prefix)
-    if token is not None and token.journal and token.journal != os.path.dirname(place):
+    store, prefix = target.store, target.url.prefix
+    token = read_token(store, prefix)
+    if token is None or not token.journal:
+        return token
+    if not is_missing(store, prefix, token):
         raise UsageError(
             f"{target.url} has no journal in {place}; its mount token names {token.journal} on {token.host}",
             hint=f"Run it there with --journal-directory {token.journal}, as the user who mounted the volume.",
         )
+    raise JournalError(
+        f"the mount token of {target.url} says that its journal is in {named_path(store, prefix, token)}, and it is "
+        "not there: what was flushed and not stored is lost with it",
+        hint="Bring that directory or its disk back, and run this again. Where that cannot be: "
+        f"s3backer unlock --force {target.url}",
+    )

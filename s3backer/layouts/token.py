@@ -260,8 +260,8 @@ def count_down(left: Callable[[], float], looks: Callable[[float], None] | None)
         time.sleep(min(seconds, _LOOK))
 
 
-def in_use(url: str, token: MountToken | None) -> VolumeInUse:
-    """Return the error for a volume that carries somebody's token."""
+def in_use(url: str, token: MountToken | None, *, journal_missing: bool = False) -> VolumeInUse:
+    """Return the error for a volume that carries somebody's token. ``journal_missing``: see journal/named.py."""
     if token is None:
         return VolumeInUse(f"{url} was mounted by somebody else just now", hint="Try again.")
     if token.copy is not None:
@@ -276,10 +276,15 @@ def in_use(url: str, token: MountToken | None) -> VolumeInUse:
             hint="Unmount it everywhere, then run 's3backer unlock' on it.",
         )
     if token.journal:
+        died = "mount it there again, or run 's3backer recover' there: what it flushed may be in that journal only."
+        if journal_missing:
+            died = (
+                "what it flushed and had not stored is lost with that journal, which is not there; if it cannot be "
+                f"brought back, run 's3backer unlock --force {url}'."
+            )
         return VolumeInUse(
             f"{url} is mounted {token.describe()}, with a journal in {token.journal} there",
-            hint="Unmount it there first. If that mount has died, mount it there again, or run 's3backer recover' "
-            "there: what it flushed may be in that journal only.",
+            hint=f"Unmount it there first. If that mount has died, {died}",
         )
     return VolumeInUse(
         f"{url} is mounted {token.describe()}",

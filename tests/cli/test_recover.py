@@ -1,14 +1,16 @@
-"""``s3backer recover`` after a mount that has died."""
+"""``s3backer recover`` after a mount that has died, and what the other commands say of its journal."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 
 from s3backer.codec.choice import EncodingOptions
-from s3backer.errors import JournalError
+from s3backer.errors import JournalError, VolumeInUse
 from s3backer.journal.format import PAGE
 from s3backer.recovery import place_of_journal
 from s3backer.url import volume_id
@@ -101,6 +103,73 @@ def test_what_is_damaged_can_be_given_up(run: Run, dead: Place) -> None:
     assert not dead.files
 
 
+# ── a journal that is not there ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("left", ["nothing", "the lock"])
+@pytest.mark.parametrize("more", [(), ("--discard",), ("--to", "found")], ids=["plain", "discard", "to"])
+def test_the_directory_that_the_token_names_is_gone(run: Run, dead: Place, left: str, more: tuple[str, ...]) -> None:
+    place = directory(dead)
+    shutil.rmtree(place)
+    if left == "the lock":
+        place.mkdir()
+        (place / "lock").touch()
+    for words in (where(dead), ()):
+        answer = run("recover", url(dead), *words, *more)
+        assert answer.code == 9
+        assert f"says that its journal is in {place}" in answer.sentence()
+        assert "what was flushed and not stored is lost" in answer.sentence()
+        assert f"s3backer unlock --force {url(dead)}" in answer.hint()
+    assert not Path("found").exists()
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0], ids=["with one", "without"])
+def test_then_a_mount_does_not_send_to_recover(run: Run, dead: Place, journal: int) -> None:
+    shutil.rmtree(directory(dead))
+    with pytest.raises(VolumeInUse, match=f"with a journal in {dead.journals} there") as caught:
+        dead.open(journal=journal)
+    assert "s3backer recover" not in caught.value.hint
+    assert f"s3backer unlock --force {url(dead)}" in caught.value.hint
+
+
+def test_a_journal_of_another_host_with_the_same_path(run: Run, dead: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(directory(dead))
+    host = socket.gethostname()
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    answer = run("recover", url(dead), *where(dead))
+    assert answer.code == 2
+    assert f"its mount token names {dead.journals} on {host}" in answer.sentence()
+    assert "Run it there" in answer.hint()
+    with pytest.raises(VolumeInUse) as caught:
+        dead.open()
+    assert "s3backer recover" in caught.value.hint
+
+
+def test_no_token_and_no_journal(run: Run, place: Place) -> None:
+    answer = run("recover", url(place), *where(place))
+    assert (answer.code, answer.err) == (0, "")
+    assert "has no journal on this host" in answer.out and "it has no mount token either" in answer.out
+    assert "is empty" not in answer.out
+
+
+def test_a_mount_without_a_journal(run: Run, place: Place) -> None:
+    with place.killed(journal=0, journal_directory=None) as volume:
+        volume.write(BLOCK, b"a" * BLOCK)
+    answer = run("recover", url(place), *where(place))
+    assert answer.code == 0
+    assert "has no journal on this host" in answer.out and "is mounted by" in answer.out
+
+
+def test_nothing_left_to_recover(run: Run, place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(BLOCK, b"a" * BLOCK)
+        volume._driver.flush()
+    answer = run("recover", url(place), *where(place))
+    assert answer.code == 0
+    assert "there was nothing to recover" in answer.out and "1970" not in answer.out
+    assert not place.files
+
+
 # ── the file it is written to ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -114,11 +183,51 @@ def test_a_file_that_only_its_owner_can_read(run: Run, dead: Place) -> None:
     assert answer.code == 2 and "File exists" in answer.sentence()
 
 
-def test_nothing_left_to_recover(run: Run, place: Place) -> None:
-    with place.killed() as volume:
+# ── what others say ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_unlock_of_a_mount_that_lives_without_its_socket(run: Run, place: Place) -> None:
+    with place.open() as volume:
         volume.write(BLOCK, b"a" * BLOCK)
-        volume._driver.flush()
-    answer = run("recover", url(place), *where(place))
-    assert answer.code == 0
-    assert "there was nothing to recover" in answer.out and "1970" not in answer.out
-    assert not place.files
+        volume.flush()
+        for force in ((), ("--force",)):
+            answer = run("unlock", url(place), *force)
+            assert answer.code == VolumeInUse.exit_code
+            assert f"has locked {directory(place)}" in answer.sentence()
+            assert "That mount is alive" in answer.hint()
+        assert place.files
+    assert place.content(BLOCK, BLOCK) == b"a" * BLOCK
+
+
+def test_unlock_of_a_mount_that_may_be_alive(run: Run, dead: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = run("unlock", url(dead))
+    assert f"had a journal, in {dead.journals} there" in known.sentence()
+    assert f"s3backer recover {url(dead)} --journal-directory {dead.journals}" in known.hint()
+    # On another host nothing tells.
+    dead.journals.rename(dead.directory / "moved")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    answer = run("unlock", url(dead))
+    assert answer.code == known.code == 6
+    assert "may be alive" in answer.sentence() and f"a journal in {dead.journals} there" in answer.sentence()
+    assert f"s3backer recover {url(dead)} --journal-directory {dead.journals}" in answer.hint()
+
+
+def test_unlock_where_the_journal_is_gone(run: Run, dead: Place) -> None:
+    shutil.rmtree(directory(dead))
+    answer = run("unlock", url(dead))
+    assert answer.code == 6
+    assert "s3backer recover" not in answer.hint() and "s3backer unlock --force" in answer.hint()
+
+
+def test_check_and_info_name_the_journal(run: Run, dead: Place) -> None:
+    way = f"s3backer recover {url(dead)} --journal-directory {dead.journals}"
+    said = run("check", url(dead)).out
+    assert f"If that mount has died: {way}" in said and "s3backer unlock" not in said
+    said = run("info", url(dead)).out
+    assert f"in {dead.journals} there" in said and way in said
+    assert json.loads(run("info", url(dead), "--json").out)["journal"] == {"directory": str(dead.journals)}
+
+
+def test_info_of_a_mount_without_a_journal(run: Run, place: Place) -> None:
+    with place.open(journal=0):
+        assert "journal" not in run("info", url(place)).out
