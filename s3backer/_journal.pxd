@@ -178,6 +178,8 @@ cdef class Journal:
     cdef readonly int32_t waiting
     cdef readonly int32_t loading
     cdef readonly uint64_t syncs
+    # Writes that were told that it is full.
+    cdef readonly uint64_t refused
 
     # For the fast lane.
     cdef int write_range(

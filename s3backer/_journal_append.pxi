@@ -37,6 +37,13 @@ cdef Py_ssize_t kept_free(Journal journal, Purpose purpose) noexcept nogil:
     return journal._reserve if purpose == FOR_DATA else journal._reserve >> 1
 
 
+cdef bint is_kept(Journal journal, Purpose purpose) noexcept nogil:
+    """The only spare is left to what is carried: nobody knows yet whether the disk has room for another one."""
+    return (
+        purpose != FOR_CARRYING and journal.spares == 1 and journal._current >= 0 and journal._data_limit >= _FEW_FILES
+    )
+
+
 cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose purpose) noexcept nogil:
     """Make sure that so many bytes and entries fit into the current file and the map; return why not, or _DONE.
 
@@ -51,10 +58,11 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
         return JOURNAL_FULL_REASON
     while True:
         last = journal.files >= files
-        spare = -1 if last else next_file(journal, journal._newest_used)
+        spare = -1 if last or is_kept(journal, purpose) else next_file(journal, journal._newest_used)
         if journal._failure:
             return JOURNAL_FAILED_REASON
         if entries > most_entries - journal.entries:
+            journal.refused += purpose == FOR_DATA
             return JOURNAL_FULL_REASON
         kept = 0 if spare >= 0 else kept_free(journal, purpose)
         if (
@@ -63,6 +71,7 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
         ):
             return _DONE
         if last and not can_free(journal):
+            journal.refused += purpose == FOR_DATA
             return JOURNAL_FULL_REASON
         if spare < 0:
             pthread_cond_signal(&journal._work)

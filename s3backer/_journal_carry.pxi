@@ -13,6 +13,8 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
     cdef int32_t bucket, index
     cdef int32_t *link
     cdef bint crowd, older = journal._oldest != journal._newest_used
+    # The less room there is in the map, the fewer are a crowd.
+    cdef Py_ssize_t least = _CROWD if journal.entries < journal._capacity // 4 * 3 else 1
     for bucket in range(<int32_t>1 << (64 - journal._hash_shift)):
         link = journal._bucket + bucket
         while link[0] >= 0:
@@ -21,7 +23,7 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
             length = touched_bytes(journal, index, &ranges)
             length = most_bytes(journal, ranges, length)
             needed += length
-            crowd = count_from(journal, index) >= max(<Py_ssize_t>_CROWD, 4 * ranges)
+            crowd = count_from(journal, index) >= max(least, 4 * ranges)
             if crowd or (older and journal._entry[index].file == journal._oldest):
                 if count == room:
                     return 0

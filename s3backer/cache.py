@@ -185,7 +185,13 @@ class BlockCache:
     def give_up(self, error: S3backerError) -> None:
         """Store nothing any more; who waits for it gets the error, and so does who comes."""
         self.given_up = error
-        for waiting in (*self._flushes.take(), *self._parked):
+        for waiting in self._flushes.take():
+            self._reply(waiting, error)
+        self.refuse(error)
+
+    def refuse(self, error: S3backerError) -> None:
+        """Answer the writers that wait with an error."""
+        for waiting in self._parked:
             self._reply(waiting, error)
         self._parked.clear()
 

@@ -237,7 +237,7 @@ class DiskCache:
             # Else the next mount could find a former copy of a block beside the one that counts.
             with contextlib.suppress(OSError):
                 for slot in self._index.empty:
-                    self._file.empty(slot)
+                    self._file.blank(slot)
         self._file.close()
 
     def settle(self) -> None:

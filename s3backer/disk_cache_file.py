@@ -68,6 +68,7 @@ _FACTS = 512
 _GROWTH = 1 << 16, 64
 #: Slots of large blocks begin on pages, so that replacing one never has to read another's page first.
 _LARGE, _PAGE, _SMALL_UNIT = 64 << 10, 4096, 512
+_libc = ctypes.CDLL(None, use_errno=True)
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
@@ -192,9 +193,13 @@ class CopyFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         os.pwrite(self._descriptor, _ENTRY.pack(block + 1, size), self._entry(slot))
 
+    def blank(self, slot: int) -> None:
+        """Let nothing be found in a slot."""
+        os.pwrite(self._descriptor, bytes(ENTRY_BYTES), self._entry(slot))
+
     def empty(self, slot: int) -> None:
         """Let a slot hold nothing, and give back what it takes where the filesystem can do that."""
-        os.pwrite(self._descriptor, bytes(ENTRY_BYTES), self._entry(slot))
+        self.blank(slot)
         self.trim(slot, 0)
 
     def trim(self, slot: int, size: int) -> bool:
@@ -298,7 +303,6 @@ def _open_directory(path: str) -> int:
 
 
 def _punch(descriptor: int, start: int, length: int) -> bool:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fallocate = getattr(libc, "fallocate64", libc.fallocate)
+    fallocate = getattr(_libc, "fallocate64", _libc.fallocate)
     done = fallocate(descriptor, _PUNCH, ctypes.c_int64(start), ctypes.c_int64(length))
     return bool(done == 0)

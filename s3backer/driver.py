@@ -150,6 +150,8 @@ class Driver:
         self._wake = threading.Event()
         #: Why something was not stored that the journal has; set by ``close``.
         self.stuck: S3backerError | None = None
+        #: What was unsaved when ``refuse_stuck`` last saw it change, and when that was.
+        self._left, self._moved = -1, 0.0
         self._failing = Failing(lambda: self.unsaved, self.cache.fails)
         self._threads = [
             threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
@@ -300,6 +302,14 @@ class Driver:
         if progress:
             progress(0, total)
         self.abandon()
+
+    def refuse_stuck(self) -> None:
+        """Refuse the writers that wait for what can never be stored. For who waits for their end, again and again."""
+        now, left, failure = self._clock(), self.unsaved, self.failure
+        if left != self._left:
+            self._left, self._moved = left, now
+        elif now - self._moved >= _STUCK and failure is not None and self._keeps(failure):
+            self._call(lambda now: self.cache.refuse(failure))
 
     def abandon(self) -> None:
         """End all threads without writing anything back: only for a volume that was never written."""

@@ -314,6 +314,7 @@ class Volume:
         # Calls under way end first: what they still write has to be stored too.
         total = self.unsaved
         while not self._calls.end(_LOOK):
+            self._driver.refuse_stuck()
             if progress:
                 progress(self.unsaved, max(total, self.unsaved))
         self._driver.close(progress)

@@ -222,6 +222,9 @@ class JournalDirectory:
             with contextlib.suppress(FileNotFoundError):
                 self._system.remove(name, self._descriptor)
 
+    def _has(self, name: str) -> bool:
+        return os.access(name, os.F_OK, dir_fd=self._descriptor, follow_symlinks=False)
+
     def numbers(self) -> list[int]:
         """Return the numbers of the files, in order."""
         found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
@@ -230,7 +233,7 @@ class JournalDirectory:
     @property
     def lost(self) -> bool:
         """Whether somebody has removed the files of a journal that has not ended."""
-        return _BEGUN in os.listdir(self._descriptor) and not self.numbers()
+        return self._has(_BEGUN) and not self.numbers()
 
     @property
     def home(self) -> str:
@@ -346,7 +349,7 @@ class JournalDirectory:
         reach("file-without-name")
         self._system.rename(spare, file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
-        with contextlib.suppress(FileExistsError):
+        if not self._has(_BEGUN):
             # Not before: without a file it says that they were lost.
             os.close(self._system.create(_BEGUN, self._descriptor))
             self._system.sync(self._descriptor)
@@ -375,7 +378,7 @@ class JournalDirectory:
         """
         try:
             # What has no file needs no room for the mark of its end.
-            if _BEGUN in os.listdir(self._descriptor) or self.numbers():
+            if self._has(_BEGUN) or self.numbers():
                 self._mark_end(settled)
                 reach("end-marked")
             self._remove_all(os.listdir(self._descriptor), settled=settled)

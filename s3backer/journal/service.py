@@ -29,14 +29,15 @@ from s3backer.journal.replay import Recovered
 from s3backer.stores.base import Buffer
 from s3backer.units import exact_size
 
-#: Files that are ready to be used. A second one lets a writer that is faster than the disk's zeros go on.
-_SPARES = 2
+#: Files that are ready to be used. The last one is left to what is carried until there is another one; a third lets
+#: a writer that is faster than the disk's zeros go on.
+_SPARES = 3
+#: And those before a new journal serves.
+_AT_FIRST = 2
 #: Seconds until the disk is asked again, once it had no room.
 _RETRY = 5.0
 #: Seconds after which what keeps the oldest file is carried into a newer one, and how full the journal is then.
 _STUCK, _CARRY_FILL = 1.0, 0.5
-#: How full it is when writers wait.
-_FULL = 0.98
 #: Blocks that have to fit into a file, so that little of it stays empty.
 _LEAST_BLOCKS = 16
 #: Files that there are at least, where their size is not given, and of a journal that is not small.
@@ -133,6 +134,8 @@ class WriteJournal:
         #: Blocks whose records went bad, as was said; whether it was said that the journal is full.
         self._damaged: set[int] = set()
         self._said_full = False
+        #: As the core counts those, when that was last looked at.
+        self._refused = 0
         self._next = 1
         kept, needed = (len(recovered.files), recovered.written) if recovered else (0, 0)
         if recovered is not None and needed > capacity:
@@ -146,7 +149,7 @@ class WriteJournal:
             if recovered is not None:
                 self._adopt(recovered)
             # The file that is written is never given up, so that one alone would be full for ever.
-            least = 1 if kept else _SPARES
+            least = 1 if kept else _AT_FIRST
             try:
                 # That a file is not needed is written in another one.
                 self._make_spares(least)
@@ -236,7 +239,7 @@ class WriteJournal:
         if oldest != self._oldest:
             self._oldest, self._unchanged_since = oldest, now
         if fill < _CARRY_FILL:
-            self._said_full = False
+            self._said_full, self._refused = False, self.core.refused
             return 0
         if oldest is None or now - self._unchanged_since < _STUCK:
             return 0
@@ -246,15 +249,17 @@ class WriteJournal:
             self._carried_as_of, self._rounds = state, 0
         # Once all of it was carried, and nothing was written or stored since, it does not help.
         blocks = self.core.keepers() if self._rounds < self.core.most_files else []
-        self._rounds += bool(blocks)
-        if fill > _FULL and not blocks and not self._said_full:
+        refused, self._refused = self.core.refused > self._refused, self.core.refused
+        if refused and not blocks and not self._said_full:
             self._said_full = True
             log.warning(
                 "the journal in %s is full: writers wait until some of the %d blocks in it are stored",
                 self.path,
                 self.core.blocks,
             )
-        return self.carry_blocks(blocks)
+        carried = self.carry_blocks(blocks)
+        self._rounds += carried > 0
+        return carried
 
     def carry_blocks(self, blocks: Iterable[int]) -> int:
         """Write blocks once more, and forget where they stood; return of how many that was possible.

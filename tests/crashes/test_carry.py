@@ -74,6 +74,48 @@ def put(volume: Volume, content: bytearray, offset: int, data: bytes) -> None:
     content[offset : offset + len(data)] = data
 
 
+def test_more_than_can_be_carried_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    """Writers wait for ever then. Who ends the volume has them told, and what was flushed is in the journal."""
+    place = Place(tmp_path, EncodingOptions())
+    source = random.Random(3)
+    damage(place, source)
+    store = place.store()
+    stuck = range(1, 17)
+    for block in stuck:
+        store.put(block_name(block), b"damaged")
+    store.close()
+    volume = place.open(journal=JOURNAL, write_delay=0.0)
+    written = [source.randbytes(BLOCK - 512) for _ in stuck]
+    for block, data in zip(stuck, written, strict=True):
+        volume.write(block * BLOCK + 512, data)
+    volume.flush()
+    told: list[S3backerError] = []
+
+    def fill() -> None:
+        with contextlib.suppress(S3backerError):
+            try:
+                for turn in range(2000):
+                    volume.write((100 + turn % 300) * BLOCK, source.randbytes(BLOCK))
+            except S3backerError as error:
+                told.append(error)
+                raise
+
+    writer = threading.Thread(target=fill)
+    writer.start()
+    writer.join(3.0)
+    assert writer.is_alive()
+    with pytest.raises(S3backerError, match="cannot be stored"):
+        volume.close()
+    writer.join(10.0)
+    assert told and not writer.is_alive()
+    with place.open(journal=JOURNAL) as volume:
+        for block in stuck:
+            volume.write(block * BLOCK, bytes(512))
+        assert all(
+            volume.read(block * BLOCK + 512, BLOCK - 512) == data for block, data in zip(stuck, written, strict=True)
+        )
+
+
 def mend(place: Place, kept: dict[str, StoredObject]) -> None:
     store = place.store()
     for name, found in kept.items():

@@ -856,7 +856,7 @@ def test_a_full_disk_keeps_nobody_from_mounting_without_a_journal(place: Place) 
             with place.open(journal=0) as volume:
                 volume.write(BLOCK, b"z" * BLOCK)
             assert place.content(BLOCK, BLOCK, journal=0) == b"z" * BLOCK
-            with pytest.raises(JournalError, match="has no room for .*: No space left"):
+            with pytest.raises(JournalError, match=r"has no room for .*: No space left"):
                 place.open()
             (place.journals / "rest").unlink()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3backer import _fast
-from s3backer._journal import JOURNAL_FULL
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalDamaged
 from s3backer.journal.files import System
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal
@@ -78,14 +78,14 @@ class Case:
             self.small.journal.prepare()
         return False
 
-    def fill(self) -> None:
+    def fill(self, length: int = 700) -> None:
         """Write, in no time, until all that the oldest file has is more than can be carried at once."""
         reason = _fast.DONE
         while reason != JOURNAL_FULL:
-            offset = self.source.randrange(BLOCKS) * BLOCK + self.source.randrange(2) * 1000
-            reason = self.small.core.write(offset, bytes([7]) * 700, 0.0)[1]
+            offset = self.source.randrange(BLOCKS) * BLOCK + self.source.randrange(2) * (BLOCK - length)
+            reason = self.small.core.write(offset, bytes([7]) * length, 0.0)[1]
             if reason == _fast.DONE:
-                self.content[offset : offset + 700] = bytes([7]) * 700
+                self.content[offset : offset + length] = bytes([7]) * length
             self.small.journal.prepare()
 
     def go_on(self, turns: int = 400) -> None:
@@ -212,6 +212,101 @@ def test_a_record_that_went_bad_is_not_carried(tmp_path: Path, clock: Clock, cap
         out = bytearray(BLOCK)
         small.core.load(1, out)
         assert out[:1500] == b"B" * 1500
+
+
+def keep(small: SmallJournal, clock: Clock, seconds: int) -> None:
+    """Do what its keeper does for so long."""
+    for _ in range(5 * seconds):
+        clock.now += 0.2
+        small.journal.carry()
+        if small.journal.wait(0.0):
+            small.journal.prepare()
+
+
+@pytest.mark.parametrize("seconds", [3, 60])
+def test_a_disk_that_had_no_room_to_carry(tmp_path: Path, clock: Clock, seconds: int) -> None:
+    """As where files are not written in place. However long that took, it is carried when there is room."""
+    full = False
+
+    def write(fd: int, data: bytes, position: int) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.pwrite(fd, data, position)
+
+    with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
+        Calls(write, lambda fd: None).interpose(small.core)
+        case = Case(small, clock, 1)
+        small.core.write(0, b"A" * 1500, 0.0)
+        while small.core.write(BLOCK * case.source.randrange(1, BLOCKS), case.source.randbytes(BLOCK), 0.0)[1] in (
+            _fast.DONE,
+            JOURNAL_BUSY,
+        ):
+            small.journal.prepare()
+        full = True
+        for block in small.core.pending(BLOCKS):
+            if block:
+                small.journal.done(block, small.slab.sequence, '"e"')
+        keep(small, clock, seconds)
+        full = False
+        keep(small, clock, 20)
+        assert small.core.write(BLOCK, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+
+
+@pytest.mark.parametrize("stuck", [1, 2, 3])
+def test_a_writer_that_is_faster_than_the_keeper_finds_out_that_the_disk_is_full(
+    tmp_path: Path, clock: Clock, stuck: int
+) -> None:
+    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=FullDisk(6)) as small:
+        source = random.Random(1)
+        for block in range(stuck):
+            small.core.write(block * BLOCK, b"A" * 1900, 0.0)
+        reason = _fast.DONE
+        while reason != JOURNAL_FULL:
+            offset = BLOCK * source.randrange(stuck, BLOCKS)
+            reason = small.core.write(offset, source.randbytes(BLOCK), 0.0)[1]
+            if reason == JOURNAL_BUSY:
+                small.journal.prepare()
+        for block in small.core.pending(BLOCKS):
+            if block >= stuck:
+                small.journal.done(block, small.slab.sequence, '"e"')
+        keep(small, clock, 60)
+        assert small.core.write(20 * BLOCK, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+        for block in range(stuck):
+            out = bytearray(BLOCK)
+            small.core.load(block, out)
+            assert out[:1900] == b"A" * 1900
+
+
+def test_a_map_full_of_blocks_with_few_entries_each(tmp_path: Path, clock: Clock) -> None:
+    """All in one file. Each is written anew with the few that it needs."""
+    with SmallJournal(tmp_path / "j", file_bytes=1 << 20, capacity=1024, monotonic=clock) as small:
+        number, reason = 0, _fast.DONE
+        while reason == _fast.DONE:
+            reason = small.core.write(number % 16 * BLOCK + 512 * (number // 16 % 2), b"z" * 512, 0.0)[1]
+            number += 1
+        assert reason == JOURNAL_FULL and small.core.entries > 900
+        keep(small, clock, 20)
+        assert small.core.entries < 100
+        assert small.core.write(20 * BLOCK, b"x" * BLOCK, 0.0) == (BLOCK, _fast.DONE)
+
+
+@pytest.mark.parametrize("files", [4, 5, 8])
+def test_a_small_journal_that_is_full_is_said(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, files: int
+) -> None:
+    """However little of a file stays empty because the next record does not fit."""
+    said = 0
+    for turn in range(10):
+        caplog.clear()
+        with SmallJournal(tmp_path / str(turn), files=files, capacity=4000, monotonic=clock) as small:
+            case = Case(small, clock, BLOCKS)
+            case.fill(700 + 100 * turn)
+            keep(small, clock, 5)
+            if small.core.write(0, b"x" * 1700, 0.0)[1] == JOURNAL_FULL:
+                keep(small, clock, 5)
+                assert caplog.text.count("is full: writers wait") == 1
+                said += 1
+    assert said
 
 
 def test_after_an_outage_in_which_all_was_needed(

@@ -107,7 +107,7 @@ def test_what_was_cut_off_is_gone_for_good(tmp_path: Path) -> None:
     second.write_bytes(content)
     recovered, _ = scan_path(tmp_path / "j")
     assert [file.number for file in recovered.files] == [1]
-    assert recovered.unused == [2, 3, 4, 5, 6, 7] and recovered.cut is not None
+    assert recovered.unused == [2, 3, 4, 5, 6, 7, 8] and recovered.cut is not None
     last = recovered.last_number
     with SmallJournal(tmp_path / "j", files=8) as small:
         assert small.directory.numbers() == [1, 2]
