@@ -150,12 +150,12 @@ class Writer:
             body = bytearray(BLOCK)
             found, _, last = self.small.core.load(block, body)
             ranges = joined(found)
-            count = len(self.writes)
+            count, number = len(self.writes), self.small.core.number
             self.writes += [(last, block * BLOCK + a, bytes(body[a:b])) for a, b in ranges]
             self.know()
-            if journal.carry_blocks([block]):
-                self.carried += 1
-            else:
+            self.carried += journal.carry_blocks([block])
+            if self.small.core.number == number:
+                # Nothing was appended. Else it was, also where it does not count as something was written meanwhile.
                 del self.writes[count:]
 
     def store_oldest(self) -> None:

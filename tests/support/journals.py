@@ -55,11 +55,22 @@ class SmallJournal:
         prepared: Callable[[WriteJournal], None] = lambda journal: None,
         **more: Any,
     ) -> None:
+        def prepare(journal: WriteJournal) -> None:
+            nonlocal prepared
+            prepared, now = lambda journal: None, prepared
+            now(journal)
+
+        class Prepared(WriteJournal):
+            def _make_spares(self, count: int) -> None:
+                # Before anything is written: what is gone on with gets a record at once.
+                prepare(self)
+                super()._make_spares(count)
+
         self.directory = JournalDirectory(path, system=system)
         try:
             self.recovered: Recovered = scan(self.directory, mount.volume)
             self.slab = make_slab()
-            self.journal = WriteJournal(
+            self.journal: WriteJournal = Prepared(
                 self.directory,
                 self.slab,
                 mount,
@@ -73,7 +84,6 @@ class SmallJournal:
             self.directory.close()
             raise
         self.core = self.journal.core
-        prepared(self.journal)
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of it, and store everything when there is no room."""
