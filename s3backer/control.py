@@ -56,19 +56,22 @@ def socket_name(store: ObjectStore, prefix: str) -> str:
     return volume_id(store.place, prefix).hex()[:32]
 
 
-def control_path(name: str) -> Path:
-    """Return where the daemon of the volume with this ``socket_name`` listens, for this user."""
+def control_directory() -> Path:
+    """Return where daemons of this user listen; it may not exist yet."""
     uid = os.geteuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if uid == 0:
         # Not XDG_RUNTIME_DIR: root's commands come from logins, cron and boot, which see different ones.
-        directory = Path("/run/s3backer")
-    elif os.path.isabs(runtime):
-        directory = Path(runtime, "s3backer")
-    else:
-        # Used only if it is private to this user, which _open_directory sees to.
-        directory = Path(f"/tmp/s3backer-{uid}")  # noqa: S108 - see above
-    return directory / f"{name}.sock"
+        return Path("/run/s3backer")
+    if os.path.isabs(runtime):
+        return Path(runtime, "s3backer")
+    # Used only if it is private to this user, which _open_directory sees to.
+    return Path(f"/tmp/s3backer-{uid}")  # noqa: S108 - see above
+
+
+def control_path(name: str) -> Path:
+    """Return where the daemon of the volume with this ``socket_name`` listens, for this user."""
+    return control_directory() / f"{name}.sock"
 
 
 def call(

@@ -6,9 +6,11 @@ import contextlib
 import os
 from dataclasses import dataclass, replace
 
+from s3backer.control import control_directory
 from s3backer.disk_cache import cache_directory
 from s3backer.errors import MountError, UsageError
 from s3backer.journal.files import default_size, journals_directory
+from s3backer.logs import state_directory
 from s3backer.mountpoint import check_fuse, check_mountpoint, check_outside, resolve_mountpoint
 from s3backer.opening import VolumeOptions
 from s3backer.process import raise_open_files
@@ -88,28 +90,42 @@ def with_default_journal(request: MountRequest) -> MountRequest:
         return request
     try:
         wanted = replace(options, journal=default_size(options.journal_directory))
-        _check_places(replace(request, volume_options=wanted))
     except UsageError:
         return request
     return replace(request, volume_options=wanted)
 
 
-def _own_directories(options: VolumeOptions) -> list[tuple[str, str]]:
-    """Return where the volume would keep files of its own, each with the option that wants them."""
-    found = []
+def _own_places(request: MountRequest) -> list[tuple[str, str | os.PathLike[str], str]]:
+    """Return where the mount keeps files of its own: what that is, the path, and how to have it elsewhere."""
+    options = request.volume_options
+    socket_elsewhere = "Set XDG_RUNTIME_DIR to another directory, or use another one for the volume"
+    if os.geteuid() == 0:
+        socket_elsewhere = "It is always that for root, so use another directory for the volume"
+    places: list[tuple[str, str | os.PathLike[str], str]] = [
+        ("the directory of control sockets", control_directory(), socket_elsewhere)
+    ]
+    with contextlib.suppress(UsageError):
+        # Journals and notes, unless they are elsewhere, and the log where the system has none.
+        places.append(("the directory of local state", state_directory(), "Set XDG_STATE_HOME to another directory"))
+    if options.journal_directory is not None:
+        journals = options.journal_directory
+        places.append(("--journal-directory", journals, "Name another one with --journal-directory"))
     if options.disk_cache is not None:
-        found.append(("--disk-cache", os.path.realpath(options.disk_cache_directory or cache_directory())))
-    if options.journal:
-        found.append(("--journal", os.path.realpath(options.journal_directory or journals_directory())))
-    return found
+        copies = options.disk_cache_directory or cache_directory()
+        places.append(("--disk-cache", copies, "Name another directory with --disk-cache-directory"))
+    if request.stats_mirror is not None:
+        places.append(("--statsFileMirror", request.stats_mirror, "Name another file"))
+    return places
 
 
-def _check_places(request: MountRequest) -> None:
-    """Raise UsageError where the volume would keep files of its own on itself."""
-    for option, directory in _own_directories(request.volume_options):
-        check_outside(directory, request.mountpoint, option, "on the volume's own mount point")
+def check_places(request: MountRequest) -> None:
+    """Raise UsageError where the mount would keep files of its own on its volume, in an ``absolute`` request."""
+    for what, path, remedy in _own_places(request):
+        resolved = os.path.realpath(path)
+        check_outside(what, resolved, request.mountpoint, "on the volume's own mount point", remedy)
         if request.url.scheme == "file":
-            check_outside(directory, os.path.realpath(request.url.path), option, "in the volume's own directory")
+            bucket = os.path.realpath(request.url.path)
+            check_outside(what, resolved, bucket, "in the volume's own directory", remedy)
 
 
 def check(request: MountRequest) -> set[str]:
@@ -125,7 +141,7 @@ def check(request: MountRequest) -> set[str]:
         allow_nonempty="nonempty" in request.fuse_options,
         volume_directory=request.url.path if request.url.scheme == "file" else None,
     )
-    _check_places(request)
+    check_places(request)
     check_fuse()
     raise_open_files(request.volume_options.threads)
     try:

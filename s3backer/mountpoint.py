@@ -134,12 +134,12 @@ def _check_apart(path: str, directory: str) -> None:
             )
 
 
-def check_outside(directory: str, place: str, option: str, what: str) -> None:
-    """Raise UsageError if an option's directory lies in ``place``; both are absolute and resolved."""
-    if os.path.commonpath((directory, place)) == place:
+def check_outside(what: str, path: str, place: str, where: str, remedy: str) -> None:
+    """Raise UsageError if a path lies in ``place``; both are absolute and resolved."""
+    if os.path.commonpath((path, place)) == place:
         raise UsageError(
-            f"{option}: {directory} lies {what}",
-            hint=f"Name another one with {option}-directory: what is kept on its own volume waits for itself.",
+            f"{what}: {path} lies {where}",
+            hint=f"{remedy}: what is kept on its own volume waits for itself.",
         )
 
 

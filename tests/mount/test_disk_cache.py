@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from s3backer.stores.directory import DirectoryStore
 from tests.support.mounts import PATIENCE, Mounted, environment, mounted, needs_mounts, umount
-from tests.support.workbench import BLOCK, Workbench, without_lane
+from tests.support.workbench import BLOCK, Workbench
 
 pytestmark = needs_mounts
 
@@ -167,26 +167,6 @@ def test_a_full_disk_stops_nothing(cached: Bench, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True, timeout=PATIENCE)
     with cached.mounted() as mount:
         assert read(mount) == b"".join(text(block, 66) for block in range(BLOCKS))
-
-
-@without_lane
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        (lambda bench: bench.mountpoint / "cache", "lies on the volume's own mount point"),
-        (lambda bench: bench.mountpoint, "lies on the volume's own mount point"),
-        (lambda bench: bench.bucket / "cache", "lies in the volume's own directory"),
-        (lambda bench: bench.directory / "link" / "cache", "lies on the volume's own mount point"),
-    ],
-)
-def test_a_cache_on_the_volume_itself_is_refused(cached: Bench, place: Callable[[Bench], Path], said: str) -> None:
-    (cached.directory / "link").symlink_to(cached.mountpoint)
-    cached.cache = place(cached)
-    before = cached.tree()
-    code, text = cached.run()
-    assert code == 2 and said in text and "--disk-cache-directory" in text
-    assert cached.tree() == before
-    cached.wait_for_nothing()
 
 
 def test_a_second_mount_goes_without_and_says_so(cached: Bench) -> None:

@@ -315,7 +315,6 @@ def test_there_is_none_where_it_cannot_be(in_its_directory: Bench, tmp_path: Pat
     """Where nobody has asked for it, that is no error."""
     with small_disk(tmp_path / "small", "100m") as small:
         assert command_mounted(in_its_directory, f"--journal-directory={small}") == "None"
-    assert command_mounted(in_its_directory, f"--journal-directory={in_its_directory.bucket}") == "None"
     store = in_its_directory.open_store()
     erase_volume(store, "")
     create_volume(store, "", size=256 << 20, block_size=8 << 20)
@@ -377,15 +376,6 @@ def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
 
 
 # ── its place ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@without_lane
-def test_a_place_on_its_own_volume_is_refused(journaled: Bench) -> None:
-    for place, what in ((journaled.mountpoint, "own mount point"), (journaled.bucket / "x", "own directory")):
-        code, text = journaled.run(volume={"journal_directory": str(place)})
-        assert code == 2
-        assert f"--journal: {place} lies" in text and what in text
-        assert "--journal-directory" in text
 
 
 @without_lane
