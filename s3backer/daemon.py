@@ -40,6 +40,7 @@ from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
 from s3backer.system.notify import Service
 from s3backer.telemetry.mirror import StatsMirror
+from s3backer.units import format_size
 from s3backer.volume import Volume
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ def run_mount(request: MountRequest) -> int:
         redacting = configure_logging(True, request.debug, request.quiet)
         service = Service.from_environment()
 
-        def announce(_: str) -> None:
+        def announce(_: str, journal: str) -> None:
             log.info("%s is mounted on %s", request.url, request.mountpoint)
+            log.info("%s %s", request.url, journal)
             service.ready(f"{request.url} is mounted on {request.mountpoint}")
 
         _Daemon(request, options, redacting, service).run(announce)
@@ -84,9 +86,10 @@ def _serve_in_background(request: MountRequest, options: set[str], ready: Callab
     # Standard error is the user's until the mount is ready; what goes well is not worth a line there.
     redacting = configure_logging(True, request.debug, quiet=not request.debug)
 
-    def announce(ident: str) -> None:
+    def announce(ident: str, journal: str) -> None:
         configure_logging(False, request.debug, request.quiet, ident=ident, redacting=redacting)
         log.info("%s is mounted on %s by process %d", request.url, request.mountpoint, os.getpid())
+        log.info("%s %s", request.url, journal)
         ready()
 
     _Daemon(request, options, redacting).run(announce)
@@ -137,8 +140,11 @@ class _Daemon:
         self._closed = threading.Event()
         self._close_error: S3backerError | None = None
 
-    def run(self, ready: Callable[[str], None]) -> None:
-        """Serve until the end. ``ready`` is called once, with the daemon's name, when the mount answers."""
+    def run(self, ready: Callable[[str, str], None]) -> None:
+        """Serve until the end.
+
+        ``ready`` is called once, when the mount answers, with the daemon's name and what there is to say of a journal.
+        """
         if not prepare_process() and has_memory_limit():
             log.warning(
                 "a control group limits the memory of this process, and without CAP_SYS_RESOURCE it cannot tell the "
@@ -151,7 +157,7 @@ class _Daemon:
                 if self._stopper is not None:
                     self._stopper.join()
 
-    def _open_and_serve(self, ready: Callable[[str], None]) -> None:
+    def _open_and_serve(self, ready: Callable[[str, str], None]) -> None:
         request = self._request
         self._redacting.register(request.store_options.secret_key)
         self._redacting.register(request.volume_options.encoding.password)
@@ -171,7 +177,7 @@ class _Daemon:
             control = self._start_control(ident, volume, store, mount, operations)
             self._let_stop(mount)
             with StatsMirror(request.stats_mirror, request.stats_interval, volume.stats_text, volume.reset_stats):
-                self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}"))
+                self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}", self._about_journal(volume)))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
             self._service.stopping(lambda: volume.unsaved, lambda: volume.settles_in)
@@ -199,7 +205,14 @@ class _Daemon:
             # Where one is that has to be replayed, this raises the same.
             volume = Volume.open(store, prefix, replace(options, journal=0), progress=self._replaying)
             log.warning("%s has no journal: %s", self._request.url, error.message)
+            self._request = replace(self._request, no_journal=error.message)
             return volume
+
+    def _about_journal(self, volume: Volume) -> str:
+        facts = volume.facts().get("journal")
+        if not isinstance(facts, dict):
+            return f"has no journal: {self._request.no_journal}"
+        return f"has a journal of {format_size(facts['bytes'])} in {facts['directory']}"
 
     def _replaying(self, done: int, total: int) -> None:
         """Hear that a journal is replayed, or a former mount waited for; a signal ends it."""
@@ -213,10 +226,10 @@ class _Daemon:
         from s3backer.frontends.fuse_mount import FuseMount
 
         if self._request.lazy_fsync:
-            log.warning(
-                "fsync of %s says yes and does nothing (--fsync=lazy): a crash loses writes that were synced",
-                volume.name,
-            )
+            lost = "a crash loses writes that were synced"
+            if volume.facts().get("journal"):
+                lost = "a kill loses nothing that is in the journal, but a loss of power loses writes that were synced"
+            log.warning("fsync of %s says yes and does nothing (--fsync=lazy): %s", volume.name, lost)
         mode = self._request.file_mode
         operations = DiskOperations(
             volume,

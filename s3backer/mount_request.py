@@ -32,8 +32,8 @@ class MountRequest:
     """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only.
 
     ``lazy_fsync``: fsync and close are answered at once, as by the original. ``uid`` and ``gid`` own the files, None:
-    who mounts. ``default_journal``: have one, where there is room for it. ``stats_mirror``: a file that gets a copy of
-    the statistics every ``stats_interval`` seconds.
+    who mounts. ``default_journal``: have one, where there is room for it; ``no_journal``: why there is none.
+    ``stats_mirror``: a file that gets a copy of the statistics every ``stats_interval`` seconds.
     """
 
     url: VolumeURL
@@ -51,6 +51,7 @@ class MountRequest:
     uid: int | None = None
     gid: int | None = None
     default_journal: bool = False
+    no_journal: str = ""
     stats_mirror: str | None = None
     stats_interval: float = 1.0
     quiet: bool = False
@@ -83,16 +84,29 @@ def absolute(request: MountRequest) -> MountRequest:
 
 
 def with_default_journal(request: MountRequest) -> MountRequest:
-    """Give the mount a journal where nothing was said of one, it is of use, and there is room."""
+    """Give the mount a journal where nothing was said of one, it is of use, and there is room; else say why not."""
     options = request.volume_options
-    of_use = not (options.read_only or options.write_through or request.lazy_fsync)
-    if not (request.default_journal and of_use and options.journal_directory):
+    if why := _no_journal(request):
+        return replace(request, no_journal=why)
+    if options.journal:
         return request
     try:
-        wanted = replace(options, journal=default_size(options.journal_directory))
-    except UsageError:
-        return request
+        wanted = replace(options, journal=default_size(options.journal_directory or journals_directory()))
+    except UsageError as error:
+        return replace(request, no_journal=error.message)
     return replace(request, volume_options=wanted)
+
+
+def _no_journal(request: MountRequest) -> str:
+    """Return why a journal is not wanted or of no use; an empty text where it is."""
+    options = request.volume_options
+    if options.read_only:
+        return "it is read-only"
+    if options.write_through:
+        return "each write is in the bucket when it returns"
+    if not (options.journal or request.default_journal):
+        return "none was asked for"
+    return "fsync is lazy" if request.lazy_fsync and not options.journal else ""
 
 
 def _own_places(request: MountRequest) -> list[tuple[str, str | os.PathLike[str], str]]:

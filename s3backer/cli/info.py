@@ -86,6 +86,8 @@ def _text(known: dict[str, Any], way: str) -> str:
         if known.get("write_back_error"):
             lines.append(("write-back fails", f"{known['write_back_error']}; it is tried again"))
         lines.append(("journal", _journal_text(known.get("journal"))))
+        if known.get("lazy_fsync"):
+            lines.append(("fsync", "lazy: says yes and does nothing"))
         if (cache := known.get("disk_cache")) is not None:
             state = f"off: {cache['failure']}" if cache["failure"] else f"{format_size(cache['used'])} in use"
             if not cache["failure"] and cache["limit"] < cache["size"] // 100 * 99:

@@ -211,9 +211,10 @@ class FuseMount:
                 lane.join()
 
     def facts(self) -> dict[str, object]:
-        """Return what ``info`` shows of the fast lane: requests that were answered at once, that waited, that wait."""
+        """Return what ``info`` shows of it; of the fast lane: requests that were answered at once, waited, wait."""
         lane = None if self._lane is None else self._lane.lane
         return {
+            "lazy_fsync": self._lazy_fsync,
             "fast_lane": lane is not None,
             "lane_answered": lane.answered if lane else 0,
             "lane_waited": lane.parking.waited if lane else 0,

@@ -35,11 +35,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from s3backer.errors import JournalError, VolumeInUse
+from s3backer.errors import JournalError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
 from s3backer.mountpoint import read_mounts
+from s3backer.units import format_size
 
 #: Bytes of a file, unless blocks are so large that few would fit.
 FILE_BYTES = 64 << 20
@@ -112,21 +113,25 @@ def journals_directory() -> Path:
 def default_size(path: str | os.PathLike[str]) -> int:
     """Return the bytes of a journal in a directory, where nobody has said how many.
 
-    0 where there is little room, or what is written is gone with a restart or with a container.
+    Raises UsageError, which says why, where there is little room, or what is written is gone with a restart or with a
+    container.
     """
     place = os.path.realpath(path)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     try:
-        facts = os.statvfs(place)
-    except OSError:
-        return 0
-    device = os.stat(place).st_dev
-    mounted = next((m for m in reversed(read_mounts()) if m.device == f"{os.major(device)}:{os.minor(device)}"), None)
+        facts, device = os.statvfs(place), os.stat(place).st_dev
+    except OSError as error:
+        raise UsageError(f"{place} cannot be looked at: {error.strerror}") from None
+    name = f"{os.major(device)}:{os.minor(device)}"
+    mounted = next((mount for mount in reversed(read_mounts()) if mount.device == name), None)
     if mounted is not None and mounted.kind in _PASSING:
-        return 0
-    roomy = facts.f_bavail * facts.f_frsize >= _LEAST_FREE and os.access(place, os.W_OK | os.X_OK)
-    return _DEFAULT if roomy else 0
+        raise UsageError(f"{place} is on {mounted.kind}, which does not last")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{place} cannot be written to")
+    if (room := facts.f_bavail * facts.f_frsize) < _LEAST_FREE:
+        raise UsageError(f"the disk of {place} has only {format_size(room)} free, less than {format_size(_LEAST_FREE)}")
+    return _DEFAULT
 
 
 def _boot_id() -> str:

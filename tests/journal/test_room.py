@@ -12,7 +12,7 @@ import pytest
 
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
-from s3backer.errors import JournalError
+from s3backer.errors import JournalError, UsageError
 from s3backer.journal.files import JournalDirectory, System, default_size, has_files
 from s3backer.mount_request import MountRequest, with_default_journal
 from s3backer.mountpoint import Mount
@@ -269,24 +269,48 @@ def test_no_journal_by_default_where_it_would_not_last(tmp_path: Path, monkeypat
     """Not in memory, and not in the layer of a container: what fsync has promised would be gone with it."""
     place = tmp_path / "not" / "there"
     device = os.stat(tmp_path).st_dev
-    for kind, expected in (("ext4", True), ("xfs", True), ("tmpfs", False), ("overlay", False)):
+    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    for kind, lasts in (("ext4", True), ("xfs", True), ("tmpfs", False), ("overlay", False)):
         mount = Mount(1, f"{os.major(device)}:{os.minor(device)}", "/", kind, "disk")
         monkeypatch.setattr("s3backer.journal.files.read_mounts", lambda mount=mount: [mount])
-        monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
-        assert bool(default_size(place)) is expected
+        if lasts:
+            assert default_size(place) == 256 << 20
+        else:
+            with pytest.raises(UsageError, match=f"^{tmp_path} is on {kind}, which does not last$"):
+                default_size(place)
+
+
+def test_no_journal_by_default_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "not" / "there"
+    monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
     monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 1 << 60)
-    monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
-    assert default_size(place) == 0
-
-
-def test_no_journal_by_default_where_it_would_be_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has asked for it, so nothing is said; who asks for it is told."""
+    with pytest.raises(UsageError, match=f"^the disk of {tmp_path} has only .*iB free, less than 1 EiB$"):
+        default_size(place)
     monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=f"^{tmp_path} cannot be written to$"):
+        default_size(place)
+
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.statvfs", refuse)
+    with pytest.raises(UsageError, match=f"^{tmp_path} cannot be looked at: Permission denied$"):
+        default_size(place)
+
+
+def test_whether_there_is_one_where_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
-    for place, expected in (("disk", 256 << 20), ("bucket/journals", 0), ("mnt/journals", 0)):
-        options = VolumeOptions(journal_directory=str(tmp_path / place))
-        url, mountpoint = VolumeURL.parse(f"file://{tmp_path}/bucket"), str(tmp_path / "mnt")
-        request = MountRequest(url, mountpoint, StoreOptions(), options, default_journal=True)
-        assert with_default_journal(request) == replace(request, volume_options=replace(options, journal=expected))
-        for other in (replace(request, default_journal=False), replace(request, lazy_fsync=True)):
-            assert with_default_journal(other) == other
+    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    options = VolumeOptions(journal_directory=str(tmp_path / "disk"))
+    url, mountpoint = VolumeURL.parse(f"file://{tmp_path}/bucket"), str(tmp_path / "mnt")
+    request = MountRequest(url, mountpoint, StoreOptions(), options, default_journal=True)
+    wanted = replace(request, volume_options=replace(options, journal=256 << 20))
+    assert with_default_journal(request) == wanted
+    for other, why in (
+        (replace(request, default_journal=False), "none was asked for"),
+        (replace(request, lazy_fsync=True), "fsync is lazy"),
+    ):
+        assert with_default_journal(other) == replace(other, no_journal=why)
+    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 1 << 60)
+    assert with_default_journal(request).no_journal.startswith(f"the disk of {tmp_path} has only ")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -279,7 +279,7 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        run("umount", str(place))
+        umount(place)
 
 
 def command_mounted(bench: Bench, *words: str) -> str:
@@ -319,6 +319,65 @@ def test_there_is_none_where_it_cannot_be(in_its_directory: Bench, tmp_path: Pat
     erase_volume(store, "")
     create_volume(store, "", size=256 << 20, block_size=8 << 20)
     assert command_mounted(in_its_directory, "--memory=1GiB") == "None"
+
+
+def said_by(bench: Bench, volume: Mapping[str, object] | None = None, **request: object) -> str:
+    """Mount in the foreground, where nothing is said of a journal, and return what it has logged."""
+    request = {"foreground": True, "default_journal": True, **request}
+    with bench.mounted(request=request, volume=volume or {}) as mount:
+        wait_until(mount.file.exists, "it answers")
+        mount.umount()
+        _, said = mount.process.communicate(timeout=PATIENCE)
+    return str(said)
+
+
+@without_lane
+def test_the_log_says_where_the_journal_is(journaled: Bench) -> None:
+    said = said_by(journaled)
+    assert f"INFO: file://{journaled.bucket} has a journal of 4 MiB in {journaled.journals}/" in said
+
+
+@without_lane
+@pytest.mark.parametrize(
+    ("said", "volume", "why"),
+    [
+        ({"default_journal": False}, {"journal": 0}, "none was asked for"),
+        ({"default_journal": False}, {"journal": 4 << 20, "read_only": True}, "it is read-only"),
+        ({}, {"journal": 0, "read_only": True}, "it is read-only"),
+        ({}, {"journal": 4 << 20, "write_through": True}, "each write is in the bucket when it returns"),
+        ({"lazy_fsync": True}, {"journal": 0}, "fsync is lazy"),
+        ({}, {"journal": 4096}, "a journal of 4KiB is too small for blocks of 4KiB"),
+    ],
+)
+def test_the_log_says_why_there_is_none(
+    journaled: Bench, said: dict[str, object], volume: dict[str, object], why: str
+) -> None:
+    log = said_by(journaled, volume, **said)
+    assert f"INFO: file://{journaled.bucket} has no journal: {why}\n" in log
+
+
+@without_lane
+def test_the_log_says_why_there_is_none_by_default(journaled: Bench, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "100m") as small:
+        said = said_by(journaled, volume={"journal": 0, "journal_directory": str(small / "j")})
+        assert f"has no journal: {small} is on tmpfs, which does not last\n" in said
+
+
+@without_lane
+def test_lazy_fsync_with_a_journal(journaled: Bench) -> None:
+    """What was written survives a kill all the same, and the log says no less."""
+    with journaled.mounted(request={"lazy_fsync": True, "foreground": True}) as mount:
+        wait_until(mount.file.exists, "it answers")
+        assert "fsync:            lazy: says yes and does nothing\n" in journaled.command("info")
+        write(mount, DATA, sync=True)
+        kill(mount)
+        assert mount.process.stderr is not None
+        said = mount.process.stderr.read()
+    assert "a kill loses nothing that is in the journal, but a loss of power loses writes that were synced" in said
+    assert "a crash loses" not in said
+    with journaled.mounted() as mount:
+        assert read(mount, len(DATA)) == DATA
+        assert "fsync:" not in journaled.command("info")
 
 
 def test_a_live_mount_keeps_its_journal(journaled: Bench) -> None:
