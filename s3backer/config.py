@@ -85,7 +85,13 @@ def lazy_fsync(text: str) -> bool:
 
 def journal_size(text: str) -> int:
     """Convert the size of the journal; "none" is 0."""
-    return 0 if text == "none" else positive_size(text)
+    if text == NONE:
+        return 0
+    hint = f"Write for example 10GiB or 512MiB, or {NONE} where there is to be no journal."
+    size = parse_size(text, hint=hint)
+    if not size:
+        raise UsageError(f"{text!r} is no size for it", hint=hint)
+    return size
 
 
 def level(text: str) -> int:

@@ -10,14 +10,14 @@ _SUFFIXES = "kmgtpe"
 _SIZE = re.compile(rf"([0-9]{{1,20}})(?:\.([0-9]{{1,6}}))?(?:([{_SUFFIXES}])(i?b)?)?", re.IGNORECASE | re.ASCII)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, *, hint: str = "Write for example 10GiB, 512k or 4096.") -> int:
     """Return a size in bytes. Suffixes k, m, g, t, p, e, and KiB, MiB, … are powers of 1024.
 
-    UsageError for anything else, for parts of a byte, and for kB, MB, …, which mean two things.
+    UsageError, with the ``hint``, for anything else, and for parts of a byte and for kB, MB, …, which mean two things.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is no size", hint="Write for example 10GiB, 512k or 4096.")
+        raise UsageError(f"{text!r} is no size", hint=hint)
     whole, fraction, suffix, unit = match[1], match[2] or "", (match[3] or "").lower(), (match[4] or "").lower()
     if unit == "b":
         raise UsageError(

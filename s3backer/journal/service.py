@@ -59,20 +59,25 @@ class Mount:
 
 
 def file_bytes_for(block_size: int, budget: int) -> int:
-    """Return the size of the files for blocks of this size, in bytes. UsageError where the budget is too small."""
+    """Return the size of the files for blocks of this size, in bytes. UsageError where none goes with the budget."""
     least = max(_LEAST_BLOCKS * block_size, least_file_bytes(block_size))
+    if least > _LARGEST_FILE:
+        largest = 1 << (_LARGEST_FILE // _LEAST_BLOCKS).bit_length() - 1
+        raise UsageError(
+            f"no journal goes with blocks of {exact_size(block_size)}, at most with blocks of {exact_size(largest)}",
+            hint="Use --journal none.",
+        )
     if budget < _LEAST_FILES * least:
         raise UsageError(
             f"a journal of {exact_size(budget)} is too small for blocks of {exact_size(block_size)}",
-            hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more.",
+            hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more, or --journal none.",
         )
-    found = max(least, min(FILE_BYTES, budget // _FILES), budget // _MOST_FILES) // PAGE * PAGE
-    if found > _LARGEST_FILE:
+    if budget // _MOST_FILES > _LARGEST_FILE:
         raise UsageError(
-            f"no journal goes with blocks of {exact_size(block_size)} and a size of {exact_size(budget)}",
-            hint=f"Blocks may have {exact_size(_LARGEST_FILE // _LEAST_BLOCKS)}, a journal a hundred TiB.",
+            f"a journal of {exact_size(budget)} is too large",
+            hint=f"Use --journal {_MOST_FILES * _LARGEST_FILE >> 40}TiB or less.",
         )
-    return found
+    return max(least, min(FILE_BYTES, budget // _FILES), budget // _MOST_FILES) // PAGE * PAGE
 
 
 def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

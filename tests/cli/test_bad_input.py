@@ -56,6 +56,10 @@ from tests.support.mounts import needs_mounts
         (("info", "file://{}/missing"), 5, "no directory", "path"),
         (("info", "file://{}/empty"), 5, "no volume", "create"),
         (("mount", "file://{}/volume", "/mnt", "--fsync", "never"), 2, "--fsync: 'never' is no way", "'lazy'"),
+        (("mount", "file://{}/volume", "/mnt", "--journal", "0"), 2, "--journal: '0' is no size", "512MiB, or none "),
+        (("mount", "file://{}/volume", "/mnt", "--journal", "None"), 2, "--journal: 'None' is", "512MiB, or none "),
+        (("mount", "file://{}/volume", "/mnt", "--journal", ""), 2, "--journal: '' is no size", "512MiB, or none "),
+        (("mount", "file://{}/volume", "/mnt", "--journal", "10GB"), 2, "1000 or of 1024", "10GiB"),
         (("resize", "file://{}/empty", "1m"), 5, "no volume", "create"),
         (("resize", "file://{}/volume", "0"), 2, "size", "10GiB"),
         (

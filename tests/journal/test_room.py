@@ -14,6 +14,7 @@ from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalError, UsageError
 from s3backer.journal.files import JournalDirectory, System, default_size, has_files
+from s3backer.journal.service import file_bytes_for
 from s3backer.mount_request import MountRequest, with_default_journal
 from s3backer.mountpoint import Mount
 from s3backer.opening import VolumeOptions
@@ -263,6 +264,31 @@ def test_a_note_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "j" / "token").mkdir()
         with pytest.raises(JournalError, match="cannot be read"):
             _ = directory.token
+
+
+@pytest.mark.parametrize(
+    ("block_size", "budget", "said", "hint"),
+    [
+        (
+            4096,
+            1000,
+            "a journal of 1000 is too small for blocks of 4KiB",
+            "--journal 256KiB or more, or --journal none",
+        ),
+        (4096, 1 << 60, "a journal of 1EiB is too large", "--journal 124TiB or less"),
+        (4096, 125 << 40, "a journal of 125TiB is too large", "--journal 124TiB or less"),
+        (1 << 28, 1 << 30, "no journal goes with blocks of 256MiB, at most with blocks of 128MiB", "--journal none"),
+    ],
+)
+def test_a_size_that_cannot_be(block_size: int, budget: int, said: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=f"^{said}$") as caught:
+        file_bytes_for(block_size, budget)
+    assert hint in caught.value.hint
+
+
+def test_the_largest_sizes() -> None:
+    assert file_bytes_for(4096, 124 << 40) < 1 << 32
+    assert file_bytes_for(1 << 27, 1 << 34) == 1 << 31
 
 
 def test_no_journal_by_default_where_it_would_not_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
