@@ -161,6 +161,8 @@ def take_journal(
         token = read_token(store, prefix)
         raise VolumeInUse(in_use(url, token).message if token else locked.message, hint=locked.hint) from None
     except JournalError as error:
+        if options.journaled and not left:
+            error.hint += " Or mount it with --journal none."
         if options.journaled or left:
             raise
         log.info("%s; after a crash the next mount will have to watch whether this one is alive", error.message)

@@ -16,7 +16,8 @@ Guarantees
     Zeros for 64 MiB take 30 to 60 ms.
   * Whoever holds the directory is the only one on this host: the file ``lock`` is locked with flock.
   * Everything is opened relative to the directory's descriptor and never through a symbolic link. Directories have
-    mode 0700, files 0600.
+    mode 0700, files 0600. One that is another user's, or that others can write to, is refused, and a place in which
+    others could move it (no sticky bit).
   * An end that was interrupted is finished by who opens the directory next; no part of the journal is read again.
   * A file whose making failed goes before anything else changes: empty, between others or before them, it would look
     like one that was lost.
@@ -60,6 +61,10 @@ _DISOWNED = b"disowned"
 _SETTLED = b"settled"
 _BUSY = "busy"
 _LOOK = "Look at that directory."
+_ELSEWHERE = "Name another place with --journal-directory."
+_NEEDED = "Make it so that it can: what a mount has left is in it."
+#: Permissions of others than the owner.
+_OTHERS, _OTHERS_WRITE = 0o077, 0o022
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -171,26 +176,26 @@ class JournalDirectory:
         self._system = system or System()
         #: Names under which a file may stand whose making failed.
         self._unfinished: set[str] = set()
+        self._descriptor = self._lock = -1
         try:
-            self._make_directories()
+            self._make_directories(self.place)
+            self._check_place()
+            self._make_directories(self.path)
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
-        except OSError as error:
-            raise self._error("cannot be used", error) from None
-        self._lock = -1
-        try:
+            self._check_private()
             self._take_lock()
             self._clean()
         except OSError as error:
             self.close()
-            raise self._error("cannot be used", error) from None
+            hint = _NEEDED if has_files(self.path) else _ELSEWHERE
+            raise self._error("cannot be used", error, hint=hint) from None
         except BaseException:
             self.close()
             raise
 
-    def _make_directories(self) -> None:
-        """Make the directory and those above it, each with its entry on the disk."""
+    def _make_directories(self, path: str) -> None:
+        """Make a directory and those above it, each with its entry on the disk."""
         missing: list[str] = []
-        path = self.path
         while not os.path.lexists(path):
             missing.append(path)
             path = os.path.dirname(path) or "."
@@ -202,6 +207,33 @@ class JournalDirectory:
                 self._system.sync(parent)
             finally:
                 os.close(parent)
+
+    def _check_place(self) -> None:
+        """Raise JournalError if others could put a directory of theirs in place of the journal's."""
+        mode = os.stat(self.place).st_mode
+        if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
+            raise JournalError(
+                f"others than this user can write to {self.place}, where journals are",
+                hint=f"Make it private (chmod go-w {self.place}), or name another place with --journal-directory.",
+            )
+
+    def _check_private(self) -> None:
+        """Raise JournalError if others can have put files there; keep them from reading it."""
+        facts = os.fstat(self._descriptor)
+        if facts.st_uid != os.geteuid():
+            raise JournalError(
+                f"the journal's directory {self.path} belongs to another user",
+                hint="Be that user, or name another place with --journal-directory.",
+            )
+        if facts.st_mode & _OTHERS_WRITE:
+            raise JournalError(
+                f"others than this user can write to the journal's directory {self.path}",
+                hint=f"See whether all in it is yours, then: chmod 700 {self.path}",
+            )
+        if facts.st_mode & _OTHERS:
+            # As after a copy. Not every filesystem can.
+            with contextlib.suppress(OSError):
+                os.fchmod(self._descriptor, 0o700)
 
     def _take_lock(self) -> None:
         self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _SAFE, 0o600, dir_fd=self._descriptor)
@@ -423,7 +455,7 @@ class JournalDirectory:
     @property
     def place(self) -> str:
         """The directory in which those of all volumes are."""
-        return os.path.dirname(self.path)
+        return os.path.dirname(self.path) or "."
 
     @property
     def token(self) -> int | None:
@@ -493,6 +525,7 @@ class JournalDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _error(self, what: str, error: OSError) -> JournalError:
-        hint = "Free some space there, or put it elsewhere with --journal-directory." if is_full(error) else _LOOK
+    def _error(self, what: str, error: OSError, hint: str = _LOOK) -> JournalError:
+        if is_full(error):
+            hint = "Free some space there, or put it elsewhere with --journal-directory."
         return JournalError(f"the journal's directory {self.path} {what}: {error.strerror}", hint=hint)

@@ -196,8 +196,43 @@ def test_a_directory_that_is_a_link_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "file").touch()
     for name in ("link", "file", "file/below"):
-        with pytest.raises(JournalError, match="cannot be used"):
+        with pytest.raises(JournalError, match="cannot be used") as caught:
             JournalDirectory(tmp_path / name)
+        assert "--journal-directory" in caught.value.hint
+
+
+def test_a_directory_that_others_can_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "journals"
+    with SmallJournal(place / "j") as small:
+        small.write(0, b"x")
+    for mode in (0o770, 0o707, 0o777):
+        (place / "j").chmod(mode)
+        with pytest.raises(JournalError, match=f"^others than this user can write to .*{place}/j$") as caught:
+            scan_path(place / "j")
+        assert f"chmod 700 {place}/j" in caught.value.hint
+    # As after a copy: what only others can read becomes private.
+    (place / "j").chmod(0o755)
+    assert scan_path(place / "j")[1]
+    assert (place / "j").stat().st_mode & 0o777 == 0o700
+    user = os.geteuid()
+    monkeypatch.setattr("os.geteuid", lambda: user + 1)
+    with pytest.raises(JournalError, match=f"^the journal's directory {place}/j belongs to another user$") as caught:
+        scan_path(place / "j")
+    assert "--journal-directory" in caught.value.hint
+
+
+def test_a_place_in_which_others_could_move_it(tmp_path: Path) -> None:
+    place = tmp_path / "journals"
+    place.mkdir()
+    for mode in (0o770, 0o707, 0o777):
+        place.chmod(mode)
+        with pytest.raises(JournalError, match=f"^others than this user can write to {place}, ") as caught:
+            JournalDirectory(place / "j")
+        assert f"chmod go-w {place}" in caught.value.hint and "--journal-directory" in caught.value.hint
+        assert not list(place.iterdir())
+    for mode in (0o1777, 0o755):
+        place.chmod(mode)
+        JournalDirectory(place / "j").close()
 
 
 def test_what_is_no_file_of_ours(tmp_path: Path) -> None:

@@ -456,6 +456,54 @@ def test_a_disk_without_room_for_it(journaled: Bench, tmp_path: Path) -> None:
         assert not journaled.token.exists()
 
 
+@without_lane
+def test_a_place_that_cannot_be_used(journaled: Bench, tmp_path: Path) -> None:
+    """What is said to try helps: another place, or no journal."""
+    with small_disk(tmp_path / "small", "8m") as small:
+        run("mount", "-o", "remount,ro", str(small))
+        (tmp_path / "file").touch()
+        for place, why in ((small / "j", "Read-only file system"), (tmp_path / "file", "Not a directory")):
+            code, text = journaled.run(volume={"journal_directory": str(place)})
+            assert code == 9
+            said, hint = text.splitlines()
+            assert said.startswith(f"the journal's directory {place}/") and said.endswith(f" cannot be used: {why}")
+            assert "--journal-directory" in hint and "--journal none" in hint
+            assert not journaled.token.exists()
+            assert "has no journal" in said_by(journaled, {"journal": 0, "journal_directory": str(place)})
+
+
+@without_lane
+def test_a_journal_that_cannot_be_gone_on_with(journaled: Bench, tmp_path: Path) -> None:
+    """Another place, or no journal, is not what helps where something is left."""
+    with small_disk(tmp_path / "small", "8m") as small:
+        where = {"journal_directory": str(small)}
+        with journaled.mounted(volume=where) as mount:
+            write(mount, DATA, sync=True)
+            kill(mount)
+        run("mount", "-o", "remount,ro", str(small))
+        for volume in (where, {**where, "journal": 0}):
+            code, text = journaled.run(volume=volume)
+            assert code == 9
+            said, hint = text.splitlines()
+            assert said.endswith(" cannot be used: Read-only file system")
+            assert "what a mount has left is in it" in hint and "--journal" not in hint
+        run("mount", "-o", "remount,rw", str(small))
+        with journaled.mounted(volume=where) as mount:
+            assert read(mount, len(DATA)) == DATA
+
+
+@without_lane
+def test_a_place_that_others_can_change(journaled: Bench) -> None:
+    journaled.journals.mkdir()
+    journaled.journals.chmod(0o777)
+    code, text = journaled.run()
+    assert code == 9
+    said, hint = text.splitlines()
+    assert said == f"others than this user can write to {journaled.journals}, where journals are"
+    assert f"chmod go-w {journaled.journals}" in hint and "--journal none" in hint
+    assert not list(journaled.journals.iterdir()) and not journaled.token.exists()
+
+
 def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None:
     """Writes go on, fsync waits for the bucket, and what is then in the bucket is not overwritten by the journal."""
     image, disk = tmp_path / "image", tmp_path / "disk"
