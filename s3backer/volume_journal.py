@@ -19,6 +19,7 @@ from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import SHARED_TOKEN
 from s3backer.recovery import Inheritance
+from s3backer.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ class VolumeJournal:
             key=layout.codec.secret,
             recovered=None if inherited is None else inherited.found,
         )
+        if (limit := self.journal.limit) <= budget - self.journal.file_bytes:
+            log.warning(
+                "--journal: the disk of %s has room for only %s of %s: when that is full, writers wait",
+                self.journal.path,
+                format_size(limit),
+                format_size(budget),
+            )
 
     def backlog(self) -> Backlog:
         """Return what is left to be stored of the mount before, if there was one, without what is beyond the end.

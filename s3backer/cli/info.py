@@ -66,7 +66,8 @@ def _journal_text(facts: dict[str, Any] | None) -> str:
     if facts["failure"]:
         return f"has failed: {facts['failure']}"
     left = f"; {facts['left']} blocks in it are left by an earlier mount" if facts.get("left") else ""
-    return f"{facts['fill']:.0%} of {format_size(facts['bytes'])} in use, {facts['directory']}{left}"
+    less = f", room for {format_size(facts['limit'])}" if facts.get("limit", facts["bytes"]) < facts["bytes"] else ""
+    return f"{facts['fill']:.0%} of {format_size(facts['bytes'])} in use{less}, {facts['directory']}{left}"
 
 
 def _text(known: dict[str, Any], way: str) -> str:

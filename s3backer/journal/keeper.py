@@ -126,6 +126,7 @@ class Keeper:
         return {
             "directory": self.journal.path,
             "bytes": core.most_files * self.journal.file_bytes,
+            "limit": self.journal.limit,
             "fill": round(core.fill, 4),
             "blocks": core.blocks,
             "left": core.left,

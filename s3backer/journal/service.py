@@ -13,6 +13,7 @@ One thread, owned elsewhere, calls ``wait`` and ``prepare`` in turn.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -171,6 +172,15 @@ class WriteJournal:
     def path(self) -> str:
         """Where it is."""
         return self._directory.path
+
+    @property
+    def limit(self) -> int:
+        """Bytes that it can have now: as many as it may, if its disk has room for them."""
+        files = self.core.files + self.core.spares
+        # Not to be known any more, once the directory is closed.
+        with contextlib.suppress(OSError):
+            files += self._directory.room() // self.file_bytes
+        return min(files, self.core.most_files) * self.file_bytes
 
     def _adopt(self, recovered: Recovered) -> None:
         for file in recovered.files:

@@ -457,6 +457,20 @@ def test_a_disk_without_room_for_it(journaled: Bench, tmp_path: Path) -> None:
 
 
 @without_lane
+def test_a_disk_with_less_room_than_was_asked_for(journaled: Bench, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "21m") as small:
+        with journaled.mounted(volume={"journal": 64 << 20, "journal_directory": str(small)}) as mount:
+            assert "in use, room for 20 MiB, " in journaled.command("info")
+            assert mount.process.stderr is not None
+            said = mount.process.stderr.read()
+            assert f"--journal: the disk of {small}/" in said and " has room for only 20 MiB of 64 MiB: " in said
+        with journaled.mounted(volume={"journal": 20 << 20, "journal_directory": str(small)}) as mount:
+            assert "room for" not in journaled.command("info")
+            assert mount.process.stderr is not None
+            assert "room for" not in mount.process.stderr.read()
+
+
+@without_lane
 def test_a_place_that_cannot_be_used(journaled: Bench, tmp_path: Path) -> None:
     """What is said to try helps: another place, or no journal."""
     with small_disk(tmp_path / "small", "8m") as small:
