@@ -36,20 +36,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from s3backer.errors import JournalError, UsageError, VolumeInUse
+from s3backer.errors import JournalError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
-from s3backer.mountpoint import read_mounts
-from s3backer.units import format_size
 
 #: Bytes of a file, unless blocks are so large that few would fit.
 FILE_BYTES = 64 << 20
 _STEP = 1 << 20
-#: Bytes of a journal that nobody asked for, and those that have to be free where it is.
-_DEFAULT, _LEAST_FREE = 256 << 20, 1 << 30
-#: Filesystems that are gone with a restart, or a container.
-_PASSING = ("tmpfs", "ramfs", "overlay")
 _NAME = re.compile(r"([0-9]{8,})\.journal")
 _SPARE = re.compile(r"[0-9]{8,}\.spare")
 #: Between the making of the first file and the end: without a file then, they were lost.
@@ -113,30 +107,6 @@ class System:
 def journals_directory() -> Path:
     """Return where the journals of all volumes are on this host, unless they are elsewhere."""
     return state_directory() / "journals"
-
-
-def default_size(path: str | os.PathLike[str]) -> int:
-    """Return the bytes of a journal in a directory, where nobody has said how many.
-
-    Raises UsageError, which says why, where there is little room, or what is written is gone with a restart or with a
-    container.
-    """
-    place = os.path.realpath(path)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    try:
-        facts, device = os.statvfs(place), os.stat(place).st_dev
-    except OSError as error:
-        raise UsageError(f"{place} cannot be looked at: {error.strerror}") from None
-    name = f"{os.major(device)}:{os.minor(device)}"
-    mounted = next((mount for mount in reversed(read_mounts()) if mount.device == name), None)
-    if mounted is not None and mounted.kind in _PASSING:
-        raise UsageError(f"{place} is on {mounted.kind}, which does not last")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"{place} cannot be written to")
-    if (room := facts.f_bavail * facts.f_frsize) < _LEAST_FREE:
-        raise UsageError(f"the disk of {place} has only {format_size(room)} free, less than {format_size(_LEAST_FREE)}")
-    return _DEFAULT
 
 
 def _boot_id() -> str:

@@ -13,7 +13,8 @@ import pytest
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalError, UsageError
-from s3backer.journal.files import JournalDirectory, System, default_size, has_files
+from s3backer.journal.default import default_size
+from s3backer.journal.files import JournalDirectory, System, has_files
 from s3backer.journal.service import file_bytes_for
 from s3backer.mount_request import MountRequest, with_default_journal
 from s3backer.mountpoint import Mount
@@ -295,10 +296,10 @@ def test_no_journal_by_default_where_it_would_not_last(tmp_path: Path, monkeypat
     """Not in memory, and not in the layer of a container: what fsync has promised would be gone with it."""
     place = tmp_path / "not" / "there"
     device = os.stat(tmp_path).st_dev
-    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    monkeypatch.setattr("s3backer.journal.default._LEAST_FREE", 0)
     for kind, lasts in (("ext4", True), ("xfs", True), ("tmpfs", False), ("overlay", False)):
         mount = Mount(1, f"{os.major(device)}:{os.minor(device)}", "/", kind, "disk")
-        monkeypatch.setattr("s3backer.journal.files.read_mounts", lambda mount=mount: [mount])
+        monkeypatch.setattr("s3backer.journal.default.read_mounts", lambda mount=mount: [mount])
         if lasts:
             assert default_size(place) == 256 << 20
         else:
@@ -308,11 +309,11 @@ def test_no_journal_by_default_where_it_would_not_last(tmp_path: Path, monkeypat
 
 def test_no_journal_by_default_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "not" / "there"
-    monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
-    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 1 << 60)
+    monkeypatch.setattr("s3backer.journal.default.read_mounts", list)
+    monkeypatch.setattr("s3backer.journal.default._LEAST_FREE", 1 << 60)
     with pytest.raises(UsageError, match=f"^the disk of {tmp_path} has only .*iB free, less than 1 EiB$"):
         default_size(place)
-    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    monkeypatch.setattr("s3backer.journal.default._LEAST_FREE", 0)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UsageError, match=f"^{tmp_path} cannot be written to$"):
         default_size(place)
@@ -326,8 +327,8 @@ def test_no_journal_by_default_where_there_is_no_room(tmp_path: Path, monkeypatc
 
 
 def test_whether_there_is_one_where_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3backer.journal.files.read_mounts", list)
-    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 0)
+    monkeypatch.setattr("s3backer.journal.default.read_mounts", list)
+    monkeypatch.setattr("s3backer.journal.default._LEAST_FREE", 0)
     options = VolumeOptions(journal_directory=str(tmp_path / "disk"))
     url, mountpoint = VolumeURL.parse(f"file://{tmp_path}/bucket"), str(tmp_path / "mnt")
     request = MountRequest(url, mountpoint, StoreOptions(), options, default_journal=True)
@@ -338,5 +339,5 @@ def test_whether_there_is_one_where_nothing_is_said(tmp_path: Path, monkeypatch:
         (replace(request, lazy_fsync=True), "fsync is lazy"),
     ):
         assert with_default_journal(other) == replace(other, no_journal=why)
-    monkeypatch.setattr("s3backer.journal.files._LEAST_FREE", 1 << 60)
+    monkeypatch.setattr("s3backer.journal.default._LEAST_FREE", 1 << 60)
     assert with_default_journal(request).no_journal.startswith(f"the disk of {tmp_path} has only ")

@@ -1,0 +1,38 @@
+"""Whether a mount has a journal where nothing was said of one, and how large."""
+
+from __future__ import annotations
+
+import os
+
+from s3backer.errors import UsageError
+from s3backer.mountpoint import read_mounts
+from s3backer.units import format_size
+
+#: Bytes of such a journal, and those that have to be free where it is.
+_SIZE, _LEAST_FREE = 256 << 20, 1 << 30
+#: Filesystems that are gone with a restart, or a container.
+_PASSING = ("tmpfs", "ramfs", "overlay")
+
+
+def default_size(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of a journal in a directory, made or not, where nobody has said how many.
+
+    Raises UsageError, which says why, where there is little room, or what is written is gone with a restart or with a
+    container.
+    """
+    place = os.path.realpath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        facts, device = os.statvfs(place), os.stat(place).st_dev
+    except OSError as error:
+        raise UsageError(f"{place} cannot be looked at: {error.strerror}") from None
+    name = f"{os.major(device)}:{os.minor(device)}"
+    mounted = next((mount for mount in reversed(read_mounts()) if mount.device == name), None)
+    if mounted is not None and mounted.kind in _PASSING:
+        raise UsageError(f"{place} is on {mounted.kind}, which does not last")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{place} cannot be written to")
+    if (room := facts.f_bavail * facts.f_frsize) < _LEAST_FREE:
+        raise UsageError(f"the disk of {place} has only {format_size(room)} free, less than {format_size(_LEAST_FREE)}")
+    return _SIZE
