@@ -215,6 +215,17 @@ class BlockCache:
         self.admitted = True
         self._schedule(now)
 
+    @property
+    def flushes_asked(self) -> int:
+        """How many flushes have been begun."""
+        return self._flushes.asked
+
+    def not_admitted(self, flushes: int, error: S3backerError) -> None:
+        """Others cannot know it yet: so many flushes were begun before that was tried, and get the error."""
+        if self._hides_a_failure:
+            for flush in self._flushes.take(lambda flush: flush.number <= flushes):
+                self._reply(flush, error)
+
     def tick(self, now: float) -> None:
         """Let time pass, or a file of the journal become ready: store what has become due."""
         self._settle(now)

@@ -261,8 +261,18 @@ class Driver:
         """End a request that still waits with this error; one that has ended stays as it is."""
         self._call(lambda now: self.cache.cancel(request, error, now))
 
-    def admit(self) -> None:
-        """Let more be stored than the journal has, which has failed: others know that by now."""
+    def admit(self, tell: Callable[[], None]) -> None:
+        """Let more be stored than the journal has, which has failed, once ``tell`` has let others know that.
+
+        What it raises is raised, and the flushes that were waiting for it when it began get it, too.
+        """
+        asked = self.cache.flushes_asked
+        try:
+            tell()
+        except S3backerError as error:
+            failure = error
+            self._call(lambda now: self.cache.not_admitted(asked, failure))
+            raise
         self._call(self.cache.admit)
 
     def give_up(self, error: S3backerError) -> None:

@@ -95,8 +95,7 @@ class VolumeJournal:
 
         def admit() -> None:
             if self._holder.lease.lost is None:
-                self._holder.uncover()
-                driver.admit()
+                driver.admit(self._holder.uncover)
 
         return Keeper(self.journal, in_bucket=driver.begin_flush, on_room=driver.wake, admit=admit, disown=self._disown)
 

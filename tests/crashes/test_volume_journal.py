@@ -27,13 +27,14 @@ from s3backer.errors import (
     ReadOnlyVolume,
     S3backerError,
     StoreError,
+    StoreUnreachable,
     UsageError,
     VolumeInUse,
     WrongPassword,
 )
 from s3backer.holder import Holder, take
 from s3backer.journal.files import JournalDirectory
-from s3backer.layouts.classic import parse_block_name
+from s3backer.layouts.classic import block_name, parse_block_name
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer, Recovery, expires_in, place_of_journal
@@ -147,6 +148,46 @@ def test_a_sync_that_fails_lets_flush_wait_for_the_bucket(place: Place, caplog: 
     assert "writes go on without a journal" in caplog.text
     assert place.content(BLOCK, BLOCK) == new
     assert place.content(5 * BLOCK, BLOCK) == new
+
+
+class Away(DirectoryStore):
+    """Takes nothing while it is away."""
+
+    away = False
+
+    def put(self, *args: Any, **more: Any) -> str:
+        if self.away:
+            raise StoreUnreachable("the store is away", hint="Wait.")
+        return super().put(*args, **more)
+
+
+def test_a_sync_that_fails_while_the_store_is_away_fails_each_flush_until_it_is_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits without end: the token cannot say that the journal has failed, so nothing may be stored either."""
+    monkeypatch.setattr("s3backer.journal.keeper._RETRY", 0.05)
+    store = Away(place.bucket)
+    with Volume.open(store, "", place.options) as volume:
+        disk = faulty(volume)
+        volume.write(BLOCK, b"a" * BLOCK)
+        store.away, disk.sync_error = True, errno.EIO
+        for _ in range(4):
+            with pytest.raises(StoreUnreachable):
+                volume.flush()
+            disk.sync_error = 0
+        assert not place.objects - {block_name(0)}
+        store.away = False
+        volume.flush()
+        assert place.objects >= {block_name(1)}
+        # And it is no different when that is known, and the store goes away once more.
+        volume.write(BLOCK, b"b" * BLOCK)
+        store.away = True
+        for _ in range(4):
+            with pytest.raises(StoreUnreachable):
+                volume.flush()
+        store.away = False
+        volume.flush()
+    assert place.content(BLOCK, BLOCK) == b"b" * BLOCK
 
 
 def test_where_its_files_cannot_be_removed_either_the_token_changes(
