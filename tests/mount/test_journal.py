@@ -270,7 +270,6 @@ def test_somebody_else_has_it_now(dead: Bench) -> None:
     assert dead.stored(0, BLOCK) == b"x" * BLOCK
 
 
-@lane_first
 @contextlib.contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
     """Mount a filesystem of that size."""

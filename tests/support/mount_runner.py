@@ -10,6 +10,8 @@
     crash                  whether the filesystem's figures (statfs) make llfuse's loop end with a defect
     stall                  seconds after which closing says that it waits
     expiry, doubt          of a bucket's writes: seconds for which a signature is good, and by which clocks may differ
+    synced                 a directory that gets a copy of each of the journal's files whenever one is synced; then none
+                           is that nobody asked for
 
 Knobs of a real volume; KNOB-reached tells that it was met:
 
@@ -17,13 +19,16 @@ Knobs of a real volume; KNOB-reached tells that it was met:
     hold-verify            the caller's look at the mount waits
     outage                 the store is away
     hold-get, hold-put     its answers do not come
+    fail-sync              the journal's files cannot be synced, if it has "synced"
 
 An error is printed as message and hint, and its exit code is the process's.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import sys
 import time
@@ -101,6 +106,30 @@ class _Knobs:
         return store
 
 
+def watch_syncs(copies: Path, knobs: _Knobs) -> None:
+    """Let the journals of this process sync their files here: copied, or not at all."""
+    # Imported here: most mounts have no journal.
+    from s3backer import volume_journal
+    from s3backer.journal import keeper, service
+    from tests.support.power_loss import Calls
+
+    def sync(fd: int) -> None:
+        if knobs.met("fail-sync"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.fdatasync(fd)
+        (copies / Path(os.readlink(f"/proc/self/fd/{fd}")).name).write_bytes(os.pread(fd, os.fstat(fd).st_size, 0))
+
+    calls = Calls(lambda fd, data, position: os.pwrite(fd, data, position), sync)
+
+    class Watched(service.WriteJournal):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            calls.interpose(self.core)
+
+    vars(volume_journal)["WriteJournal"] = Watched
+    vars(keeper).update(_SYNC=math.inf, _RETRY=0.2)
+
+
 def main() -> int:
     what = json.loads(sys.argv[1])
     replaced: dict[str, object] = {}
@@ -108,6 +137,8 @@ def main() -> int:
         knobs = _Knobs(Path(what["knobs"]))
         replaced["open_store"] = knobs.held("hold-open", knobs.open_store)
         replaced["_verify"] = knobs.held("hold-verify", daemon._verify)
+        if "synced" in what:
+            watch_syncs(Path(what["synced"]), knobs)
     if what.get("fake"):
         _FakeVolume.control = Path(what["knobs"])
         _FakeVolume.size = what.get("fake_size", _FakeVolume.size)
