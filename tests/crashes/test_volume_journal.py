@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -921,10 +922,42 @@ def test_what_is_in_a_journal_on_a_full_disk_can_be_recovered(place: Place) -> N
 def test_two_hosts_of_the_same_name(ended: Place, tmp_path: Path) -> None:
     """What tells them apart is the directory and the start of the host, not what the host is called."""
     found = read_token(ended.store(), "")
-    assert found is not None and found.home
-    with _alive(ended) as end, pytest.raises(VolumeInUse, match="journal in"):
-        Volume.open(ended.store(), "", replace(ended.options, journal_directory=str(tmp_path / "other")))
+    assert found is not None and found.home and found.host == socket.gethostname()
+    elsewhere = str(tmp_path / "other")
+    with _alive(ended) as end:
+        with pytest.raises(VolumeInUse, match="journal in"):
+            ended.open(journal_directory=elsewhere)
         end()
+        # Nor when that mount is silent.
+        with pytest.raises(VolumeInUse, match="journal in"):
+            ended.open(journal_directory=elsewhere)
     again = read_token(ended.store(), "")
     assert again is not None and again.host == found.host
     assert ended.files
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_a_silent_mount_without_a_journal_on_a_host_of_the_same_name(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture, fenced: bool
+) -> None:
+    """It is taken for another host's: where nothing can tell that its writes are over, left alone, else watched."""
+    place.options = replace(place.options, journal=0, lease=SHORT)
+    with place.killed() as volume:
+        volume.write(BLOCK, b"data")
+        volume.flush()
+    found = read_token(place.store(), "")
+    assert found is not None and found.home and not found.journal and found.host == socket.gethostname()
+    elsewhere = replace(place.options, journal_directory=str(tmp_path / "other"))
+    store = place.store()
+    store.fenced = fenced
+    if fenced:
+        began = time.monotonic()
+        Volume.open(store, "", elsewhere).close()
+        assert time.monotonic() - began >= SHORT
+        assert "by a mount that has died; taking it over" in caplog.text
+        return
+    with pytest.raises(VolumeInUse, match="is mounted by"):
+        Volume.open(store, "", elsewhere)
+    assert read_token(place.store(), "") == found
+    # Where it is noted that it is this host's, nobody has to be asked.
+    assert place.content(BLOCK, 4) == b"data"
