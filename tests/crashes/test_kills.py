@@ -20,7 +20,7 @@ from s3backer.stores.directory import DirectoryStore
 from tests.support.crashing import BLOCK, SIZE, Life, Zygote, killed_again_and_again
 
 SEED = 7
-#: Lives of writers killed at a random moment, in CI and in the long run (S3BACKER_KILLS).
+#: Writers that are killed at a random moment, in CI and in the long run (S3BACKER_KILLS).
 KILLS, MANY = 180, int(os.environ.get("S3BACKER_KILLS", "2000"))
 #: The share of them whose journal is taken over by the next one, which may be killed meanwhile.
 LEFT = 0.5
@@ -58,7 +58,7 @@ def random_lives(seed: int, count: int) -> list[Life]:
     return [
         Life(
             source.getrandbits(32),
-            # Half of them in the first moments, in which journals are taken over and made.
+            # Half of them in the first moments, in which journals are taken over and made. None has done all steps then.
             seconds=source.uniform(0.002, source.choice([0.05, 0.25])),
             steps=100_000,
             left=source.random() < LEFT and number < count - 1,
@@ -82,7 +82,7 @@ def run(zygote: Zygote, directory: Path, lives: list[Life]) -> dict[str, int]:
 def test_killed_at_random_moments(zygote: Zygote, tmp_path: Path) -> None:
     ends = run(zygote, tmp_path, random_lives(SEED, KILLS))
     print(ends)
-    assert ends["killed"] > KILLS * 0.9
+    assert ends["killed"] >= KILLS
     assert ends["writes"] > 1000
     assert ends["flushes"] > 100
 
@@ -93,7 +93,7 @@ def test_killed_two_thousand_times(zygote: Zygote, tmp_path: Path) -> None:
     print(f"S3BACKER_SEED={seed}")
     ends = run(zygote, tmp_path, random_lives(seed, MANY))
     print(ends)
-    assert ends["killed"] > MANY * 0.9
+    assert ends["killed"] >= MANY
 
 
 @pytest.mark.parametrize("point", points())
