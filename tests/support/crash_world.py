@@ -10,6 +10,7 @@ what was found is then what every read has to return, until it is overwritten. T
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -198,3 +199,37 @@ class CrashWorld(World):
                 assert content[position] == self.model[position] or content[position] in allowed.get(position, ()), (
                     f"{self}: byte {position} of block {position // BLOCK} is not what was acknowledged, in {what}"
                 )
+
+
+class TracedWorld(CrashWorld):
+    """``trace`` is a digest of all that happened in it: of every step, of every job, and of what was found at its ends.
+
+    Not of the journal's bytes, as its files have names and keys of their own.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.trace = hashlib.sha256()
+        super().__init__(seed)
+
+    def _note(self, *what: object) -> None:
+        self.trace.update(repr((self.now, *what)).encode())
+
+    def _step(self) -> bool:
+        self._note(len(self.ready), len(self.late), hash(self.random.getstate()[1]))
+        return super()._step()
+
+    def store_block(self, action: Store) -> None:
+        self._note(action.block, action.as_of, bytes(action.body or b""))
+        super().store_block(action)
+
+    def _check(self) -> bytearray:
+        content = super()._check()
+        self._note(content, self.bucket_content(), self.crashes, self.carried)
+        return content
+
+
+def trace(seed: int) -> str:
+    """Run a world and return its trace."""
+    world = TracedWorld(seed)
+    world.run()
+    return world.trace.hexdigest()
