@@ -58,7 +58,7 @@ def random_lives(seed: int, count: int) -> list[Life]:
     return [
         Life(
             source.getrandbits(32),
-            # Half of them in the first moments, in which journals are taken over and made. None has done all steps then.
+            # Half of them in the first moments, in which journals are taken over and made. None ends before.
             seconds=source.uniform(0.002, source.choice([0.05, 0.25])),
             steps=100_000,
             left=source.random() < LEFT and number < count - 1,
