@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from s3backer import failpoints
 from s3backer.admin import create_volume, erase_volume
 from s3backer.control import call
 from s3backer.layouts.token import read_token
@@ -307,6 +308,41 @@ def test_there_is_one_where_nothing_is_said(in_its_directory: Bench) -> None:
     assert not list(here.rglob("*.journal"))
     for words in (["--journal=none"], ["--fsync=lazy"], ["--read-only"]):
         assert command_mounted(in_its_directory, *words) == "None"
+
+
+@lane_first
+@pytest.mark.parametrize("point", ["before-sync:2", "synced:2", "before-store:2", "stored:2"])
+def test_the_command_dies_where_the_environment_says(
+    journaled: Bench, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """What fsync had promised until then is there after the next mount, without the variable."""
+    words = ["mount", str(journaled.mountpoint), "--journal=4MiB", f"--journal-directory={journaled.journals}"]
+    flushed: list[bytes] = []
+    with monkeypatch.context() as patch:
+        patch.setenv(failpoints.VARIABLE, point)
+        journaled.command(*words, "--write-delay=0.01")
+        descriptor = os.open(journaled.file, os.O_RDWR)
+        try:
+            with pytest.raises(OSError):
+                for number in range(10_000):
+                    content = os.urandom(BLOCK)
+                    os.pwrite(descriptor, content, number * BLOCK)
+                    os.fsync(descriptor)
+                    flushed.append(content)
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            umount(journaled.mountpoint, "-l")
+    assert flushed
+    assert journaled.token.exists() and journaled.files
+    journaled.command(*words)
+    try:
+        with journaled.file.open("rb", buffering=0) as file:
+            for number, content in enumerate(flushed):
+                assert os.pread(file.fileno(), BLOCK, number * BLOCK) == content, number
+    finally:
+        umount(journaled.mountpoint)
+    wait_until(lambda: not journaled.token.exists(), "it has ended")
 
 
 @lane_first
