@@ -55,7 +55,8 @@ def test_another_spelling_is_the_same_volume(bench: BucketBench) -> None:
     """The next mount goes on with the journal of the one before, whichever way either was asked for."""
     address = urlsplit(bench.server.endpoint)
     written: list[bytes] = []
-    for bench.url in (bench.server.endpoint, f"HTTP://{address.netloc}/"):
+    for url in (bench.server.endpoint, f"HTTP://{address.netloc}/"):
+        bench.url = url
         with bench.mounted() as mount:
             assert [read(mount, number) for number in range(len(written))] == written
             written.append(os.urandom(BLOCK))
