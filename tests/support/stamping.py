@@ -10,7 +10,6 @@ wait two and a half minutes for those of the dead process.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import threading
@@ -23,6 +22,7 @@ from s3backer.admin import create_volume
 from s3backer.stores.s3 import S3Store
 from tests.support.crashing import SECTOR, History, stamp
 from tests.support.servers import S3Server
+from tests.support.tools import punch_hole
 from tests.support.workbench import BLOCK, SIZE, Workbench
 
 #: Seconds that an attempt may take, that a signature is good, and by which clocks may differ.
@@ -31,8 +31,6 @@ TIMEOUT, EXPIRY, DOUBT = 0.75, 2, 0.25
 LASTING = EXPIRY + 3 * TIMEOUT + DOUBT
 #: Seconds after which whoever waits for the end of a stamper says that it hangs.
 PATIENCE = 60.0
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BucketBench(Workbench):
@@ -158,7 +156,7 @@ class Stamper:
         elif dice < 0.62:
             self._do(f"a discard of sector {first}")
             history.begin(first, count, 0)
-            _punch(descriptor, first * SECTOR, count * SECTOR)
+            punch_hole(descriptor, first * SECTOR, count * SECTOR)
             history.acknowledge(first, count, 0)
         elif dice < 0.72:
             self._do("a flush")
@@ -180,10 +178,3 @@ class Stamper:
             assert len(content) == length * SECTOR
             self.history.check(content, first)
             first += length
-
-
-def _punch(descriptor: int, offset: int, length: int) -> None:
-    mode = _KEEP_SIZE | _PUNCH_HOLE
-    if _libc.fallocate(descriptor, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

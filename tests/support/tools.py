@@ -1,11 +1,15 @@
-"""Running real programs in tests, and what a sparse file holds."""
+"""Running real programs in tests, and the holes of files."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def run(*command: str, timeout: float = 300) -> str:
@@ -39,3 +43,10 @@ def data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
             return
         position = os.lseek(descriptor, start, os.SEEK_HOLE)
         yield start, position
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Make a range of a file a hole, as FALLOC_FL_PUNCH_HOLE does; its size stays."""
+    if _libc.fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(offset), ctypes.c_long(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
