@@ -107,6 +107,8 @@ class BlockCache:
         #: Since when storing a block fails.
         self._failing: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
+        #: Whether who was parked last waits until something was stored, and not for a file of the journal only.
+        self._lacks_room = True
         self._flushes = Flushes()
         #: Why nothing is stored any more.
         self.given_up: S3backerError | None = None
@@ -405,6 +407,7 @@ class BlockCache:
         if not self._layout.known_absent(block):
             return block
         if not self._slab.fill(block, None):
+            self._lacks_room = True
             return self._NO_SLOT
         self._slab.touch(block, now)
         return None
@@ -440,6 +443,7 @@ class BlockCache:
             if reason == _journal.JOURNAL_FAILED:
                 self.writer = self._slab
             elif reason in _NO_ROOM and not (reason == _fast.NO_SLOT and self._spill(now)):
+                self._lacks_room = reason != _journal.JOURNAL_BUSY
                 return self._NO_SLOT
         return None
 
@@ -459,7 +463,7 @@ class BlockCache:
     # ── writing back ─────────────────────────────────────────────────────────────────────────────────
 
     def _urgent(self) -> bool:
-        if self._parked or self._slab.unsaved > self._policy.high_water:
+        if (self._parked and self._lacks_room) or self._slab.unsaved > self._policy.high_water:
             return True
         return isinstance(self.writer, _journal.Journal) and self.writer.fill > _HIGH_FILL
 

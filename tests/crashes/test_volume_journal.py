@@ -828,7 +828,7 @@ def test_the_directory_of_the_journal_goes_underneath(place: Place, how: str) ->
     with place.open() as volume:
         volume.write(BLOCK, b"a" * BLOCK)
         core = volume._keeper.journal.core if volume._keeper else None
-        wait_until(lambda: core is not None and core.spares == 2, "its files are ready")
+        wait_until(lambda: core is not None and core.spares == 3, "its files are ready")
         if how == "moved":
             place.journals.rename(place.directory / "elsewhere")
         else:
