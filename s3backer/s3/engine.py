@@ -233,7 +233,7 @@ class Engine:
                     sent_at = max(sent_at, boot_time() - self._expiry)
                     for key in request.keys or (request.resource,):
                         self.unsettled.add(key, request.accepts, sent_at)
-                if failure.at_once and self._is_outside(request):
+                if failure.at_once and request.writes and self._is_outside(request):
                     # What it was meant to replace may be another's by now: who keeps it looks, and tries again.
                     raise StoreError(failure.error.message, hint=failure.error.hint) from None
                 pause = None

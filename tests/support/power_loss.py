@@ -30,10 +30,11 @@ _PWRITEV = ctypes.CFUNCTYPE(
     ctypes.c_ssize_t, ctypes.c_int, ctypes.POINTER(_Vector), ctypes.c_int, ctypes.c_long, use_errno=True
 )
 _FDATASYNC = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, use_errno=True)
+_KEPT: list[object] = []
 
 
 class Calls:
-    """C functions in place of pwritev(2) and fdatasync(2) that call Python's. Keep it as long as the journal.
+    """C functions in place of pwritev(2) and fdatasync(2) that call Python's.
 
     ``write`` gets (descriptor, bytes, position) and returns how many were written, ``sync`` gets a descriptor; both
     may raise OSError. ``before`` is called before a write's bytes are looked at.
@@ -63,6 +64,8 @@ class Calls:
             return 0
 
         self._functions = (_PWRITEV(pwritev), _FDATASYNC(fdatasync))
+        # A journal may call them for as long as it lives, whoever has forgotten this object.
+        _KEPT.append(self._functions)
 
     def interpose(self, journal: Journal) -> None:
         addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in self._functions]
