@@ -904,7 +904,8 @@ def test_a_full_disk_keeps_nobody_from_mounting_without_a_journal(place: Place) 
 
 
 def test_what_is_in_a_journal_on_a_full_disk_can_be_recovered(place: Place) -> None:
-    with place.killed() as volume:
+    # In the other directory it is not known to be dead: it is watched for a term.
+    with place.killed(lease=2.0) as volume:
         volume.write(BLOCK, b"x" * BLOCK)
     path, files = Path(place_of_journal(place.store(), "", place.options)), place.files
     size = sum(file.stat().st_size for file in files)

@@ -45,8 +45,10 @@ def _bring_up(name: str, address: str) -> None:
 
 def main() -> None:
     """Prepare the machine, and serve until the host ends it."""
-    for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")):
+    for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         _mount(kind, where)
+    # Nothing is mounted over it: s3backer itself may lie there.
+    Path("/tmp").mkdir(exist_ok=True)
     for module in sorted(Path("/modules").iterdir()):
         _load(module)
     _bring_up("lo", "127.0.0.1")
