@@ -25,7 +25,7 @@ from pathlib import Path
 
 from s3backer.disk_cache_file import ENTRY_BYTES, START, CopyFile, slot_size
 from s3backer.disk_cache_index import INDEX_BYTES, CopyIndex
-from s3backer.errors import UsageError
+from s3backer.errors import UsageError, is_full
 from s3backer.layouts.copies import Copy
 from s3backer.logs import RateLimited, home
 from s3backer.units import format_size
@@ -42,7 +42,6 @@ _LOOK_SECONDS = 5.0
 _PAGE = 4096
 #: Of a slot this share has to become free for a hole to be worth a call.
 _WORTH = 8
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -327,7 +326,7 @@ class DiskCache:
         except OSError as error:
             with self._lock:
                 self._index.release(max(before, takes))
-            if error.errno not in _FULL:
+            if not is_full(error):
                 raise
             self._make_room()
             return

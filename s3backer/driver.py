@@ -46,6 +46,7 @@ from s3backer.cache_calls import (
     answer,
 )
 from s3backer.cache_state import WritePolicy
+from s3backer.clocks import Unchanged
 from s3backer.errors import DEFECT, CorruptObject, JournalDamaged, JournalError, S3backerError, StoreError
 from s3backer.failing import Failing
 from s3backer.failpoints import reach
@@ -150,8 +151,8 @@ class Driver:
         self._wake = threading.Event()
         #: Why something was not stored that the journal has; set by ``close``.
         self.stuck: S3backerError | None = None
-        #: What was unsaved when ``refuse_stuck`` last saw it change, and when that was.
-        self._left, self._moved = -1, 0.0
+        #: What was unsaved when ``refuse_stuck`` last looked.
+        self._left = Unchanged()
         self._failing = Failing(lambda: self.unsaved, self.cache.fails)
         self._threads = [
             threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
@@ -315,10 +316,8 @@ class Driver:
 
     def refuse_stuck(self) -> None:
         """Refuse the writers that wait for what can never be stored. For who waits for their end, again and again."""
-        now, left, failure = self._clock(), self.unsaved, self.failure
-        if left != self._left:
-            self._left, self._moved = left, now
-        elif now - self._moved >= _STUCK and failure is not None and self._keeps(failure):
+        lasting, failure = self._left.lasts(self.unsaved, self._clock()), self.failure
+        if lasting >= _STUCK and failure is not None and self._keeps(failure):
             self._call(lambda now: self.cache.refuse(failure))
 
     def abandon(self) -> None:
@@ -334,7 +333,7 @@ class Driver:
             thread.join()
 
     def _drain(self, finished: threading.Event) -> None:
-        before, moved = -1, self._clock()
+        left = Unchanged()
         try:
             while self.cache.given_up is None:
                 try:
@@ -344,10 +343,7 @@ class Driver:
                         # What is not stored is not to be taken for stored.
                         log.exception("closing met a defect and goes on")
                     log.debug("closing: %s", error)
-                    now, left = self._clock(), self.unsaved
-                    if left != before:
-                        before, moved = left, now
-                    elif now - moved >= _STUCK and self._keeps(error):
+                    if left.lasts(self.unsaved, self._clock()) >= _STUCK and self._keeps(error):
                         self.stuck = error
                         return
                     time.sleep(_CLOSE_RETRY)

@@ -35,6 +35,11 @@ import errno
 DEFECT = "This is a defect; please report it."
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what its quota gives, has no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class S3backerError(Exception):
     """Base of all errors that are explained to the user."""
 

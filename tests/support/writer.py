@@ -18,6 +18,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +33,6 @@ _GIVEN = ("endpoint_url", "region", "access_key", "secret_key", "timeout")
 
 def serve(lines: IO[str], answers: IO[str]) -> None:
     """Do what the lines say until they end."""
-
     volumes: list[Volume] = []
     for line in lines:
         try:
@@ -54,10 +54,13 @@ class Told:
     def __init__(self, lines: IO[str], answers: IO[str]) -> None:
         self._lines, self._answers = lines, answers
 
-    def open(self, bucket: str, store: StoreOptions, **options: object) -> None:
+    def open(self, bucket: str, store: StoreOptions, options: VolumeOptions) -> None:
         """Have it open a volume."""
         given = {name: getattr(store, name) for name in _GIVEN}
-        assert self.do("open", json.dumps({"bucket": bucket, "store": given, "options": options})) == "done"
+        usual = VolumeOptions()
+        names = [field.name for field in fields(usual)]
+        changed = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(usual, name)}
+        assert self.do("open", json.dumps({"bucket": bucket, "store": given, "options": changed})) == "done"
 
     def begin(self, *words: object) -> None:
         """Tell it what to do."""
