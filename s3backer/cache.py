@@ -259,14 +259,15 @@ class BlockCache:
         fetch = self._fetches.pop(block)
         if error is not None:
             self.counts.fetch_errors += 1
-            # Who came later than the attempt began gets one of their own.
+            # Who came later than the attempt began gets one of their own: what it lacked may have been written since.
+            later = fetch.ahead or fetch.unasked
             for reader in fetch.readers:
-                if fetch.ahead:
+                if later:
                     self._finish_read(reader, block, stale=True, body=None)
                 else:
                     self._fail_read(reader, error)
             for writer in fetch.writers:
-                if fetch.ahead:
+                if later:
                     self._advance(writer, now)
                 else:
                     self._reply(writer, error)
@@ -548,7 +549,9 @@ class BlockCache:
             if self._slab.fully_valid(block):
                 self._store_left(block, now)
             else:
-                self._fetch(block, urgent=False).left = True
+                unasked = block not in self._fetches
+                fetch = self._fetch(block, urgent=False)
+                fetch.left, fetch.unasked = True, unasked
 
     def _store_left(self, block: int, now: float) -> None:
         assert self._backlog is not None

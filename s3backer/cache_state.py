@@ -44,8 +44,9 @@ class PendingFetch:
     stale: bool = False
     # The first write that waits for this fetch to be stored; 0 if only callers wait.
     store_sequence: int = 0
-    #: The backlog waits for it.
+    #: The backlog waits for it; and it began for that alone.
     left: bool = False
+    unasked: bool = False
 
     @property
     def stores(self) -> bool:

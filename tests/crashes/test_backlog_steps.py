@@ -216,6 +216,30 @@ def test_an_object_that_vanished_is_an_error_although_its_block_is_left(steps: S
         steps.fetched(X)
 
 
+@pytest.mark.parametrize("rest_is_written", [True, False])
+def test_who_reads_what_was_written_since_the_backlog_began_to_fetch_gets_it(
+    steps: Steps, rest_is_written: bool
+) -> None:
+    """The rest of its block cannot be had, and is not needed any more. Who still needs it is told so."""
+    steps.write(X * BLOCK, b"a" * 512)
+    steps.leave(X)
+    for block in range(10, 20):
+        steps.read(block)
+        steps.do(next(job for job in steps.jobs if job == Fetch(block, urgent=True)))
+    assert not steps.slab.contains(X)
+    (fetch,) = [job for job in steps.jobs if isinstance(job, Fetch)]
+    if rest_is_written:
+        steps.write(X * BLOCK + 512, b"b" * 512)
+    request = steps.read(X)
+    steps.do(fetch, away=True)
+    for job in [job for job in steps.jobs if isinstance(job, Fetch)]:
+        steps.do(job, away=not rest_is_written)
+    (error,) = steps.answered(request)
+    assert (error is None) is rest_is_written
+    if rest_is_written:
+        assert bytes(request.filled()) == b"a" * 512 + b"b" * 512
+
+
 def test_where_only_fetches_are_tried_writers_go_on_too(steps: Steps) -> None:
     """Of a block that is written in part, storing it begins with fetching the rest."""
     for block in range(1, 20):
