@@ -211,6 +211,12 @@ class Recoverer:
     @cached_property
     def found(self) -> Recovered:
         """What is in the journal. Raises JournalError where it is not what was written, or not this volume's."""
+        if self._directory.lost and self._directory.disowned is None:
+            raise JournalDamaged(
+                f"the journal of {self._url} in {self._directory.path} has no files any more, and was not ended: what "
+                "its mount had flushed and not stored yet was in them",
+                hint="Put them back if you can. 's3backer recover --discard' gives them up; look at the volume then.",
+            )
         return scan(self._directory, volume_id(self._store.place, self._prefix))
 
     @property
@@ -223,7 +229,6 @@ class Recoverer:
 
         ``force``: also where somebody else may have written to the volume since.
         """
-        self._look_for_lost_files()
         token = None if self.empty else self._find_token(progress, force=force)
         if self._is_disowned(token) or not self.found.pending:
             self._expire_and_end(token, progress)
@@ -237,7 +242,6 @@ class Recoverer:
         again and again: those that there are have to go first.
         """
         found = self.found
-        self._look_for_lost_files()
         token = None if self.empty else self._find_token(progress)
         ours = token is not None and isinstance(decide(token.value, found), Ours)
         if self._is_disowned(token) or not found.files or not (found.pending or ours):
@@ -262,14 +266,6 @@ class Recoverer:
             holder.stop()
             raise
         return Inheritance(found, holder, quiet_at)
-
-    def _look_for_lost_files(self) -> None:
-        if self._directory.lost and self._directory.disowned is None:
-            raise JournalError(
-                f"the journal of {self._url} in {self._directory.path} has no files any more, and was not ended: what "
-                "its mount had flushed and not stored yet was in them",
-                hint="Put them back if you can. 's3backer recover --discard' gives them up; look at the volume then.",
-            )
 
     def _is_disowned(self, token: MountToken | None) -> bool:
         if token is None or token.value != self._directory.disowned:

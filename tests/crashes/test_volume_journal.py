@@ -595,13 +595,16 @@ def test_a_volume_that_was_erased_and_made_anew(place: Place) -> None:
     assert place.objects == {"00000000"}
 
 
-def recovered(place: Place, *, force: bool = False) -> Recovery:
+@contextmanager
+def opened_recoverer(place: Place) -> Iterator[Recoverer]:
     store = place.store()
-    directory = JournalDirectory(place_of_journal(store, "", place.options))
-    try:
-        return Recoverer(store, "", place.options, directory).replay(force=force)
-    finally:
-        directory.close()
+    with JournalDirectory(place_of_journal(store, "", place.options)) as directory:
+        yield Recoverer(store, "", place.options, directory)
+
+
+def recovered(place: Place, *, force: bool = False) -> Recovery:
+    with opened_recoverer(place) as recoverer:
+        return recoverer.replay(force=force)
 
 
 class Refusing(DirectoryStore):
@@ -854,6 +857,9 @@ def test_a_journal_whose_files_are_gone_is_missed(place: Place, journal: int) ->
         assert "recover --discard" in caught.value.hint
         with pytest.raises(JournalError, match="has no files any more"):
             recovered(place, force=True)
+        with opened_recoverer(place) as recoverer, pytest.raises(JournalError, match="has no files any more"):
+            recoverer.save(str(place.directory / "saved"))
+    assert not (place.directory / "saved").exists()
     assert read_token(place.store(), "") is not None
     for path, moved in files:
         shutil.copy2(moved, path)
@@ -862,8 +868,9 @@ def test_a_journal_whose_files_are_gone_is_missed(place: Place, journal: int) ->
         volume.write(BLOCK, b"y" * BLOCK)
     for path in place.files:
         path.unlink()
-    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
-        Recoverer(place.store(), "", place.options, directory).discard()
+    with opened_recoverer(place) as recoverer:
+        # Nobody knows what was in it.
+        assert recoverer.discard() is None
     assert place.content(BLOCK, BLOCK, journal=journal) == b"x" * BLOCK
     assert read_token(place.store(), "") is None
 
