@@ -100,6 +100,8 @@ cdef class Slab:
     cdef readonly int32_t dirty
     cdef readonly int32_t storing
     cdef readonly int32_t unsaved
+    # From how many of them on writers are to be slowed down; set by whoever does that.
+    cdef public int32_t crowded_from
     cdef readonly int32_t pinned
     cdef readonly int32_t ahead
     cdef readonly int32_t waiting

@@ -158,7 +158,7 @@ cdef class Slab:
         self._block_size = block_size
         self._sectors = block_size >> _SECTOR_SHIFT
         self._map_bytes = _map_bytes_of(block_size)
-        self._dirty_limit = dirty_limit
+        self._dirty_limit = self.crowded_from = dirty_limit
         while 1 << bits < slots:
             bits += 1
         self._hash_shift = 64 - bits
@@ -214,6 +214,11 @@ cdef class Slab:
     def dirty_limit(self):
         """How many slots may be unsaved: dirty, or on their way to the bucket."""
         return self._dirty_limit
+
+    @property
+    def crowded(self):
+        """Whether more than ``crowded_from`` blocks are unsaved."""
+        return self.unsaved > self.crowded_from
 
     @property
     def clean(self):

@@ -178,6 +178,8 @@ cdef class Journal:
     cdef readonly int32_t waiting
     cdef readonly int32_t loading
     cdef readonly uint64_t syncs
+    # Whether it was more than CROWDED_FILL full when something was appended last.
+    cdef readonly bint crowded
     # Writes that were told that it is full.
     cdef readonly uint64_t refused
 

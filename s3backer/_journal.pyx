@@ -46,6 +46,9 @@ s3b_checksum_init()
 JOURNAL_FULL = JOURNAL_FULL_REASON
 JOURNAL_BUSY = JOURNAL_BUSY_REASON
 JOURNAL_FAILED = JOURNAL_FAILED_REASON
+# How full a journal is when writers are slowed down.
+cdef double _CROWDED_FILL = 0.75
+CROWDED_FILL = _CROWDED_FILL
 cdef enum:
     _DONE = 0
     _MAGIC = 0x6B72A3C5
@@ -367,13 +370,10 @@ cdef class Journal:
     @property
     def fill(self):
         """How full it is, 0 to 1: of the bytes for data or of the map, whichever is scarcer."""
-        cdef double used, room
+        cdef double used
         with nogil:
             pthread_mutex_lock(&self._lock)
-            used = self._position if self._current >= 0 else 0
-            used += <double>self._file_bytes * (self.files - (self._current >= 0))
-            room = <double>self._file_bytes * files_for_data(self) - self._reserve
-            used = max(used / room, <double>self.entries / entries_for_data(self))
+            used = filled(self)
             pthread_mutex_unlock(&self._lock)
         return min(used, 1.0)
 

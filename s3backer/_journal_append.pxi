@@ -30,6 +30,14 @@ cdef Py_ssize_t entries_for_data(Journal journal) noexcept nogil:
     return journal._capacity - (JOURNAL_BATCH if journal._capacity >= 16 * JOURNAL_BATCH else 0)
 
 
+cdef double filled(Journal journal) noexcept nogil:
+    """Return how full it is, from 0 on: of the bytes for data or of the map, whichever is scarcer."""
+    cdef double used = journal._position if journal._current >= 0 else 0
+    used += <double>journal._file_bytes * (journal.files - (journal._current >= 0))
+    used /= <double>journal._file_bytes * files_for_data(journal) - journal._reserve
+    return max(used, <double>journal.entries / entries_for_data(journal))
+
+
 cdef Py_ssize_t kept_free(Journal journal, Purpose purpose) noexcept nogil:
     """Return how many bytes at the end of the last file are left to others."""
     if purpose == FOR_NOTES:
@@ -165,6 +173,7 @@ cdef int append(
                 journal, sequence, le64toh(record.position), le64toh(record.offset), le64toh(record.length),
                 journal._current, kind == _ZEROS
             )
+    journal.crowded = filled(journal) > _CROWDED_FILL
     return _DONE
 
 

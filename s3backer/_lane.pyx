@@ -7,7 +7,7 @@
 
     READ             answered from the slab; parked where a block is missing
     WRITE            answered when the slab, and the journal, has it; parked, with its data, where there is no room or a
-                     sector is missing
+                     sector is missing; parked as made, to be answered later, where room is becoming scarce
     FLUSH, FSYNC     answered where nothing is unsaved, or the journal is on the disk; else parked
     FALLOCATE        punching and zeroing ranges are parked, every other mode is EOPNOTSUPP
     INTERRUPT        its request is parked: it is called off; llfuse has it: dropped; else the kernel is to ask again
@@ -246,6 +246,7 @@ cdef class Lane:
     cdef void _write(self, uint64_t unique, uint64_t offset, uint64_t size, unsigned char *data) noexcept nogil:
         cdef uint64_t end, fitting = size
         cdef Py_ssize_t done = 0, more = 0
+        cdef bint crowded = False
         cdef int reason = -1
         cdef double now = s3b_monotonic()
         s3b_add(&self._writing, 1)
@@ -258,13 +259,16 @@ cdef class Lane:
             fitting = min(size, end - offset)
             if self._journaled:
                 reason = self._journal.write_range(offset, data, fitting, now, &done)
+                crowded = self._journal.crowded and reason == 0
             if not self._journaled or reason == JOURNAL_FAILED_REASON:
                 reason = self._slab.write_range(offset + done, data + done, fitting - done, now, &more)
                 done += more
             s3b_note_time(&self._wrote_at)
         s3b_add(&self._writing, <uint64_t>-1)
         if reason == 0:
-            self._answer_write(unique, fitting)
+            crowded = crowded or self._slab.unsaved > self._slab.crowded_from
+            if not (crowded and self.parking.park(WRITE_KIND, unique, offset, fitting, fitting, data)):
+                self._answer_write(unique, fitting)
             if self._slab.unsaved > self._pressure and now - self._pressed_at > _PRESSURE_SECONDS:
                 self._pressed_at = now
                 self.parking.press()

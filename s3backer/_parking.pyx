@@ -121,7 +121,8 @@ cdef class Parking:
             parked = self._parked + index
             if parked.state == _IS_FREE or parked.unique != unique:
                 continue
-            if parked.state == _IS_QUEUED:
+            # A write that was made is only to be answered.
+            if parked.state == _IS_QUEUED and not (parked.kind == WRITE_KIND and parked.position == parked.length):
                 self._unqueue(index)
                 self._release(index)
                 found = TAKEN_BACK

@@ -23,7 +23,7 @@ Guarantees
   * What the journal holds of a block is forgotten once the bucket holds that or a later write. A journal that has
     failed takes no more; writes then go to the slab alone.
   * Dirty data leaves the slab only into the bucket, or when the disk of the journal has it. When too much is dirty,
-    writers wait, readers do not.
+    writers wait, readers do not; before that they are slowed down, see ``throttle``.
   * Zeros known to be absent from the bucket cost no request, neither read nor written.
   * A block that is left has no slot in which a sector is valid without what the journal has of it: whoever fetches it
     puts that over what the bucket has. The backlog brings such blocks into memory, where they are touched and stored.
@@ -61,6 +61,7 @@ from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
+from s3backer.throttle import Throttle
 
 #: How full a journal is when the oldest blocks go out without waiting for their age.
 _HIGH_FILL = 0.5
@@ -107,11 +108,13 @@ class BlockCache:
         #: Since when storing a block fails.
         self._failing: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
+        self._throttle = Throttle()
         #: Whether who was parked last waits until something was stored, and not for a file of the journal only.
         self._lacks_room = True
         self._flushes = Flushes()
         #: Why nothing is stored any more.
         self.given_up: S3backerError | None = None
+        self._look_at_room(0.0)
 
     # ── what the driver asks ─────────────────────────────────────────────────────────────────────────
 
@@ -132,10 +135,37 @@ class BlockCache:
     @property
     def idle(self) -> bool:
         """True when no request waits and nothing is under way."""
-        return not (self._fetches or self._storing or self._parked or self._flushes or self._left)
+        waits = self._parked or self._throttle or self._flushes
+        return not (waits or self._fetches or self._storing or self._left)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether what was just written has to be told to ``write``, although all of it was taken."""
+        return self._slab.crowded or (isinstance(self.writer, _journal.Journal) and self.writer.crowded)
+
+    @property
+    def writers(self) -> str:
+        """How writers get on, in words."""
+        if self._parked and self._lacks_room:
+            return "wait for room"
+        return "are slowed down" if self._throttle.level > 0 else "go on"
+
+    @property
+    def slowed(self) -> int:
+        """How many writes were answered later than they were taken."""
+        return self._throttle.count
+
+    @property
+    def next_release(self) -> float | None:
+        """When the next of those that wait now is to be answered; None if none waits."""
+        return self._throttle.next_due
 
     def next_wake(self, now: float) -> float | None:
         """Return when ``tick`` has work to do, None if only a completion or a call can bring some."""
+        times = (self._throttle.next_due, self._next_store(now))
+        return min((time for time in times if time is not None), default=None)
+
+    def _next_store(self, now: float) -> float | None:
         if self._room() <= 0 or self.given_up is not None or self._hides_a_failure:
             return None
         if now < self._held_until:
@@ -175,7 +205,7 @@ class BlockCache:
                 self._actions.append(Fetch(block, urgent=False, ahead=True))
 
     def write(self, request: WriteRequest, now: float) -> None:
-        """Start a write; a Reply follows when the slab holds all of it."""
+        """Start a write, or go on with it; a Reply follows when the slab has it, and later where room is scarce."""
         self._advance(request, now)
         self._schedule(now)
 
@@ -189,6 +219,8 @@ class BlockCache:
         self.given_up = error
         for waiting in self._flushes.take():
             self._reply(waiting, error)
+        for writer in self._throttle.take(lambda writer, due: True):
+            self._reply(writer, error)
         self.refuse(error)
 
     def refuse(self, error: S3backerError) -> None:
@@ -234,7 +266,12 @@ class BlockCache:
         self._schedule(now)
 
     def cancel(self, request: Request, error: S3backerError, now: float) -> None:
-        """Answer a request that still waits with an error. What a write has written stays; no more of it follows."""
+        """Answer a request that still waits with an error. What a write has written stays; no more of it follows.
+
+        A write that is only held back has been made, and is answered so.
+        """
+        for writer in self._throttle.take(lambda writer, due: writer is request):
+            self._reply(writer, None)
         match request:
             case ReadRequest(failed=False) if request.pending:
                 request.failed = True
@@ -391,7 +428,9 @@ class BlockCache:
             return True
         block = self._touch(request, now) if isinstance(request, TouchRequest) else self._write(request, now)
         if block is None:
-            self._reply(request, None)
+            self._look_at_room(now)
+            if not (isinstance(request, WriteRequest) and self._throttle.hold(request, now)):
+                self._reply(request, None)
             return True
         if block < 0:
             self._parked.append(request)
@@ -468,6 +507,20 @@ class BlockCache:
             return True
         return isinstance(self.writer, _journal.Journal) and self.writer.fill > _HIGH_FILL
 
+    def _look_at_room(self, now: float) -> None:
+        """Let writers be as fast as what there is room for allows.
+
+        Unsaved blocks slow nobody down up to halfway between where stores are hurried and where writers wait.
+        """
+        used, limit = 0.0, self._slab.dirty_limit
+        if isinstance(self.writer, _journal.Journal):
+            used = (self.writer.fill - _journal.CROWDED_FILL) / (1 - _journal.CROWDED_FILL)
+        self._slab.crowded_from = limit
+        if not self._spills(now):
+            free = self._slab.crowded_from = (self._policy.high_water + limit) // 2
+            used = max(used, (self._slab.unsaved - free) / max(limit - free, 1))
+        self._throttle.note(min(max(used, 0.0), 1.0), now)
+
     @property
     def _merging(self) -> int:
         """Fetches under way because a block is to be stored."""
@@ -520,10 +573,16 @@ class BlockCache:
             if again:
                 self._settle(now)
 
+    def _spills(self, now: float) -> bool:
+        """Whether what does not fit into memory is left to the journal, as nothing can be stored."""
+        journaled = self._backlog is not None and isinstance(self.writer, _journal.Journal)
+        return journaled and (self._away or now < self._held_until)
+
     def _spill(self, now: float) -> bool:
         """Leave the oldest dirty blocks to the journal, if nothing can be stored; False if none can be left."""
-        if self._backlog is None or self._journal is None or not (self._away or now < self._held_until):
+        if not self._spills(now):
             return False
+        assert self._backlog is not None and self._journal is not None
         spilled = False
         for block, *_ in self._slab.dirty_blocks(_SPILLED):
             # What has a fetch under way is needed in a moment.
@@ -618,7 +677,10 @@ class BlockCache:
         return others_wait
 
     def _settle(self, now: float) -> None:
-        """Answer the flushes that are satisfied and let parked writers go on."""
+        """Answer the flushes that are satisfied, and writers that were held back, and let parked ones go on."""
+        self._look_at_room(now)
+        for writer in self._throttle.take(lambda writer, due: due <= now):
+            self._reply(writer, None)
         for flush in self._flushes.take(lambda flush: not self._unsaved_up_to(flush.sequence)):
             self._reply(flush, None)
         while self._parked:

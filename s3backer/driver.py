@@ -190,9 +190,9 @@ class Driver:
         self._wake.set()
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Take ``data`` into the cache, waiting while too much is unsaved."""
+        """Take ``data`` into the cache, slowed down while much is unsaved, and waiting while too much is."""
         count, reason = self.cache.writer.write(offset, data, self._clock())
-        if reason == _fast.DONE:
+        if reason == _fast.DONE and not self.cache.crowded:
             if self._slab.unsaved > self.high_water:
                 self.wake()
             return
@@ -379,8 +379,11 @@ class Driver:
     def _call(self, step: Callable[[float], None]) -> None:
         """Run one step of the state machine and carry out what it wants."""
         with self._lock:
+            release = self.cache.next_release
             step(self._clock())
             replies = self._carry_out(self.cache.take_actions())
+            if self.cache.next_release not in (release, None):
+                self._wake.set()
         for reply in replies:
             assert reply.request.context is not None
             answer(reply.request.context, reply.error)

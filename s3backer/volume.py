@@ -417,6 +417,8 @@ class Volume:
             "lost": self.lost,
             "opened": self._opened,
             "unsaved_blocks": self.unsaved,
+            "writers": self._driver.cache.writers,
+            "slowed_writes": self._driver.cache.slowed,
             "write_back_error": None if self._driver.failure is None else str(self._driver.failure),
             "present_blocks": self._layout.presence.count_present(),
             "surveyed": self._surveyed,

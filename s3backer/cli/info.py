@@ -84,6 +84,8 @@ def _text(known: dict[str, Any], way: str) -> str:
             ("mounted", f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}")
         )
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
+        if known.get("writers", "go on") != "go on":
+            lines.append(("writers", known["writers"]))
         if known.get("write_back_error"):
             lines.append(("write-back fails", f"{known['write_back_error']}; it is tried again"))
         lines.append(("journal", _journal_text(known.get("journal"))))

@@ -258,7 +258,7 @@ class Client:
         write.context = partial(self._write_done, write)
         if data is not None:
             write.position, reason = world.writer.write(offset, data, world.now)
-            if reason == _fast.DONE:
+            if reason == _fast.DONE and not world.cache.crowded:
                 self._write_done(write, None)
                 return
         world.call(lambda: world.cache.write(write, world.now))
