@@ -56,7 +56,7 @@ from s3backer.cache_calls import (
     WriteRequest,
     retry_pause,
 )
-from s3backer.cache_state import Attempt, Flushes, PendingFetch, WritePolicy
+from s3backer.cache_state import Attempt, Flushes, Outage, PendingFetch, WritePolicy
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
@@ -89,8 +89,6 @@ class BlockCache:
         self._journal = journal
         self._backlog = backlog
         self._held_until = held_until
-        #: Whether the last attempt to store something has failed.
-        self._away = False
         #: Whether the journal is being synced, for more to be left to it.
         self._syncing = False
         #: Whether what is stored may be more than the journal has.
@@ -105,6 +103,7 @@ class BlockCache:
         self._storing: dict[int, Attempt] = {}
         self._storing_zeros: set[int] = set()
         self._retry_at: dict[int, float] = {}
+        self._outage = Outage(policy.store_limit, policy.retry_delay)
         #: Since when storing a block fails.
         self._failing: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
@@ -168,14 +167,20 @@ class BlockCache:
     def _next_store(self, now: float) -> float | None:
         if self._room() <= 0 or self.given_up is not None or self._hides_a_failure:
             return None
+        lasts = self._outage.lasts
+        if lasts and self._busy:
+            return None
         if now < self._held_until:
             return self._held_until
         wake = self._backlog.next_wake(now) if self._backlog is not None and self._room_for_left() > 0 else None
         urgent, wanted = self._urgent(), self._flushes.sequence
-        for block, sequence, since, _ in self._slab.dirty_blocks(1 + self._merging + len(self._retry_at)):
+        # In an outage the first of them is the first that is due.
+        for block, sequence, since, _ in self._slab.dirty_blocks(
+            1 if lasts else 1 + self._merging + len(self._retry_at)
+        ):
             if not self._is_merging(block):
                 due = now if urgent or sequence <= wanted else since + self._policy.delay
-                due = max(due, self._retry_at.get(block, due))
+                due = max(due, self._outage.next_try if lasts else self._retry_at.get(block, due))
                 wake = due if wake is None else min(wake, due)
         return wake
 
@@ -240,6 +245,7 @@ class BlockCache:
             return
         self._flushes.add(request)
         self._retry_at.clear()
+        self._outage.hurry()
         if self._backlog is not None:
             self._backlog.hurry()
         self._schedule(now)
@@ -309,9 +315,9 @@ class BlockCache:
                 else:
                     self._reply(writer, error)
             attempt = Attempt(fetch.store_sequence, fetch.flushes)
-            if fetch.stores:
-                # Not of damage, which says nothing of others.
-                self._away = self._away or isinstance(error, StoreError)
+            if fetch.stores and isinstance(error, StoreError):
+                # Damage says nothing of others.
+                self._outage.failed(block, now)
             if attempt.sequence:
                 self._store_failed(block, attempt, error, now)
             elif fetch.left and self._backlog is not None:
@@ -340,10 +346,11 @@ class BlockCache:
         attempt = self._storing.pop(block)
         zeros = block in self._storing_zeros
         self._storing_zeros.discard(block)
-        self._away = error is not None
         if error is not None:
+            self._outage.failed(block, now)
             self._store_failed(block, attempt, error, now)
         else:
+            self._outage.over(now)
             if self._backlog is not None:
                 self._backlog.succeeded()
             self.counts.blocks_written += not zeros
@@ -540,6 +547,11 @@ class BlockCache:
         """Whether the journal lacks something, as it has failed or had no room, and others do not know that yet."""
         return not self.admitted and self._journal is not None and self._journal.core.behind
 
+    @property
+    def _busy(self) -> bool:
+        """Whether something is on its way into the bucket."""
+        return bool(self._storing) or self._merging > 0
+
     def _room(self) -> int:
         return self._policy.store_limit - len(self._storing) - self._merging
 
@@ -548,6 +560,23 @@ class BlockCache:
         kept = max(self._policy.store_limit // 2, bool(self._parked)) if self._slab.dirty else 0
         return self._room() - kept
 
+    def _due(self, now: float) -> list[tuple[int, int]]:
+        """Return the blocks that are to be stored now, with their oldest sequence; in an outage who was not tried."""
+        room, lasts = self._room(), self._outage.lasts
+        if lasts and (self._busy or now < self._outage.next_try):
+            room = 0
+        if room <= 0:
+            return []
+        urgent, wanted = self._urgent(), self._flushes.sequence
+        found: list[tuple[float, int, int, int]] = []
+        for block, sequence, since, _ in self._slab.dirty_blocks(room + self._merging + len(self._retry_at)):
+            if not (urgent or sequence <= wanted or since + self._policy.delay <= now):
+                break
+            if not self._is_merging(block):
+                found.append((self._retry_at.get(block, 0.0), len(found), block, sequence))
+        chosen = [min(found)] if lasts and found else [one for one in found if one[0] <= now][:room]
+        return [(block, sequence) for *_, block, sequence in chosen]
+
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""
         again = not (self.given_up is not None or now < self._held_until or self._hides_a_failure)
@@ -555,28 +584,16 @@ class BlockCache:
             self._fetch_left(now)
         while again:
             again = False
-            room = self._room()
-            if room <= 0:
-                break
-            urgent, wanted = self._urgent(), self._flushes.sequence
-            for block, sequence, since, _ in self._slab.dirty_blocks(room + self._merging + len(self._retry_at)):
-                due = urgent or sequence <= wanted or since + self._policy.delay <= now
-                if not due or room <= 0:
-                    break
-                if self._retry_at.get(block, now) > now or self._is_merging(block):
-                    continue
+            for block, sequence in self._due(now):
                 self._retry_at.pop(block, None)
-                if self._start_store(block, sequence, now):
-                    room -= 1
-                else:
-                    again = True
+                again = not self._start_store(block, sequence, now) or again
             if again:
                 self._settle(now)
 
     def _spills(self, now: float) -> bool:
         """Whether what does not fit into memory is left to the journal, as nothing can be stored."""
         journaled = self._backlog is not None and isinstance(self.writer, _journal.Journal)
-        return journaled and (self._away or now < self._held_until)
+        return journaled and (now < self._held_until or self._outage.away(now, busy=self._busy))
 
     def _spill(self, now: float) -> bool:
         """Leave the oldest dirty blocks to the journal, if nothing can be stored; False if none can be left."""
@@ -609,6 +626,7 @@ class BlockCache:
                 self._store_left(block, now)
             else:
                 unasked = block not in self._fetches
+                self._outage.begin(now, busy=self._busy)
                 fetch = self._fetch(block, urgent=False)
                 fetch.left, fetch.unasked = True, unasked
 
@@ -623,6 +641,7 @@ class BlockCache:
     def _start_store(self, block: int, sequence: int, now: float) -> bool:
         """Start storing a dirty block, or fetching what it lacks; False if no request was needed."""
         absent = self._layout.known_absent(block)
+        self._outage.begin(now, busy=self._busy)
         if not self._slab.fully_valid(block):
             if not absent:
                 self._fetch(block, urgent=False).store_sequence = sequence
@@ -674,6 +693,10 @@ class BlockCache:
         failed, others_wait = self._flushes.fail(attempt)
         for flush in failed:
             self._reply(flush, error)
+        if others_wait:
+            self._outage.hurry()
+            if self._backlog is not None:
+                self._backlog.hurry()
         return others_wait
 
     def _settle(self, now: float) -> None:

@@ -1,11 +1,14 @@
-"""What the block cache remembers of what is under way: fetches, attempts to store, and the flushes that wait."""
+"""What the block cache remembers of what is under way: fetches, attempts to store, the flushes that wait."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from s3backer.cache_calls import FlushRequest, ReadRequest, TouchRequest, WriteRequest
+from s3backer.cache_calls import FlushRequest, ReadRequest, TouchRequest, WriteRequest, retry_pause
+
+#: Seconds without the end of an attempt after which nothing seems to get stored.
+_SILENT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,57 @@ class PendingFetch:
     def stores(self) -> bool:
         """Whether it is under way because the block is to be stored."""
         return self.store_sequence > 0 or self.left
+
+
+class Outage:
+    """What attempts to store blocks say of the store. ``enough``: blocks after whose failures nothing seems to work.
+
+    While it lasts one block is tried at a time, so that an outage, or a refusal, costs little, and what is unsaved then
+    needs no looking through for each call.
+    """
+
+    def __init__(self, enough: int, retry_delay: float) -> None:
+        self._enough = enough
+        self._retry_delay = retry_delay
+        self._failed: set[int] = set()
+        self._since = 0.0
+        #: Whether the last attempt has failed, and when one ended last, or began with no other under way.
+        self._refused = False
+        self._moved_at = 0.0
+        #: When the next block is to be tried, while it lasts.
+        self.next_try = 0.0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether many blocks were tried since one was stored."""
+        return len(self._failed) >= self._enough
+
+    def away(self, now: float, *, busy: bool) -> bool:
+        """Whether nothing seems to get stored: the last attempt has failed, or those under way do not end."""
+        return self._refused or (busy and now - self._moved_at > _SILENT)
+
+    def begin(self, now: float, *, busy: bool) -> None:
+        """Hear that an attempt begins; ``busy``: others are under way."""
+        if not busy:
+            self._moved_at = now
+
+    def failed(self, block: int, now: float) -> None:
+        """Hear that the store did not take a block."""
+        self._refused, self._moved_at = True, now
+        if not self._failed:
+            self._since = now
+        if not self.lasts:
+            self._failed.add(block)
+        self.next_try = now + retry_pause(self._retry_delay, now - self._since)
+
+    def over(self, now: float) -> None:
+        """Hear that something was stored."""
+        self._refused, self._moved_at = False, now
+        self._failed.clear()
+
+    def hurry(self) -> None:
+        """Try one at once: somebody waits for it."""
+        self.next_try = 0.0
 
 
 class Flushes:

@@ -11,22 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3backer import _fast
-from s3backer.backlog import Backlog
-from s3backer.cache import BlockCache
-from s3backer.cache_calls import FlushRequest, Reply, Store, Sync, WriteRequest
-from s3backer.cache_state import WritePolicy
-from s3backer.errors import Interrupted, S3backerError, StoreError
-from s3backer.journal.files import JournalDirectory
-from s3backer.journal.service import Mount, WriteJournal
-from s3backer.layouts.classic import ClassicLayout
-from s3backer.stores.memory import MemoryStore
+from s3backer.cache_calls import WriteRequest
+from s3backer.errors import Interrupted, StoreError
 from s3backer.throttle import SECONDS, Throttle
-
-BLOCK = 4096
-#: Of 100 blocks of memory 75 slow nobody down.
-LIMIT, FREE = 100, 75
-
+from tests.support.slow_writer import BLOCK, Writer
 
 # ── the throttle alone ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,87 +79,6 @@ def test_what_is_stored_pays_for_as_much(level: float, steps: list[float]) -> No
 # ── in the cache ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Writer:
-    """One who writes a block at a time to a cache whose store does nothing, on a virtual clock."""
-
-    def __init__(self, journal: Path | None = None, limit: int = LIMIT) -> None:
-        self.slab = _fast.Slab(BLOCK, 2 * limit, limit)
-        layout = ClassicLayout(MemoryStore(), "p/", block_size=BLOCK, size=4000 * BLOCK)
-        self.now = 0.0
-        self.answers: list[tuple[object, S3backerError | None]] = []
-        self.stores: list[Store] = []
-        self.directory: JournalDirectory | None = None
-        self.journal: WriteJournal | None = None
-        backlog = None
-        if journal is not None:
-            self.directory = JournalDirectory(journal)
-            mount = Mount(bytes(32), bytes(16), 1, "memory:")
-            self.journal = WriteJournal(
-                self.directory, self.slab, mount, budget=16 * (64 << 10), capacity=4000, file_bytes=64 << 10
-            )
-            backlog = Backlog((), self.journal.core.is_left)
-        policy = WritePolicy(delay=3600.0, store_limit=4, high_water=limit // 2)
-        self.cache = BlockCache(self.slab, layout, policy, self.journal, backlog=backlog)
-
-    def close(self) -> None:
-        if self.journal is not None and self.directory is not None:
-            self.journal.close()
-            self.directory.close()
-
-    def take(self) -> None:
-        for action in self.cache.take_actions():
-            match action:
-                case Reply(request, error):
-                    self.answers.append((request, error))
-                case Store():
-                    self.stores.append(action)
-                case Sync():
-                    assert self.journal is not None
-                    self.journal.core.sync()
-                    self.cache.synced(self.now)
-                    self.take()
-
-    def begin(self, block: int) -> WriteRequest:
-        if self.journal is not None:
-            self.journal.prepare()
-        data = bytes([block % 255 + 1]) * BLOCK
-        position, reason = self.cache.writer.write(block * BLOCK, data, self.now)
-        request = WriteRequest(offset=block * BLOCK, data=data, length=BLOCK, position=position)
-        if reason == _fast.DONE and not self.cache.crowded:
-            self.answers.append((request, None))
-        else:
-            self.cache.write(request, self.now)
-            self.take()
-        return request
-
-    def answered(self, request: object) -> list[S3backerError | None]:
-        return [error for found, error in self.answers if found is request]
-
-    def write(self, block: int) -> float | None:
-        """Return for how many seconds a write is held back; None: until something is stored."""
-        request, began = self.begin(block), self.now
-        while not self.answered(request):
-            wake = self.cache.next_release
-            if wake is None:
-                return None
-            self.now = max(self.now, wake)
-            self.cache.tick(self.now)
-            self.take()
-        assert self.answered(request) == [None]
-        return self.now - began
-
-    def fail_stores(self) -> None:
-        stores, self.stores = self.stores, []
-        for store in stores:
-            self.cache.stored(store.block, StoreError("away", hint="Wait."), self.now)
-            self.take()
-
-    def succeed(self) -> None:
-        store = self.stores.pop(0)
-        self.cache.stored(store.block, None, self.now)
-        self.take()
-
-
 @pytest.fixture(params=["memory", "journal"])
 def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Writer]:
     """Where what is unsaved fills memory, or the journal first."""
@@ -207,11 +114,7 @@ def test_what_is_stored_lets_writers_go_on(writer: Writer) -> None:
     for _ in range(200):
         if all(writer.answered(request) for request in late):
             break
-        store = writer.stores[0]
-        if writer.journal is not None:
-            writer.journal.done(store.block, store.as_of, "")
-            writer.journal.prepare()
-        writer.succeed()
+        writer.end(writer.stores[0])
     assert [writer.answered(request) for request in late] == [[None]] * 20
     assert writer.cache.next_release is None
 
@@ -223,9 +126,7 @@ def test_an_outage_fills_the_journal_and_not_memory(tmp_path: Path) -> None:
         blocks = iter(range(4000))
         for _ in range(10):
             writer.write(next(blocks))
-        writer.cache.tick(4000.0)
-        writer.now = 4000.0
-        writer.take()
+        writer.tick(4000.0)
         writer.fail_stores()
         waits = [writer.write(next(blocks)) for _ in range(100)]
         assert writer.journal is not None and writer.journal.core.fill < 0.75
@@ -262,11 +163,9 @@ def test_a_flush_does_not_wait_for_writes_that_are_held_back(writer: Writer) -> 
     while writer.write(next(blocks)) == 0.0:
         pass
     writer.begin(next(blocks))
-    flush = FlushRequest()
-    writer.cache.flush(flush, writer.now)
-    writer.take()
+    flush = writer.flush()
     for _ in range(4000):
         if writer.answered(flush):
             break
-        writer.succeed()
+        writer.end(writer.stores[0])
     assert writer.answered(flush) == [None] and writer.now < 3600

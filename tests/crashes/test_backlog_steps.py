@@ -193,7 +193,7 @@ def test_nothing_is_synced_over_and_over(steps: Steps, why: str) -> None:
     else:
         steps.core.sync()
         steps.flush()
-    steps.cache._away = True
+    steps.cache._outage.failed(X, steps.now)
     waiting = steps.write(7 * BLOCK, b"y" * BLOCK)
     syncs = 0
     while (sync := next((job for job in steps.jobs if isinstance(job, Sync)), None)) is not None and syncs < 10:

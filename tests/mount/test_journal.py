@@ -592,3 +592,35 @@ def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None
         assert journaled.stored(0, len(DATA)) == bytes(reversed(DATA))
     finally:
         run("umount", str(disk))
+
+
+def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
+    """The last quarter of the journal takes its time, however fast one writes; ``info`` says so."""
+    with journaled.mounted() as mount, journaled.turned("outage"):
+        descriptor = os.open(mount.file, os.O_RDWR)
+        try:
+            began, times = time.monotonic(), [0.0]
+
+            def fill() -> None:
+                with contextlib.suppress(OSError):
+                    for offset in range(BLOCK, SIZE, BLOCK):
+                        os.pwrite(descriptor, DATA[:512], offset)
+                        times.append(time.monotonic() - began)
+
+            writer = threading.Thread(target=fill)
+            writer.start()
+            seen: set[object] = set()
+
+            def waits() -> bool:
+                seen.add(call(journaled.ident, "info")["writers"])
+                return "wait for room" in seen
+
+            wait_until(waits, "writers wait")
+            assert {"are slowed down", "wait for room"} <= seen
+            assert call(journaled.ident, "info")["slowed_writes"]
+            assert times[-1] - times[len(times) // 2] > 1.0
+        finally:
+            journaled.release("outage")
+            writer.join()
+            os.close(descriptor)
+        wait_until(lambda: call(journaled.ident, "info")["writers"] == "go on", "they go on")

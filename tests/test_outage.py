@@ -1,0 +1,122 @@
+"""The cache in an outage: it costs little, hides nothing, keeps nobody waiting for long, then ends at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3backer.errors import StoreError
+from tests.support.slow_writer import STORES, Writer
+
+AWAY = StoreError("away", hint="Wait.")
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer(limit=1000, delay=1.0)
+
+
+@pytest.fixture
+def journaled(tmp_path: Path) -> Iterator[Writer]:
+    made = Writer(tmp_path / "journal", limit=20, delay=1.0)
+    yield made
+    made.close()
+
+
+def write(writer: Writer, blocks: range) -> None:
+    for block in blocks:
+        assert writer.write(block) == 0.0
+
+
+def pass_time(writer: Writer, seconds: float) -> list[int]:
+    """Let time pass while every attempt fails at once; return the blocks that were tried."""
+    tried, until = [], writer.now + seconds
+    while writer.now < until:
+        wake = writer.cache.next_wake(writer.now)
+        writer.tick(min(until - writer.now, 0.5 if wake is None else max(wake - writer.now, 0.01)))
+        tried += writer.fail_stores()
+    return tried
+
+
+def test_it_is_asked_about_by_one_block_at_a_time(writer: Writer) -> None:
+    write(writer, range(400))
+    tried = pass_time(writer, 3600.0)
+    # Some at once, then ever more seldom, at least twice a minute.
+    assert 3600 / 30 <= len(tried) <= STORES + 200
+    assert len(set(tried)) == len(tried)
+
+
+def test_whoever_writes_in_it_does_not_look_through_all_that_is_unsaved(writer: Writer) -> None:
+    write(writer, range(400))
+    pass_time(writer, 600.0)
+    writer.slab.looked = 0
+    for block in range(400, 500):
+        writer.begin(block)
+        writer.cache.next_wake(writer.now)
+        writer.tick(0.0)
+    # Each time at the first one, and once or twice at all of them.
+    assert writer.slab.looked <= 1500
+    assert pass_time(writer, 1200.0)
+
+
+def test_when_it_is_over_what_was_not_tried_is_stored_at_once_and_the_rest_soon(writer: Writer) -> None:
+    write(writer, range(400))
+    tried = pass_time(writer, 3600.0)
+    while not writer.stores:
+        writer.tick(1.0)
+    began = writer.now
+    while writer.stores:
+        writer.end(writer.stores[0])
+    assert writer.slab.unsaved <= len(tried)
+    while writer.slab.unsaved:
+        writer.tick(1.0)
+        while writer.stores:
+            writer.end(writer.stores[0])
+    assert writer.now - began <= 31
+
+
+def test_blocks_that_are_refused_for_ever_keep_no_other_from_being_stored(writer: Writer) -> None:
+    refused = range(3 * STORES)
+    write(writer, refused)
+    pass_time(writer, 600.0)
+    write(writer, range(100, 200))
+    until = writer.now + 600.0
+    while writer.now < until and writer.slab.unsaved > len(refused):
+        writer.tick(0.5)
+        for store in list(writer.stores):
+            writer.end(store, AWAY if store.block in refused else None)
+    assert writer.slab.unsaved == len(refused)
+    assert [block for block, *_ in writer.slab.dirty_blocks(100)] == list(refused)
+
+
+def test_each_flush_has_an_attempt_of_its_own_at_once(writer: Writer) -> None:
+    write(writer, range(40))
+    pass_time(writer, 3600.0)
+    first = writer.flush()
+    (attempt,) = writer.stores
+    second = writer.flush()
+    writer.end(attempt, AWAY)
+    assert writer.answered(first) == [AWAY] and not writer.answered(second)
+    (attempt,) = writer.stores
+    writer.end(attempt, AWAY)
+    assert writer.answered(second) == [AWAY]
+    third = writer.flush()
+    while writer.stores:
+        writer.end(writer.stores[0])
+    assert writer.answered(third) == [None]
+
+
+def test_a_store_that_says_nothing_keeps_writers_waiting_for_a_moment_only(journaled: Writer) -> None:
+    """Requests that hang for minutes before they fail: what the journal has leaves memory meanwhile."""
+    journaled.tick(3600.0)
+    waited, block = 0.0, 0
+    for block in range(150):
+        request, began = journaled.begin(block), journaled.now
+        while not journaled.answered(request):
+            journaled.tick(0.5)
+            assert journaled.now - began < 10
+        waited = max(waited, journaled.now - began)
+    assert journaled.stores and waited <= 6.0
+    assert journaled.now < 3600 + 20
