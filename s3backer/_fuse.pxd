@@ -44,6 +44,7 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         O_RDWR
         O_CLOEXEC
+        O_DSYNC
         FALLOC_FL_KEEP_SIZE
         FALLOC_FL_PUNCH_HOLE
         FALLOC_FL_ZERO_RANGE
@@ -73,6 +74,7 @@ cdef extern from "<linux/fuse.h>" nogil:
     struct fuse_write_in:
         uint64_t offset
         uint32_t size
+        uint32_t flags
     struct fuse_write_out:
         uint32_t size
     struct fuse_fallocate_in:

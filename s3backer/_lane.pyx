@@ -7,7 +7,8 @@
 
     READ             answered from the slab; parked where a block is missing
     WRITE            answered when the slab, and the journal, has it; parked, with its data, where there is no room or a
-                     sector is missing; parked as made, to be answered later, where room is becoming scarce
+                     sector is missing; parked as made, to be answered later, where room is becoming scarce, and
+                     under ``direct_io`` one with O_SYNC or O_DSYNC, after which the kernel asks for no flush
     FLUSH, FSYNC     answered where nothing is unsaved, or the journal is on the disk; else parked
     FALLOCATE        punching and zeroing ranges are parked, every other mode is EOPNOTSUPP
     INTERRUPT        its request is parked: it is called off; llfuse has it: dropped; else the kernel is to ask again
@@ -34,6 +35,7 @@ from s3backer._parking cimport (
     FLUSH_KIND,
     NOT_FOUND,
     READ_KIND,
+    SYNC_WRITE_KIND,
     TAKEN_BACK,
     WRITE_KIND,
     ZERO_KIND,
@@ -193,7 +195,8 @@ cdef class Lane:
             self._read(unique, (<fuse_read_in *>body).offset, (<fuse_read_in *>body).size, content)
         elif head.opcode == FUSE_WRITE:
             self._write(
-                unique, (<fuse_write_in *>body).offset, (<fuse_write_in *>body).size, body + sizeof(fuse_write_in)
+                unique, (<fuse_write_in *>body).offset, (<fuse_write_in *>body).size, body + sizeof(fuse_write_in),
+                self._direct_io and not self._lazy_fsync and (<fuse_write_in *>body).flags & O_DSYNC,
             )
         elif head.opcode == FUSE_FSYNC or head.opcode == FUSE_FLUSH:
             if self._lazy_fsync or self._all_saved():
@@ -243,7 +246,9 @@ cdef class Lane:
         self._slab.unpin_range(pieces + 1, count)
         return True
 
-    cdef void _write(self, uint64_t unique, uint64_t offset, uint64_t size, unsigned char *data) noexcept nogil:
+    cdef void _write(
+        self, uint64_t unique, uint64_t offset, uint64_t size, unsigned char *data, bint synced
+    ) noexcept nogil:
         cdef uint64_t end, fitting = size
         cdef Py_ssize_t done = 0, more = 0
         cdef bint crowded = False
@@ -265,7 +270,9 @@ cdef class Lane:
                 done += more
             s3b_note_time(&self._wrote_at)
         s3b_add(&self._writing, <uint64_t>-1)
-        if reason == 0:
+        if synced:
+            self._park(SYNC_WRITE_KIND, unique, offset, fitting, done, data)
+        elif reason == 0:
             crowded = crowded or self._slab.unsaved > self._slab.crowded_from
             if not (crowded and self.parking.park(WRITE_KIND, unique, offset, fitting, fitting, data)):
                 self._answer_write(unique, fitting)
@@ -346,15 +353,17 @@ cdef class Lane:
         cdef Py_buffer view
         cdef Parked parked
         cdef fuse_write_out out
+        cdef bint wrote
         if body is not None:
             PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         with nogil:
             parked = self.parking.leave(number)
-            if parked.kind == WRITE_KIND and error == 0:
+            wrote = parked.kind == WRITE_KIND or parked.kind == SYNC_WRITE_KIND
+            if wrote and error == 0:
                 s3b_note_time(&self._wrote_at)
             if error:
                 self._send(parked.unique, -error, NULL, 0)
-            elif parked.kind == WRITE_KIND:
+            elif wrote:
                 memset(&out, 0, sizeof(fuse_write_out))
                 out.size = taken
                 self._send(parked.unique, 0, &out, sizeof(fuse_write_out))

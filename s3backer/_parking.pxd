@@ -13,6 +13,8 @@ cdef enum Kind:
     WRITE_KIND = 1
     FLUSH_KIND = 2
     ZERO_KIND = 3
+    # A write that is to survive when it is answered.
+    SYNC_WRITE_KIND = 7
 
 cdef enum Found:
     NOT_FOUND = 0

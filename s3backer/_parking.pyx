@@ -37,6 +37,7 @@ READ = READ_KIND
 WRITE = WRITE_KIND
 FLUSH = FLUSH_KIND
 ZERO = ZERO_KIND
+SYNC_WRITE = SYNC_WRITE_KIND
 INTERRUPT = 4
 AHEAD = 5
 PRESSURE = 6
@@ -200,7 +201,7 @@ cdef class Parking:
     def wait(self, long milliseconds):
         """Wait so long for news and return them: (kind, number, offset, length, position) each; None at the end.
 
-        READ, WRITE, FLUSH, ZERO: a request that has to be finished. INTERRUPT: the request of that number is called
+        READ, WRITE, SYNC_WRITE, FLUSH, ZERO: a request that has to be finished. INTERRUPT: the request of that number is called
         off. AHEAD: blocks from offset up to length are to be fetched. PRESSURE: much is unsaved. One thread calls it.
         """
         cdef int32_t index, first

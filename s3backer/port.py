@@ -123,8 +123,20 @@ class Port:
                 finish(None, b"")
         return True
 
-    def write(self, call: Call, offset: int, data: Buffer, position: int, done: Callable[[Error, int], None]) -> bool:
-        """Write data, the first ``position`` bytes of which the slab has; ``done`` gets the bytes taken."""
+    def write(
+        self,
+        call: Call,
+        offset: int,
+        data: Buffer,
+        position: int,
+        done: Callable[[Error, int], None],
+        *,
+        synced: bool = False,
+    ) -> bool:
+        """Write data, the first ``position`` bytes of which the slab has; ``done`` gets the bytes taken.
+
+        ``synced``: when it survives, as after ``flush``.
+        """
         stay = self._enter(self._calls, self._writes)
         if stay is None:
             return False
@@ -138,6 +150,8 @@ class Port:
         def finish(error: S3backerError | None) -> None:
             if error is None and self._write_through:
                 self._wait_for(call, self._driver.begin_flush(through))
+            elif error is None and synced:
+                self._begin_flush(call, through)
             else:
                 through(error)
 
@@ -178,11 +192,17 @@ class Port:
                 done(error)
 
         with stay:
-            if self._keeper is None:
-                self._wait_for(call, self._driver.begin_flush(finish))
-            else:
-                self._keeper.begin(finish, lambda done: self._wait_for(call, self._driver.begin_flush(done)))
+            self._begin_flush(call, finish)
         return True
+
+    def _begin_flush(self, call: Call, done: Callable[[S3backerError | None], None]) -> None:
+        def in_bucket(done: Callable[[S3backerError | None], None]) -> None:
+            self._wait_for(call, self._driver.begin_flush(done))
+
+        if self._keeper is None:
+            in_bucket(done)
+        else:
+            self._keeper.begin(done, in_bucket)
 
     def cancel(self, call: Call) -> None:
         """Call off what still waits; ``done`` gets Interrupted."""

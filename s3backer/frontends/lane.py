@@ -213,10 +213,10 @@ class FastLane:
                 return port.read(
                     call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}")
                 )
-            if kind == _parking.WRITE:
+            if kind in (_parking.WRITE, _parking.SYNC_WRITE):
                 data = self.lane.parking.payload(number)
                 done = partial(self._wrote, number, f"writing {length} bytes at {offset}")
-                return port.write(call, offset, data, position, done)
+                return port.write(call, offset, data, position, done, synced=kind == _parking.SYNC_WRITE)
             if kind == _parking.ZERO:
                 self._zeroing.put(
                     (call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}"))

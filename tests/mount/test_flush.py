@@ -36,10 +36,12 @@ class Bench(Workbench):
         """The journal's files as its disk has them."""
         return self.directory / "synced"
 
-    def serve(self) -> AbstractContextManager[Mounted]:
+    def serve(self, **request: object) -> AbstractContextManager[Mounted]:
         journal = {"journal": 4 << 20, "journal_directory": str(self.directory / "journals")}
         return self.mounted(
-            volume={"memory": 16 << 20, "journal": 0, **(journal if self.journaled else {})}, synced=str(self.copies)
+            volume={"memory": 16 << 20, "journal": 0, **(journal if self.journaled else {})},
+            synced=str(self.copies),
+            request=request,
         )
 
     def safe(self, data: bytes) -> bool:
@@ -109,6 +111,15 @@ def _by_flag(flag: int) -> Way:
     return way
 
 
+def _by_one_write(file: Path, data: bytes, look: Callable[[], None]) -> None:
+    with _opened(file) as descriptor:
+        if data:
+            os.pwritev(descriptor, [data], BLOCK, os.RWF_DSYNC)
+        else:
+            os.fsync(descriptor)
+        look()
+
+
 def _by_close(file: Path, data: bytes, look: Callable[[], None]) -> None:
     descriptor = os.open(file, os.O_RDWR)
     try:
@@ -130,6 +141,8 @@ WAYS = {
     "past the page cache": _by(os.fsync, os.O_DIRECT),
     "O_SYNC": _by_flag(os.O_SYNC),
     "O_DSYNC": _by_flag(os.O_DSYNC),
+    "O_DSYNC past the page cache": _by_flag(os.O_DSYNC | os.O_DIRECT),
+    "RWF_DSYNC": _by_one_write,
     "close": _by_close,
     "barrier": _by_barrier,
 }
@@ -147,6 +160,32 @@ def test_what_was_written_is_safe_when_a_flush_returns(flushed: Bench) -> None:
             for _ in range(2):
                 data = os.urandom(BLOCK)
                 WAYS[name](mount.file, data, look)
+
+
+@pytest.mark.parametrize("fast_lane", [True], indirect=True)
+def test_so_it_is_where_the_kernel_keeps_nothing(flushed: Bench) -> None:
+    """Then it asks for no flush after a synchronous write."""
+
+    def look() -> None:
+        assert flushed.safe(data), f"{name}: what was written before is not safe"
+
+    with flushed.serve(direct_io=True) as mount:
+        for name in WAYS:
+            for _ in range(2):
+                data = os.urandom(BLOCK)
+                WAYS[name](mount.file, data, look)
+        with _opened(mount.file) as descriptor:
+            data = os.urandom(BLOCK)
+            _write(descriptor, data)
+            assert not flushed.safe(data)
+
+
+@without_journal
+@pytest.mark.parametrize("fast_lane", [True], indirect=True)
+def test_a_synchronous_write_fails_where_the_kernel_keeps_nothing(flushed: Bench) -> None:
+    with flushed.serve(direct_io=True) as mount:
+        for name in ("O_SYNC", "O_DSYNC", "RWF_DSYNC"):
+            _fail_until_safe(flushed, mount.file, name)
 
 
 def test_what_was_only_written_is_not(flushed: Bench) -> None:
