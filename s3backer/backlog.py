@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 
 from s3backer.cache_calls import retry_pause
 
+#: Blocks that are added before it looks which of them are in it twice.
+_MOST_ADDED = 1024
 #: Seconds until it goes on after a failure, at first.
 _RETRY = 1.0
 
@@ -25,6 +27,7 @@ class Backlog:
     def __init__(self, blocks: Iterable[int], is_left: Callable[[int], bool]) -> None:
         self._blocks = array("Q", blocks)
         self._position = 0
+        self._tidy_at = 2 * len(self._blocks) + _MOST_ADDED
         self._is_left = is_left
         self._failed: deque[int] = deque()
         #: When it goes on, and since when it fails.
@@ -33,9 +36,11 @@ class Backlog:
 
     def add(self, block: int) -> None:
         """Let a block be brought into memory after all others that wait for it."""
-        if self._position > len(self._blocks) // 2:
-            del self._blocks[: self._position]
-            self._position = 0
+        if len(self._blocks) >= self._tidy_at:
+            # A block that is written again and again comes as often.
+            waiting = dict.fromkeys(self._blocks[self._position :])
+            self._blocks, self._position = array("Q", filter(self._is_left, waiting)), 0
+            self._tidy_at = 2 * len(self._blocks) + _MOST_ADDED
         self._blocks.append(block)
 
     def next(self, now: float) -> int | None:

@@ -102,6 +102,7 @@ class BlockCache:
         self._fetches: dict[int, PendingFetch] = {}
         self._storing: dict[int, Attempt] = {}
         self._storing_zeros: set[int] = set()
+        #: When blocks whose store failed are tried again, in the order in which that was.
         self._retry_at: dict[int, float] = {}
         self._outage = Outage(policy.store_limit, policy.retry_delay)
         #: Since when storing a block fails.
@@ -244,7 +245,7 @@ class BlockCache:
             self._reply(request, self.given_up)
             return
         self._flushes.add(request)
-        self._retry_at.clear()
+        self._retry_at = {block: now for block in self._retry_at if block in self._failing}
         self._outage.hurry()
         if self._backlog is not None:
             self._backlog.hurry()
@@ -568,14 +569,17 @@ class BlockCache:
         if room <= 0:
             return []
         urgent, wanted = self._urgent(), self._flushes.sequence
-        found: list[tuple[float, int, int, int]] = []
+        tried = {block: number for number, block in enumerate(self._retry_at, 1)} if lasts else {}
+        found: list[tuple[int, int]] = []
         for block, sequence, since, _ in self._slab.dirty_blocks(room + self._merging + len(self._retry_at)):
             if not (urgent or sequence <= wanted or since + self._policy.delay <= now):
                 break
             if not self._is_merging(block):
-                found.append((self._retry_at.get(block, 0.0), len(found), block, sequence))
-        chosen = [min(found)] if lasts and found else [one for one in found if one[0] <= now][:room]
-        return [(block, sequence) for *_, block, sequence in chosen]
+                found.append((block, sequence))
+        if lasts:
+            # Who was not tried, else who was tried first.
+            return sorted(found, key=lambda one: tried.get(one[0], 0))[:1]
+        return [one for one in found if self._retry_at.get(one[0], now) <= now][:room]
 
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""
@@ -684,8 +688,8 @@ class BlockCache:
             self._failing.pop(block, None)
         else:
             lasting = now - self._failing.setdefault(block, now)
-            if not others_wait:
-                self._retry_at[block] = now + retry_pause(self._policy.retry_delay, lasting)
+            pause = 0.0 if others_wait else retry_pause(self._policy.retry_delay, lasting)
+            self._retry_at[block] = now + pause
 
     def _fail_flushes(self, attempt: Attempt, error: S3backerError) -> bool:
         """Answer the flushes that were asked before the attempt; return whether later ones wait for another."""

@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypeGuard
 
 from s3backer import _fast
 from s3backer._readahead import ReadAhead
@@ -316,8 +315,8 @@ class Driver:
 
     def refuse_stuck(self) -> None:
         """Refuse the writers that wait for what can never be stored. For who waits for their end, again and again."""
-        lasting, failure = self._left.lasts(self.unsaved, self._clock()), self.failure
-        if lasting >= _STUCK and failure is not None and self._keeps(failure):
+        lasting, failure = self._left.lasts(self.unsaved, self._clock()), self._hopeless()
+        if lasting >= _STUCK and failure is not None:
             self._call(lambda now: self.cache.refuse(failure))
 
     def abandon(self) -> None:
@@ -343,8 +342,9 @@ class Driver:
                         # What is not stored is not to be taken for stored.
                         log.exception("closing met a defect and goes on")
                     log.debug("closing: %s", error)
-                    if left.lasts(self.unsaved, self._clock()) >= _STUCK and self._keeps(error):
-                        self.stuck = error
+                    if left.lasts(self.unsaved, self._clock()) >= _STUCK:
+                        self.stuck = self._hopeless()
+                    if self.stuck is not None:
                         return
                     time.sleep(_CLOSE_RETRY)
                 else:
@@ -352,10 +352,15 @@ class Driver:
         finally:
             finished.set()
 
-    def _keeps(self, error: BaseException) -> TypeGuard[S3backerError]:
-        """Return whether the journal has what cannot be stored, and asking again would not change that."""
-        has_all = self._journal is not None and not self._journal.core.failed
-        return has_all and isinstance(error, (CorruptObject, JournalDamaged))
+    def _hopeless(self) -> S3backerError | None:
+        """Return why nothing of what is unsaved can be stored, if the journal has it and waiting would not change that.
+
+        A journal that has failed has no more than what is not in memory.
+        """
+        journal = self._journal
+        if journal is None or (journal.core.failed and self._slab.unsaved):
+            return None
+        return self._failing.all_are(self.unsaved, (CorruptObject, JournalDamaged))
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from s3backer.errors import S3backerError
 
-#: Blocks that are remembered.
+#: Blocks that are remembered; with so many nobody asks for more.
 _MOST = 1000
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,13 @@ class Failing:
         with self._lock:
             errors = list(self._errors.items())
         return next((error for block, error in errors if self._fails(block)), None)
+
+    def all_are(self, count: int, kinds: tuple[type[S3backerError], ...]) -> S3backerError | None:
+        """Return one of the errors if at least so many blocks have met one of these kinds last, else None."""
+        with self._lock:
+            errors = list(self._errors.items())
+        found = [error for block, error in errors if isinstance(error, kinds) and self._fails(block)]
+        return found[0] if found and len(found) >= min(count, _MOST) else None
 
     def failed(self, block: int, error: S3backerError) -> None:
         """Hear that a block could not be stored."""

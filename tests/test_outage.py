@@ -91,6 +91,20 @@ def test_blocks_that_are_refused_for_ever_keep_no_other_from_being_stored(writer
     assert [block for block, *_ in writer.slab.dirty_blocks(100)] == list(refused)
 
 
+def test_flushes_try_all_of_them_in_turn(writer: Writer) -> None:
+    """Otherwise one that is refused for ever would be the only one that is tried."""
+    write(writer, range(10))
+    pass_time(writer, 60.0)
+    tried = []
+    for _ in range(30):
+        flush = writer.flush()
+        (block,) = writer.fail_stores()
+        assert [type(error) for error in writer.answered(flush)] == [StoreError]
+        tried.append(block)
+        writer.tick(0.1)
+    assert sorted(tried) == sorted(list(range(10)) * 3)
+
+
 def test_each_flush_has_an_attempt_of_its_own_at_once(writer: Writer) -> None:
     write(writer, range(40))
     pass_time(writer, 3600.0)

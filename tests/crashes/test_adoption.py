@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -399,6 +401,49 @@ def test_what_cannot_be_stored_stays_in_the_journal_at_the_end(place: Place, mon
         volume.write(8 * BLOCK, b"c" * BLOCK)
     assert not place.files
     assert place.content(8 * BLOCK, BLOCK) == b"c" * BLOCK
+
+
+def test_an_outage_at_the_end_is_waited_for_although_something_is_damaged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is damaged is left to the journal; the rest has to wait, and is waited for."""
+    monkeypatch.setattr("s3backer.driver._STUCK", 0.5)
+    place.store().put(block_name(8), b"too short to be a block")
+    store = Watched(place, 0.0)
+    volume = opened(place, store)
+    store.failing = True
+    volume.write(8 * BLOCK + 512, b"a" * 512)
+    volume.write(20 * BLOCK, b"b" * 30 * BLOCK)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(volume.close)
+        time.sleep(4.0)
+        ended, store.failing = closing.done(), False
+        assert not ended
+        with pytest.raises(StoreError, match=r"1 blocks of .* cannot be stored: object '00000008'"):
+            closing.result(60)
+    assert all(block_name(block) in place.objects for block in range(20, 50))
+
+
+def test_a_journal_that_fails_and_has_something_damaged_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in it alone, and cannot be read, is not to be waited for; all else is stored."""
+    monkeypatch.setattr("s3backer.driver._STUCK", 0.5)
+    data = os.urandom(BLOCK)
+    with place.killed() as volume:
+        volume.write(5 * BLOCK, data)
+    volume = opened(place, Watched(place, 0.0))
+    (path,) = [path for path in place.files if data in path.read_bytes()]
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(data) + 100)
+        file.write(b"????")
+    assert volume._keeper is not None
+    FaultyDisk(volume._keeper.journal.core).sync_error = errno.EIO
+    volume.write(9 * BLOCK, b"z" * BLOCK)
+    with pytest.raises(S3backerError):
+        volume.flush()
+    with pytest.raises(StoreError, match=r"1 blocks of .* cannot be stored"):
+        volume.close()
+    assert block_name(9) in place.objects
+    assert path.exists()
 
 
 def test_a_journal_that_grew_by_being_killed_again_and_again_is_replayed(

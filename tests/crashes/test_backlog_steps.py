@@ -279,3 +279,17 @@ def test_the_note_of_a_resize_stays_until_its_put_has_ended(tmp_path: Path) -> N
     assert scan(steps.directory, VOLUME).files[0].number > 1
     steps.journal.close()
     steps.directory.close()
+
+
+def test_what_is_left_again_and_again_takes_no_more_memory() -> None:
+    """While the store is away a block may be written, and leave memory, a thousand times an hour."""
+    left = set(range(100))
+    backlog = Backlog(range(100), left.__contains__)
+    for _ in range(1000):
+        for block in range(100):
+            backlog.add(block)
+    assert len(backlog._blocks) < 3000
+    left -= set(range(50))
+    found = [found for _ in range(5000) if (found := backlog.next(0.0)) is not None]
+    assert found[:50] == list(range(50, 100)) and set(found) == left
+    assert backlog.next_wake(0.0) is None

@@ -20,6 +20,7 @@ from s3backer.errors import S3backerError, StoreUnreachable
 from s3backer.layouts.classic import block_name
 from s3backer.stores.base import StoredObject
 from s3backer.volume import Volume
+from tests.support.mounts import wait_until
 from tests.support.places import BLOCK, SECRET, SIZE, Place, Watched, opened
 
 JOURNAL = 512 << 10
@@ -74,13 +75,32 @@ def put(volume: Volume, content: bytearray, offset: int, data: bytes) -> None:
     content[offset : offset + len(data)] = data
 
 
+def test_a_fast_writer_leaves_time_to_carry(tmp_path: Path) -> None:
+    """What is stuck would keep all files before it is looked at, if nobody slowed the writer down."""
+    place = Place(tmp_path, EncodingOptions())
+    source = random.Random(3)
+    damage(place, source)
+    store = place.store()
+    stuck = range(1, 17)
+    for block in stuck:
+        store.put(block_name(block), b"damaged")
+    store.close()
+    with place.open(journal=JOURNAL, write_delay=0.0) as volume:
+        for block in stuck:
+            volume.write(block * BLOCK + 512, source.randbytes(BLOCK - 512))
+        for turn in range(1000):
+            volume.write((100 + turn % 300) * BLOCK, source.randbytes(BLOCK))
+        for block in stuck:
+            volume.write(block * BLOCK, bytes(BLOCK))
+
+
 def test_more_than_can_be_carried_keeps_nobody_from_ending(tmp_path: Path) -> None:
     """Writers wait for ever then. Who ends the volume has them told, and what was flushed is in the journal."""
     place = Place(tmp_path, EncodingOptions())
     source = random.Random(3)
     damage(place, source)
     store = place.store()
-    stuck = range(1, 17)
+    stuck = range(1, 91)
     for block in stuck:
         store.put(block_name(block), b"damaged")
     store.close()
@@ -102,8 +122,9 @@ def test_more_than_can_be_carried_keeps_nobody_from_ending(tmp_path: Path) -> No
 
     writer = threading.Thread(target=fill)
     writer.start()
-    writer.join(3.0)
-    assert writer.is_alive()
+    wait_until(lambda: volume.facts()["writers"] == "wait for room", "the writer waits")
+    writer.join(2.0)
+    assert writer.is_alive() and volume.facts()["writers"] == "wait for room"
     with pytest.raises(S3backerError, match="cannot be stored"):
         volume.close()
     writer.join(10.0)

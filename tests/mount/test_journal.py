@@ -596,6 +596,10 @@ def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path) -> None
 
 def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
     """The last quarter of the journal takes its time, however fast one writes; ``info`` says so."""
+
+    def facts() -> dict[str, object]:
+        return call(journaled.ident, "info") or {}
+
     with journaled.mounted() as mount, journaled.turned("outage"):
         descriptor = os.open(mount.file, os.O_RDWR)
         try:
@@ -612,15 +616,15 @@ def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
             seen: set[object] = set()
 
             def waits() -> bool:
-                seen.add(call(journaled.ident, "info")["writers"])
+                seen.add(facts()["writers"])
                 return "wait for room" in seen
 
             wait_until(waits, "writers wait")
             assert {"are slowed down", "wait for room"} <= seen
-            assert call(journaled.ident, "info")["slowed_writes"]
+            assert facts()["slowed_writes"]
             assert times[-1] - times[len(times) // 2] > 1.0
         finally:
             journaled.release("outage")
             writer.join()
             os.close(descriptor)
-        wait_until(lambda: call(journaled.ident, "info")["writers"] == "go on", "they go on")
+        wait_until(lambda: facts()["writers"] == "go on", "they go on")
