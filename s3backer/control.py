@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from s3backer.errors import S3backerError, UsageError, out_of_memory
+from s3backer.errors import DaemonSilent, S3backerError, UsageError, out_of_memory
 from s3backer.stores.base import ObjectStore
 from s3backer.url import volume_id
 
@@ -41,7 +41,7 @@ MAX_LINE = 64 * 1024
 #: Clients served at once; more are turned away, so that threads stay bounded.
 MAX_CLIENTS = 16
 #: Longest silence of a daemon in seconds that a client bears. Handlers report progress more often than that.
-SILENCE = 60.0
+SILENCE = 10.0
 _CONNECT_SECONDS = 10.0
 _SEND_SECONDS = 10.0
 _JOIN_SECONDS = 10.0
@@ -86,7 +86,7 @@ def call(
     """Ask the daemon of a volume and return its result, or None where no daemon listens.
 
     ``silence``: how long it may say nothing, in seconds. Raises S3backerError with the daemon's message, hint and exit
-    code, or if it breaks off or falls silent.
+    code, or if it breaks off, and DaemonSilent if it lives and says nothing.
     """
     where = path or control_path(name)
     silence = SILENCE if silence is None else silence
@@ -106,15 +106,34 @@ def call(
                     continue
                 return result(answer)
         except TimeoutError:
-            raise S3backerError(
-                f"the daemon at {where} has said nothing for {silence:.0f} s",
-                hint="See its log; it may be stopped or stuck.",
+            pid = _peer(connection)[0]
+            raise stopped(pid) or DaemonSilent(
+                _process(pid),
+                f"does not answer: it has said nothing for {silence:.0f} s",
+                hint="Its machine may be busy: try again. If it stays so, see its log.",
             ) from None
         except OSError as error:
             raise _broken_off(where, command, error.strerror or str(error)) from None
         except ValueError as error:
             raise _broken_off(where, command, f"it sent {error}") from None
     raise _broken_off(where, command, "it closed the connection")
+
+
+def stopped(pid: int) -> DaemonSilent | None:
+    """Return what to say of a daemon that does not go on because somebody has stopped it; None where it does."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b")")[2].split()[0]
+    except OSError:
+        return None
+    if state not in (b"T", b"t"):
+        return None
+    return DaemonSilent(_process(pid), "does not answer: it is stopped", hint=f"Let it go on: kill -CONT {pid}")
+
+
+def _process(pid: int) -> str:
+    # 0: it is in another namespace of processes.
+    return f"process {pid}" if pid else "a process that is not seen from here"
 
 
 def _broken_off(where: Path, command: str, reason: str) -> S3backerError:
@@ -241,7 +260,7 @@ class ControlServer:
             with connection:
                 # Sends are bounded, so that a client that does not read cannot hold a thread for ever.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_SEND_SECONDS), 0))
-                if _peer(connection) not in (0, os.geteuid()):
+                if _peer(connection)[1] not in (0, os.geteuid()):
                     return
                 for line in _lines(connection):
                     connection.sendall(_encode(self._answer(line, connection)))
@@ -324,10 +343,11 @@ def _lines(connection: socket.socket) -> Iterator[bytes]:
         pending += data
 
 
-def _peer(connection: socket.socket) -> int:
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    uid: int = struct.unpack("3i", credentials)[1]
-    return uid
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -371,7 +391,7 @@ def _connect(path: Path) -> socket.socket | None:
         place = f"/proc/self/fd/{directory}/{path.name}"
         before = _identity(os.stat(place, follow_symlinks=False))
         connection.connect(place)
-        if _peer(connection) not in (0, os.geteuid()):
+        if _peer(connection)[1] not in (0, os.geteuid()):
             raise S3backerError(f"{path} belongs to another user", hint="Remove it.")
         return connection
     except FileNotFoundError:
@@ -384,6 +404,13 @@ def _connect(path: Path) -> socket.socket | None:
             if _identity(os.stat(path.name, dir_fd=directory, follow_symlinks=False)) == before:
                 os.unlink(path.name, dir_fd=directory)
         return None
+    except (BlockingIOError, TimeoutError):
+        connection.close()
+        raise DaemonSilent(
+            f"the daemon at {path}",
+            "does not answer: too many wait for it already",
+            hint="It may be stopped (kill -CONT), or its machine busy: try again. If it stays so, see its log.",
+        ) from None
     except (OSError, S3backerError) as error:
         connection.close()
         if isinstance(error, S3backerError):

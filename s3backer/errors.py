@@ -21,6 +21,7 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     ├── CorruptObject        8   an object cannot be what was written
     ├── JournalError         9   the journal on the local disk cannot be written, read or used
     │   └── JournalDamaged   9   it does not hold what was written to it
+    ├── DaemonSilent         1   the process that serves a volume lives, and does not answer
     ├── Interrupted          1   a signal came while a request waited
     └── OutOfMemory          1   the system gives no more memory, or no further thread
 
@@ -163,6 +164,17 @@ class ReadOnlyVolume(S3backerError):
     """The volume was opened read-only."""
 
     errno = errno.EROFS
+
+
+class DaemonSilent(S3backerError):
+    """The process that serves a volume on this host lives, and does not answer.
+
+    ``who`` that is and ``what`` it does, to be said of another thing than the volume.
+    """
+
+    def __init__(self, who: str, what: str, *, hint: str) -> None:
+        super().__init__(f"{who} serves this volume and {what}", hint=hint)
+        self.who, self.what = who, what
 
 
 class Interrupted(S3backerError):

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from s3backer import control
 from s3backer.control import MAX_CLIENTS, MAX_LINE, ControlServer, Progress, call, control_path
-from s3backer.errors import S3backerError, VolumeInUse
+from s3backer.errors import DaemonSilent, S3backerError, VolumeInUse
+from tests.support.commands import stopped_daemon
 
 
 def echo(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
@@ -351,10 +352,32 @@ def test_a_silent_daemon_is_an_error_and_no_hang(path: Path, monkeypatch: pytest
     monkeypatch.setattr(control, "SILENCE", 0.2)
     over = threading.Event()
     thread = fake_daemon(path, lambda connection: bool(over.wait(20)))
-    with pytest.raises(S3backerError, match="said nothing"):
+    with pytest.raises(DaemonSilent, match="said nothing") as caught:
         call("id", "echo", path=path)
+    assert caught.value.who == f"process {os.getpid()}" and "try again" in caught.value.hint
     over.set()
     thread.join(20)
+
+
+def test_a_daemon_that_is_stopped_is_an_error_that_says_so(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    with stopped_daemon(path) as process:
+        with pytest.raises(DaemonSilent) as caught:
+            call("id", "echo", path=path, silence=0.2)
+        assert str(caught.value) == (f"process {process.pid} serves this volume and does not answer: it is stopped")
+        assert caught.value.hint == f"Let it go on: kill -CONT {process.pid}"
+
+
+def test_a_daemon_for_which_too_many_wait_is_an_error_and_no_hang(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o700)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        stack.enter_context(connect(path))
+        with pytest.raises(DaemonSilent, match="too many wait for it"):
+            call("id", "echo", path=path)
+    assert call("id", "echo", path=path) is None
 
 
 def test_where_the_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,5 +413,5 @@ def test_a_caller_says_how_long_it_waits(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        with pytest.raises(S3backerError, match="said nothing for 0 s"):
+        with pytest.raises(S3backerError, match="has said nothing for 0 s"):
             call("id", "echo", path=path, silence=0.2)

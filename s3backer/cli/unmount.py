@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import sys
@@ -11,12 +10,14 @@ from typing import Any
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control import call, control_path, result
-from s3backer.errors import MountError, S3backerError
+from s3backer.control import call, control_path, result, stopped
+from s3backer.errors import DaemonSilent, MountError, S3backerError
 from s3backer.mountpoint import FUSE_TYPE, find_mount, resolve_mountpoint, unmount
 
-#: Seconds for a daemon to say which mount it serves.
+#: Seconds for a daemon to say which mount it serves, while others may be the one that is looked for.
 _SILENCE = 2.0
+#: Seconds between two looks whether a daemon that ends goes on.
+_LOOK = 1.0
 
 
 @click.command("unmount")
@@ -43,16 +44,38 @@ def command(where: str, **values: Any) -> None:
 
 
 def _daemon_of(path: str) -> str | None:
-    """Return the id of the volume that a daemon of this user serves on this mount point."""
+    """Return the id of the volume that a daemon of this user serves on this mount point, None if there is none.
+
+    Raises MountError if that cannot be told, because one of them does not answer.
+    """
+    silent = []
     for socket in sorted(control_path("").parent.glob("*.sock")):
         try:
             # One that is stopped must not keep the others from being found.
-            facts = call(socket.stem, "info", silence=_SILENCE)
+            if _serves(socket.stem, path, _SILENCE):
+                return socket.stem
+        except DaemonSilent:
+            silent.append(socket.stem)
         except S3backerError:
             continue
-        if facts is not None and facts.get("mountpoint") == path:
-            return socket.stem
+    if find_mount(path) is None:
+        return None
+    for ident in silent:
+        try:
+            if _serves(ident, path):
+                return ident
+        except DaemonSilent as error:
+            raise MountError(
+                f"{path} is left as it is: {error.who}, which may serve it, {error.what}",
+                hint=f"{error.hint} If it is another volume's: fusermount -u {path}",
+            ) from None
     return None
+
+
+def _serves(ident: str, path: str, silence: float | None = None) -> bool:
+    """Whether the daemon of this volume serves it on this mount point."""
+    facts = call(ident, "info", silence=silence)
+    return facts is not None and facts.get("mountpoint") == path
 
 
 def _unmount(ident: str) -> None:
@@ -71,16 +94,27 @@ def _unmount(ident: str) -> None:
             if isinstance(seconds, float) and seconds > 0:
                 print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
             left = None if answer is None else answer.get("left_unsaved")
-            # It may have ended by now.
-            with contextlib.suppress(S3backerError):
+            try:
                 left = (call(ident, "ended", on_progress=report) or {}).get("error") or left
-            if process is not None:
-                select.select([process], [], [])
+            except DaemonSilent:
+                raise
+            except S3backerError:
+                # It may have ended by now.
+                pass
+            if process is not None and isinstance(pid, int):
+                _wait_for_end(process, pid)
             if isinstance(left, dict):
                 result(left)
     finally:
         if process is not None:
             os.close(process)
+
+
+def _wait_for_end(process: int, pid: int) -> None:
+    """Wait until a process, of which ``process`` is a descriptor, has ended. Raises DaemonSilent if it is stopped."""
+    while not select.select([process], [], [], _LOOK)[0]:
+        if (error := stopped(pid)) is not None:
+            raise error
 
 
 def _unmount_without_daemon(path: str) -> None:

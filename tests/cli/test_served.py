@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -16,12 +17,15 @@ from typing import Any
 
 import pytest
 
+from s3backer import control
+from s3backer.cli import unmount as unmount_module
 from s3backer.control import ControlServer, Progress, failure, socket_name
 from s3backer.errors import MountError, UsageError
 from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
+from s3backer.mountpoint import FUSE_TYPE, Mount
 from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL
-from tests.support.commands import Run, tree
+from tests.support.commands import Run, stopped_daemon, tree
 
 
 class Daemon:
@@ -34,6 +38,10 @@ class Daemon:
         self.size = 8 << 20
         self.asked: list[tuple[str, dict[str, object]]] = []
         self.busy = False
+        #: Seconds that an answer to ``info`` takes.
+        self.slow = 0.0
+        #: With which its process ends when it was asked to.
+        self.last_signal = signal.SIGKILL
         self.failure: str | None = None
         self.ended_at = 0.0
         self.settles_in = 0.0
@@ -48,6 +56,7 @@ class Daemon:
         self.server = ControlServer(sockets / f"{socket_name(DirectoryStore(volume), '')}.sock", names)
 
     def info(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        time.sleep(self.slow)
         count = {"requests": 3, "failures": 1, "bytes_sent": 10, "bytes_received": 20}
         return {
             "volume": str(self.url),
@@ -85,7 +94,7 @@ class Daemon:
     def _end(self) -> None:
         time.sleep(0.3)
         self.ended_at = time.monotonic()
-        self.process.kill()
+        self.process.send_signal(self.last_signal)
 
 
 @pytest.fixture
@@ -204,3 +213,61 @@ def test_check_says_where_it_is_mounted_and_repairs_nothing(
     assert answer.code == 0 and f"{daemon.url} is mounted here on {daemon.mountpoint}" in answer.out
     answer = run("check", str(daemon.url), "--repair", "--yes")
     assert answer.code == 6 and f"is mounted here on {daemon.mountpoint}" in answer.sentence()
+
+
+# ── a daemon that does not answer ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def stopped(volume: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """Let a process that is stopped listen where the daemon of ``volume`` does."""
+    monkeypatch.setattr(control, "SILENCE", 0.2)
+    monkeypatch.setattr(unmount_module, "_SILENCE", 0.1)
+    with stopped_daemon(sockets / f"{socket_name(DirectoryStore(volume), '')}.sock") as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("info",), ("unmount",), ("unlock",), ("resize", "16MiB"), ("check",), ("recover",), ("erase", "--yes")],
+    ids=lambda words: words[0],
+)
+def test_no_command_waits_for_a_daemon_that_is_stopped(
+    run: Run, stopped: subprocess.Popen[bytes], volume: Path, words: tuple[str, ...]
+) -> None:
+    before = tree(volume)
+    command, *more = words
+    answer = run(command, f"file://{volume}", *more)
+    assert answer.code == 1
+    assert answer.sentence() == f"process {stopped.pid} serves this volume and does not answer: it is stopped"
+    assert answer.hint() == f"Let it go on: kill -CONT {stopped.pid}"
+    assert tree(volume) == before
+
+
+def test_unmount_leaves_a_mount_point_whose_daemon_may_be_stopped(
+    run: Run, stopped: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path)
+    monkeypatch.setattr(unmount_module, "find_mount", lambda path: Mount(1, "0:99", path, FUSE_TYPE, "file:///v"))
+    answer = run("unmount", path)
+    assert answer.code == 7
+    assert answer.sentence() == (
+        f"{path} is left as it is: process {stopped.pid}, which may serve it, does not answer: it is stopped"
+    )
+    assert f"kill -CONT {stopped.pid}" in answer.hint() and f"fusermount -u {path}" in answer.hint()
+
+
+def test_unmount_asks_once_more_who_was_slow(run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy for a moment is no reason to take the mount away without its daemon."""
+    monkeypatch.setattr(unmount_module, "_SILENCE", 0.1)
+    monkeypatch.setattr(unmount_module, "find_mount", lambda path: Mount(1, "0:99", path, FUSE_TYPE, "file:///v"))
+    daemon.slow = 0.5
+    answer = run("unmount", daemon.mountpoint)
+    assert (answer.code, answer.err) == (0, "")
+    assert [name for name, _ in daemon.asked] == ["unmount"]
+
+
+def test_unmount_does_not_wait_for_the_end_of_a_daemon_that_is_stopped(run: Run, daemon: Daemon) -> None:
+    daemon.last_signal = signal.SIGSTOP
+    answer = run("unmount", daemon.mountpoint)
+    assert answer.code == 1 and "it is stopped" in answer.sentence()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +33,25 @@ class Answer:
 
 
 Run = Callable[..., Answer]
+
+_STOPPED = """
+import os, signal, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@contextlib.contextmanager
+def stopped_daemon(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that listens at a socket as a daemon does, and is stopped."""
+    with subprocess.Popen([sys.executable, "-c", _STOPPED, str(path)], stdin=subprocess.DEVNULL) as process:
+        try:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            yield process
+        finally:
+            process.kill()
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
