@@ -139,6 +139,9 @@ class _Daemon:
         #: Set when the volume is closed, and why that was not well.
         self._closed = threading.Event()
         self._close_error: S3backerError | None = None
+        #: Set when serving has ended, and held by who asks for that over the control socket.
+        self._ending = threading.Event()
+        self._unmounting = threading.Lock()
 
     def run(self, ready: Callable[[str, str], None]) -> None:
         """Serve until the end.
@@ -180,6 +183,7 @@ class _Daemon:
                 self._serve(mount, operations, lambda: ready(f"s3backer-{ident[:12]}", self._about_journal(volume)))
         finally:
             # Whatever happened, nothing is given up that was acknowledged.
+            self._ending.set()
             self._service.stopping(lambda: volume.unsaved, lambda: volume.settles_in)
             try:
                 with self._closing:
@@ -316,6 +320,22 @@ class _Daemon:
             self._service.stopping(lambda: volume.unsaved, lambda: volume.settles_in)
         return first
 
+    def _unmount(self, volume: Volume, mount: FuseMount, operations: DiskOperations, file: str) -> None:
+        """Unmount if nobody uses it, and make serving end; nothing where that was done before. Raises MountError."""
+        with self._unmounting:
+            if self._stop_asked or self._ending.is_set():
+                return
+            if _stays_open(operations):
+                # Storing may take long, and would be for nothing.
+                raise _in_the_way(mount.mountpoint, file, os.strerror(errno.EBUSY))
+            if not volume.lost:
+                volume.flush()
+            try:
+                mount.unmount()
+            except OSError as error:
+                raise _in_the_way(mount.mountpoint, file, error.strerror) from None
+            self._request_stop()
+
     # ── the control socket ───────────────────────────────────────────────────────────────────────────────────
 
     def _start_control(
@@ -330,6 +350,7 @@ class _Daemon:
                 "mountpoint": mount.mountpoint,
                 "file": file,
                 "pid": os.getpid(),
+                "ending": self._stop_asked or self._ending.is_set(),
                 "uptime": time.monotonic() - self._started,
                 "requests": {kind: asdict(count) for kind, count in store.counters.snapshot().items()},
                 **volume.bill(),
@@ -353,16 +374,7 @@ class _Daemon:
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
-            if _stays_open(operations):
-                # Storing may take long, and would be for nothing.
-                raise _in_the_way(mount.mountpoint, file, os.strerror(errno.EBUSY))
-            if not volume.lost:
-                _reporting(volume, volume.flush, progress)
-            try:
-                mount.unmount()
-            except OSError as error:
-                raise _in_the_way(mount.mountpoint, file, error.strerror) from None
-            self._request_stop()
+            _reporting(volume, lambda: self._unmount(volume, mount, operations, file), progress)
             answer = {"pid": os.getpid(), "mountpoint": mount.mountpoint, "settles_in": volume.settles_in}
             left = volume.left_unsaved()
             return answer if left is None else answer | {"left_unsaved": _told(left)}
@@ -370,7 +382,7 @@ class _Daemon:
         def ended(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             """Return when the volume is closed, with the error if there was one."""
             while not self._closed.wait(_REPORT_SECONDS):
-                progress({"unsaved_blocks": volume.unsaved})
+                progress(_left_to_store(volume))
             return {} if self._close_error is None else {"error": _told(self._close_error)}
 
         server = ControlServer(
@@ -418,8 +430,12 @@ def _in_the_way(mountpoint: str, file: str, reason: str | None) -> MountError:
     )
 
 
+def _left_to_store(volume: Volume) -> dict[str, object]:
+    return {"unsaved_blocks": volume.unsaved, "write_back_error": volume.write_back_error}
+
+
 def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress) -> None:
-    """Run a slow operation and report the unsaved blocks until it ends."""
+    """Run a slow operation and report what is left to store until it ends."""
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -432,6 +448,6 @@ def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress
     thread.start()
     while thread.is_alive():
         thread.join(_REPORT_SECONDS)
-        progress({"unsaved_blocks": volume.unsaved})
+        progress(_left_to_store(volume))
     if failure:
         raise failure[0]

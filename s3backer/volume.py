@@ -401,6 +401,11 @@ class Volume:
         return self._driver.unsaved
 
     @property
+    def write_back_error(self) -> str | None:
+        """Why nothing, or some block, cannot be stored; None while write-back works."""
+        return None if self._driver.failure is None else str(self._driver.failure)
+
+    @property
     def settles_in(self) -> float:
         """Seconds that ``close`` would wait now for requests whose answers were lost."""
         if self._holder is None:
@@ -419,7 +424,7 @@ class Volume:
             "unsaved_blocks": self.unsaved,
             "writers": self._driver.cache.writers,
             "slowed_writes": self._driver.cache.slowed,
-            "write_back_error": None if self._driver.failure is None else str(self._driver.failure),
+            "write_back_error": self.write_back_error,
             "present_blocks": self._layout.presence.count_present(),
             "surveyed": self._surveyed,
             "memory": self._memory,

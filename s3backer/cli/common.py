@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from s3backer.url import VolumeURL
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Longest sum of pauses in seconds for a command that somebody waits for, so that an error comes soon.
 _PATIENCE = 5.0
+#: Seconds without a stored block before it is said that the store is waited for.
+_STALL_SECONDS = 10.0
 
 
 class _Value(click.ParamType[Any]):
@@ -144,8 +147,15 @@ class Target:
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show (done, total) on a terminal; total None or 0 where it is not known. Shows nothing elsewhere."""
+    with _progress(text) as (show, _):
+        yield show
+
+
+@contextlib.contextmanager
+def _progress(text: str) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+    """Like ``progress``, and with a way to say a line beside it, on standard error in any case."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total: None, lambda line: print(line, file=sys.stderr, flush=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -153,20 +163,43 @@ def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+        yield (
+            lambda done, total: bar.update(task, completed=done, total=total or None),
+            lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
 
 
 @contextlib.contextmanager
 def unsaved_progress() -> Iterator[Callable[[dict[str, object]], None]]:
-    """Show a daemon's reports of the blocks that it has still to store."""
-    with progress("storing blocks") as show:
-        most = 0
+    """Show a daemon's reports of the blocks that it has still to store, and why it cannot."""
+    with _progress("storing blocks") as (show, say):
+        yield _Storing(show, say)
 
-        def report(facts: dict[str, object]) -> None:
-            nonlocal most
-            left = facts.get("unsaved_blocks")
-            if isinstance(left, int):
-                most = max(most, left)
-                show(most - left, most)
 
-        yield report
+class _Storing:
+    """Hears a daemon's reports; that nothing can be stored, and why, is said once, and again when that changes."""
+
+    def __init__(self, show: Callable[[int, int | None], None], say: Callable[[str], None]) -> None:
+        self._show, self._say = show, say
+        self._most = 0
+        self._left, self._moved = 0, time.monotonic()
+        self._said = ""
+
+    def __call__(self, facts: dict[str, object]) -> None:
+        left, error = facts.get("unsaved_blocks"), facts.get("write_back_error")
+        if not isinstance(left, int):
+            return
+        self._most = max(self._most, left)
+        self._show(self._most - left, self._most)
+        now = time.monotonic()
+        if left != self._left:
+            self._left, self._moved = left, now
+        if isinstance(error, str):
+            self._tell(f"write-back fails: {error}; it is tried again")
+        elif left and now - self._moved >= _STALL_SECONDS and not self._said:
+            self._tell(f"waiting for the store: {left} blocks are not stored yet")
+
+    def _tell(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._say(text)

@@ -80,9 +80,8 @@ def _text(known: dict[str, Any], way: str) -> str:
     if "content_encoding" in known:
         lines.append(("encoding", known["content_encoding"]))
     if "pid" in known:
-        lines.append(
-            ("mounted", f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}")
-        )
+        here = f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}"
+        lines.append(("mounted", f"{here}, which is about to end" if known.get("ending") else here))
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
         if known.get("writers", "go on") != "go on":
             lines.append(("writers", known["writers"]))

@@ -46,23 +46,29 @@ def command(where: str, **values: Any) -> None:
 def _daemon_of(path: str) -> str | None:
     """Return the id of the volume that a daemon of this user serves on this mount point, None if there is none.
 
-    Raises MountError if that cannot be told, because one of them does not answer.
+    One that is about to end has it no longer, if another has. Raises MountError if that cannot be told, because one of
+    them does not answer.
     """
-    silent = []
+    silent, ending = [], None
     for socket in sorted(control_path("").parent.glob("*.sock")):
         try:
             # One that is stopped must not keep the others from being found.
-            if _serves(socket.stem, path, _SILENCE):
-                return socket.stem
+            facts = call(socket.stem, "info", silence=_SILENCE)
         except DaemonSilent:
             silent.append(socket.stem)
         except S3backerError:
             continue
-    if find_mount(path) is None:
-        return None
+        else:
+            if facts is not None and facts.get("mountpoint") == path:
+                if not facts.get("ending"):
+                    return socket.stem
+                ending = socket.stem
+    if ending is not None or find_mount(path) is None:
+        return ending
     for ident in silent:
         try:
-            if _serves(ident, path):
+            facts = call(ident, "info")
+            if facts is not None and facts.get("mountpoint") == path:
                 return ident
         except DaemonSilent as error:
             raise MountError(
@@ -70,12 +76,6 @@ def _daemon_of(path: str) -> str | None:
                 hint=f"{error.hint} If it is another volume's: fusermount -u {path}",
             ) from None
     return None
-
-
-def _serves(ident: str, path: str, silence: float | None = None) -> bool:
-    """Whether the daemon of this volume serves it on this mount point."""
-    facts = call(ident, "info", silence=silence)
-    return facts is not None and facts.get("mountpoint") == path
 
 
 def _unmount(ident: str) -> None:

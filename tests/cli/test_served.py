@@ -19,6 +19,7 @@ import pytest
 
 from s3backer import control
 from s3backer.cli import unmount as unmount_module
+from s3backer.cli.common import unsaved_progress
 from s3backer.control import ControlServer, Progress, failure, socket_name
 from s3backer.errors import MountError, UsageError
 from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
@@ -43,6 +44,9 @@ class Daemon:
         #: With which its process ends when it was asked to.
         self.last_signal = signal.SIGKILL
         self.failure: str | None = None
+        self.ending = False
+        #: What is reported while it ends.
+        self.reports: list[dict[str, object]] = [{"unsaved_blocks": 1}]
         self.ended_at = 0.0
         self.settles_in = 0.0
         #: How closing ends, if not well.
@@ -67,6 +71,7 @@ class Daemon:
             "write_back_error": self.failure,
             "mountpoint": self.mountpoint,
             "pid": self.process.pid,
+            "ending": self.ending,
             "requests": {"get": count},
             "cost": 0.0123,
             "prices_as_of": "2026-11",
@@ -88,7 +93,9 @@ class Daemon:
         return {"pid": self.process.pid, "mountpoint": self.mountpoint, "settles_in": self.settles_in}
 
     def ended(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
-        progress({"unsaved_blocks": 1})
+        for report in self.reports:
+            progress(report)
+            time.sleep(0.01)
         return {} if self.close_error is None else {"error": self.close_error}
 
     def _end(self) -> None:
@@ -184,6 +191,68 @@ def test_unmount_says_that_the_daemon_waits(run: Run, daemon: Daemon) -> None:
     daemon.settles_in = 93.4
     answer = run("unmount", daemon.mountpoint)
     assert (answer.code, answer.err) == (0, "waits 93 s for requests that may still arrive\n")
+
+
+OUTAGE = {"unsaved_blocks": 3, "write_back_error": "it is away"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [
+        ([OUTAGE] * 3, ["write-back fails: it is away; it is tried again"]),
+        (
+            [OUTAGE, OUTAGE | {"write_back_error": "it is full"}, OUTAGE | {"write_back_error": None}],
+            ["write-back fails: it is away; it is tried again", "write-back fails: it is full; it is tried again"],
+        ),
+        ([OUTAGE | {"write_back_error": None}] * 50, ["waiting for the store: 3 blocks are not stored yet"]),
+        ([{"unsaved_blocks": left} for left in range(50, 0, -1)], []),
+    ],
+    ids=["fails", "fails otherwise", "says no reason", "goes on"],
+)
+def test_unmount_says_once_why_nothing_is_stored(
+    run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, object]], said: list[str]
+) -> None:
+    monkeypatch.setattr("s3backer.cli.common._STALL_SECONDS", 0.2)
+    daemon.reports = reports
+    answer = run("unmount", daemon.mountpoint)
+    assert (answer.code, answer.err.splitlines()) == (0, said)
+
+
+def test_a_line_beside_a_bar_is_shown_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with unsaved_progress() as report:
+        report({"unsaved_blocks": 3, "write_back_error": "[red] " + "long " * 40})
+    assert f"write-back fails: [red] {'long ' * 40}; it is tried again" in capsys.readouterr().err
+
+
+def test_a_mount_that_is_about_to_end_is_shown_as_such(run: Run, daemon: Daemon) -> None:
+    assert "about to end" not in run("info", str(daemon.url)).out
+    daemon.ending = True
+    assert "here on /mnt/s3backer-test by process" in (shown := run("info", str(daemon.url)).out)
+    assert "which is about to end" in shown
+
+
+def test_unmount_means_the_mount_that_is_there_not_one_that_was(run: Run, daemon: Daemon, sockets: Path) -> None:
+    """The same mount point may be used anew while the daemon before still stores."""
+    asked: list[str] = []
+
+    def info(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        return {"mountpoint": daemon.mountpoint, "pid": os.getpid(), "ending": True}
+
+    def unmount(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        asked.append("unmount")
+        return {}
+
+    # The first one in order.
+    before = ControlServer(sockets / f"{'0' * 32}.sock", {"info": info, "unmount": unmount})
+    before.start()
+    try:
+        answer = run("unmount", daemon.mountpoint)
+    finally:
+        before.stop()
+    assert (answer.code, asked, [name for name, _ in daemon.asked]) == (0, [], ["unmount"])
 
 
 def test_unmount_says_how_closing_ended(run: Run, daemon: Daemon) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from s3backer.control import call
 from s3backer.errors import S3backerError
-from tests.support.mounts import is_alive, loop_device, needs_mounts
+from tests.support.mounts import is_alive, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
 from tests.support.workbench import BLOCK, SIZE, Workbench, without_lane, write_unflushed
 
@@ -87,7 +88,7 @@ def test_flush_reports_progress_and_failure(bench: Workbench) -> None:
 
         (bench.knobs / "hold-flush").touch()
         assert call(bench.ident, "flush", on_progress=on_progress) == {"unsaved_blocks": 3}
-        assert several.is_set() and heard[0] == {"unsaved_blocks": 3}
+        assert several.is_set() and heard[0] == {"unsaved_blocks": 3, "write_back_error": None}
         with bench.turned("fail-flush"):
             error = refused(bench, "flush")
         assert (error.message, error.hint, error.exit_code) == ("the store at 127.0.0.1 is away", "Wait.", 3)
@@ -249,6 +250,50 @@ connection.sendall(b'{"version":1,"command":"unmount"}\\n')
 while connection.recv(4096):
     pass
 """
+
+
+@without_lane
+@pytest.mark.parametrize("first", ["asked", "signal"])
+def test_whoever_asks_for_the_end_once_more_waits_for_the_same(bench: Workbench, first: str) -> None:
+    (bench.knobs / "stay-open").touch()
+    with bench.mounted(fake=True) as mount:
+        if first == "asked":
+            ask(bench, "unmount")
+        else:
+            mount.signal(signal.SIGTERM)
+        wait_until(lambda: not bench.mounts(), "the mount is gone")
+        heard: list[dict[str, object]] = []
+
+        def on_progress(facts: dict[str, object]) -> None:
+            heard.append(facts)
+            if len(heard) == 2:
+                bench.release("stay-open")
+
+        assert ask(bench, "unmount")["pid"] == mount.pid
+        assert call(bench.ident, "ended", on_progress=on_progress) == {}
+        assert heard[0]["unsaved_blocks"] == 3
+        mount.wait()
+    bench.wait_for_nothing()
+
+
+def test_the_end_says_why_nothing_is_stored(volume: Workbench) -> None:
+    heard: list[dict[str, object]] = []
+
+    def on_progress(facts: dict[str, object]) -> None:
+        heard.append(facts)
+        if facts["write_back_error"]:
+            assert ask(volume, "info")["ending"] is True
+            volume.release("outage")
+
+    with volume.mounted() as mount:
+        assert ask(volume, "info")["ending"] is False
+        write_unflushed(mount.file, 0, DATA)
+        (volume.knobs / "outage").touch()
+        mount.umount()
+        call(volume.ident, "ended", on_progress=on_progress)
+        assert "the store is away" in [facts["write_back_error"] for facts in heard]
+        mount.wait()
+    volume.wait_for_nothing()
 
 
 @without_lane

@@ -32,7 +32,9 @@ class FakeDisk:
         self.unsaved = 3
         self.settles_in = 0.0
         self.lost = False
+        self.write_back_error = None
         self.calls = 0
+        self._closing = False
         self._control = control
         (control / "opened").touch()
 
@@ -68,6 +70,8 @@ class FakeDisk:
         return len(taken)
 
     def flush(self) -> None:
+        if self._closing:
+            raise OSError(errno.EBADF, "the volume is closed")
         self._meet("flush")
 
     def resize(self, size: int, *, discard: bool = False) -> None:
@@ -87,6 +91,7 @@ class FakeDisk:
     def close(
         self, progress: Callable[[int, int], None] | None = None, waits: Callable[[float], None] | None = None
     ) -> None:
+        self._closing = True
         while (self._control / "stay-open").exists():
             if progress:
                 progress(self.unsaved, 3)
