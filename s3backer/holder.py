@@ -276,7 +276,7 @@ class Holder:
                 self._lose(error)
                 return
             except S3backerError as error:
-                self.lease.failed(self._clock())
+                self.lease.failed(self._clock(), error)
                 if not complained:
                     log.warning("the mount token of %s cannot be renewed: %s", self._url, error)
                 complained = True

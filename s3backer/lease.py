@@ -15,7 +15,7 @@ Guarantees
 
 from __future__ import annotations
 
-from s3backer.errors import StoreError, VolumeInUse
+from s3backer.errors import S3backerError, StoreError, VolumeInUse
 
 #: Seconds of a term.
 TERM = 60.0
@@ -32,6 +32,8 @@ class Lease:
         self._renewed = sent_at
         self._next = sent_at + term * _RENEW
         self._lost: VolumeInUse | None = None
+        #: Why the last attempt to renew it had no success, if that is so and known.
+        self._failure: S3backerError | None = None
 
     @property
     def lost(self) -> VolumeInUse | None:
@@ -42,9 +44,11 @@ class Lease:
         """Hear that the token was renewed by a request that was sent at ``sent_at``."""
         self._renewed = max(self._renewed, sent_at)
         self._next = self._renewed + self._term * _RENEW
+        self._failure = None
 
-    def failed(self, now: float) -> None:
-        """Hear that an attempt to renew it had no success."""
+    def failed(self, now: float, error: S3backerError | None = None) -> None:
+        """Hear that an attempt to renew it had no success, and why."""
+        self._failure = error
         self._next = now + self._term * _PAUSE
 
     def lose(self, error: VolumeInUse) -> None:
@@ -64,9 +68,15 @@ class Lease:
             raise self._lost
         passed = now - self._renewed
         if passed >= self._term * _STOP:
+            # No seconds where the cause is known: who waits is told of it when it changes.
+            failure = self._failure
+            what = (
+                f"was renewed {passed:.0f} s ago and not since" if failure is None else f"cannot be renewed: {failure}"
+            )
+            tried = "Nothing is sent to the store until it is renewed, which is tried all the time."
             raise StoreError(
-                f"the mount token of {self._name} was renewed {passed:.0f} s ago and not since",
-                hint="Nothing is written until it is renewed, which is tried all the time. Nothing is lost meanwhile.",
+                f"the mount token of {self._name} {what}",
+                hint=tried if failure is None else f"{tried} {failure.hint}".rstrip(),
             )
         return self._term - passed
 

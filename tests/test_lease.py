@@ -48,7 +48,13 @@ def test_when_it_is_renewed_when_writing_stops_and_for_how_long_it_is_signed():
     assert lease.sign_for(159.0) == pytest.approx(21.0)
     lease.failed(161.0)
     assert lease.due_in(161.0) == 3.0
+    lease.failed(161.0, StoreError("refused", hint="Look."))
+    with pytest.raises(StoreError, match=r"^the mount token of v cannot be renewed: refused$") as caught:
+        lease.sign_for(161.0)
+    assert caught.value.hint.endswith("tried all the time. Look.")
     lease.renewed(162.0)
+    with pytest.raises(StoreError, match=r"was renewed 40 s ago and not since$"):
+        lease.sign_for(202.0)
     assert lease.due_in(162.0) == 20.0 and lease.sign_for(162.0) == 60.0
 
 
@@ -222,11 +228,12 @@ def test_while_it_cannot_be_renewed_nothing_is_written(bucket: Bucket, clock: Cl
     holder._clock = clock
     clock.ahead += 1000.0
     bucket.away = True
-    # In the order of the store's own faults: the fence is asked first where there is one.
-    with pytest.raises(StoreError, match="was renewed 10"):
-        bucket.fence.check("block")
-    with pytest.raises(StoreError, match="was renewed 10"):
-        MemoryStore.delete(bucket, "block")
+    # In the order of the store's own faults: the fence is asked first where there is one. Who waits for a renewal hears
+    # why there is none.
+    for write in (lambda: bucket.fence.check("block"), lambda: MemoryStore.delete(bucket, "block")):
+        with pytest.raises(StoreError, match="the mount token of v cannot be renewed: the store is away") as caught:
+            write()
+        assert "tried all the time" in caught.value.hint and "Wait." in caught.value.hint
     bucket.away = False
     bucket.put("block", b"2")
     holder.stop()
