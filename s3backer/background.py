@@ -10,7 +10,7 @@
 Guarantees
   * The parent returns only when the daemon is ready and the parent has verified it; else it raises what the daemon
     met, or that it died without a word, and the daemon is gone.
-  * A daemon whose parent was killed before it had verified the mount ends.
+  * A daemon whose parent was killed, or interrupted, before it had verified the mount ends: it hears of that at once.
   * The daemon holds no descriptor, terminal or directory of its parent once the parent has returned.
 """
 
@@ -20,8 +20,10 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -32,11 +34,58 @@ log = logging.getLogger(__name__)
 _VERIFIED = b"verified\n"
 
 
-def launch(serve: Callable[[Callable[[], None]], None], verify: Callable[[], None]) -> int:
-    """Run ``serve(ready)`` in a daemon; return 0 once it has called ``ready`` and ``verify`` has passed here.
+class Parent:
+    """Who asked for a mount, as the daemon sees it."""
 
-    ``ready`` returns when ``verify`` has passed, and raises MountError if it never will; ``serve`` must then end.
-    The calling process must have no other threads.
+    def __init__(self, connection: socket.socket, null: int) -> None:
+        self._connection = connection
+        self._null = null
+        self._heard = threading.Event()
+        #: Whether it has verified the mount.
+        self.verified = False
+
+    def ready(self) -> None:
+        """Say that the mount can be used; return when that was verified, and raise MountError if it never will be."""
+        os.dup2(self._null, 2)
+        os.close(self._null)
+        _tell(self._connection, {"ready": True})
+        try:
+            self.verified = self._connection.recv(len(_VERIFIED)) == _VERIFIED
+        except ConnectionError:
+            self.verified = False
+        self._heard.set()
+        if not self.verified:
+            raise MountError("the process that asked for the mount is gone", hint="Mount it again.")
+        # Wakes the thread that watches, too.
+        self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def watch(self, gone: Callable[[], object]) -> None:
+        """Call ``gone``, in a thread, if the parent goes or is interrupted before the mount was verified."""
+        # Of its own: the other one is closed when the mount was verified.
+        connection = self._connection.dup()
+
+        def look() -> None:
+            poll = select.poll()
+            poll.register(connection, select.POLLRDHUP)
+            with connection:
+                poll.poll()
+            if not self._heard.is_set():
+                gone()
+
+        threading.Thread(target=look, name="s3backer-parent", daemon=True).start()
+
+    def end(self, error: S3backerError) -> NoReturn:
+        """End this process here and now, and tell why."""
+        _tell(self._connection, _failure(error))
+        logging.shutdown()
+        os._exit(error.exit_code)
+
+
+def launch(serve: Callable[[Parent], None], verify: Callable[[], None]) -> int:
+    """Run ``serve(parent)`` in a daemon; return 0 once it is ``ready`` and ``verify`` has passed here.
+
+    When ``Parent.ready`` raises, ``serve`` must end. The calling process must have no other threads.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -83,7 +132,7 @@ def _wait_for_end(connection: socket.socket) -> None:
             pass
 
 
-def _become_daemon(serve: Callable[[Callable[[], None]], None], connection: socket.socket) -> NoReturn:
+def _become_daemon(serve: Callable[[Parent], None], connection: socket.socket) -> NoReturn:
     """Cut all ties with the process that asked, and serve. Never returns."""
     code = 1
     try:
@@ -97,7 +146,7 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], connection: sock
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        code = _serve(serve, connection, null)
+        code = _serve(serve, connection, Parent(connection, null))
     except BaseException as error:
         _tell(connection, _failure(out_of_memory(error) or _defect(error)))
     finally:
@@ -105,33 +154,18 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], connection: sock
         os._exit(code)
 
 
-def _serve(serve: Callable[[Callable[[], None]], None], connection: socket.socket, null: int) -> int:
-    verified = False
-
-    def ready() -> None:
-        nonlocal verified
-        os.dup2(null, 2)
-        os.close(null)
-        _tell(connection, {"ready": True})
-        try:
-            verified = connection.recv(len(_VERIFIED)) == _VERIFIED
-        except ConnectionError:
-            verified = False
-        if not verified:
-            raise MountError("the process that asked for the mount is gone", hint="Mount it again.")
-        connection.close()
-
+def _serve(serve: Callable[[Parent], None], connection: socket.socket, parent: Parent) -> int:
     try:
-        serve(ready)
-        if not verified:
+        serve(parent)
+        if not parent.verified:
             raise MountError("it was unmounted before it was ready", hint="Mount it again.")
     except S3backerError as error:
-        if verified:
+        if parent.verified:
             log.error("%s", error)
         _tell(connection, _failure(error))
         return error.exit_code
     except Exception as error:
-        if verified:
+        if parent.verified:
             log.critical("the daemon failed", exc_info=error)
         raise
     return 0

@@ -24,9 +24,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from s3backer.background import launch
+from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
 from s3backer.errors import JournalError, MountError, S3backerError, UsageError, VolumeInUse
@@ -57,6 +57,8 @@ _ANSWER_SECONDS = 2.0
 #: Longest wait in seconds for the kernel to report that a file was closed.
 _RELEASE_SECONDS = 0.5
 _SECTOR = 512
+#: What a process ends with that was interrupted, as the command line does it.
+_INTERRUPTED = 130
 
 
 def run_mount(request: MountRequest) -> int:
@@ -79,10 +81,10 @@ def run_mount(request: MountRequest) -> int:
 
         _Daemon(request, options, redacting, service).run(announce)
         return 0
-    return launch(lambda ready: _serve_in_background(request, options, ready), lambda: _verify(request, options))
+    return launch(lambda parent: _serve_in_background(request, options, parent), lambda: _verify(request, options))
 
 
-def _serve_in_background(request: MountRequest, options: set[str], ready: Callable[[], None]) -> None:
+def _serve_in_background(request: MountRequest, options: set[str], parent: Parent) -> None:
     # Standard error is the user's until the mount is ready; what goes well is not worth a line there.
     redacting = configure_logging(True, request.debug, quiet=not request.debug)
 
@@ -90,9 +92,9 @@ def _serve_in_background(request: MountRequest, options: set[str], ready: Callab
         configure_logging(False, request.debug, request.quiet, ident=ident, redacting=redacting)
         log.info("%s is mounted on %s by process %d", request.url, request.mountpoint, os.getpid())
         log.info("%s %s", request.url, journal)
-        ready()
+        parent.ready()
 
-    _Daemon(request, options, redacting).run(announce)
+    _Daemon(request, options, redacting, parent=parent).run(announce)
 
 
 def _verify(request: MountRequest, options: set[str]) -> None:
@@ -123,10 +125,16 @@ class _Daemon:
     """Opens, serves and closes one volume in this process."""
 
     def __init__(
-        self, request: MountRequest, options: set[str], redacting: Redacting, service: Service | None = None
+        self,
+        request: MountRequest,
+        options: set[str],
+        redacting: Redacting,
+        service: Service | None = None,
+        parent: Parent | None = None,
     ) -> None:
         self._request = request
         self._service = service or Service()
+        self._parent = parent
         self._options = options
         self._redacting = redacting
         self._closing = ClosingProgress(terminal=request.foreground and not request.quiet and sys.stderr.isatty())
@@ -134,6 +142,7 @@ class _Daemon:
         self._stop_asked = False
         self._stopper: threading.Thread | None = None
         self._mount: FuseMount | None = None
+        self._store: ObjectStore | None = None
         self._volume: Volume | None = None
         self._started = time.monotonic()
         #: Set when the volume is closed, and why that was not well.
@@ -154,6 +163,8 @@ class _Daemon:
                 "kernel that it serves a disk: keep programs that write to the disk out of that group, or all may hang"
             )
         with Signals(self._on_signal):
+            if self._parent is not None:
+                self._parent.watch(self._request_stop)
             try:
                 self._open_and_serve(ready)
             finally:
@@ -164,7 +175,7 @@ class _Daemon:
         request = self._request
         self._redacting.register(request.store_options.secret_key)
         self._redacting.register(request.volume_options.encoding.password)
-        store = open_store(request.url, request.store_options)
+        self._store = store = open_store(request.url, request.store_options)
         ident = socket_name(store, request.url.prefix)
         try:
             volume = self._open(store, request.volume_options)
@@ -221,7 +232,7 @@ class _Daemon:
     def _replaying(self, done: int, total: int) -> None:
         """Hear that a journal is replayed, or a former mount waited for; a signal ends it."""
         if self._stop_asked:
-            raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
+            raise _stopped_early()
         what = f"replaying the journal, {done * 100 // total} %" if total else "waiting for the former mount to end"
         self._service.starting(what)
 
@@ -259,7 +270,7 @@ class _Daemon:
         """From now on a signal stops this mount; one that came before is heard here."""
         with self._lock:
             if self._stop_asked:
-                raise MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
+                raise _stopped_early()
             self._mount = mount
 
     def _serve(self, mount: FuseMount, operations: DiskOperations, ready: Callable[[], None]) -> None:
@@ -315,10 +326,22 @@ class _Daemon:
             if first and self._mount is not None:
                 self._stopper = threading.Thread(target=self._mount.stop, name="s3backer-stop", daemon=True)
                 self._stopper.start()
+        if self._volume is None and (self._store is None or self._store.fence.shut()):
+            # It may wait for a store that is away, and there is nothing to be undone.
+            self._end_at_once()
         if first and (volume := self._volume) is not None:
             # Calls under way may have much to store before closing begins.
             self._service.stopping(lambda: volume.unsaved, lambda: volume.settles_in)
         return first
+
+    def _end_at_once(self) -> NoReturn:
+        """End this process, which has written nothing to the bucket: its end unlocks what it has locked."""
+        error = _stopped_early()
+        if self._parent is not None:
+            self._parent.end(error)
+        log.error("%s", error)
+        logging.shutdown()
+        os._exit(_INTERRUPTED)
 
     def _unmount(self, volume: Volume, mount: FuseMount, operations: DiskOperations, file: str) -> None:
         """Unmount if nobody uses it, and make serving end; nothing where that was done before. Raises MountError."""
@@ -396,6 +419,10 @@ class _Daemon:
             log.warning("no control socket: %s", error)
             return None
         return server
+
+
+def _stopped_early() -> MountError:
+    return MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
 
 
 def _told(error: S3backerError) -> dict[str, object]:

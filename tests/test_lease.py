@@ -639,3 +639,17 @@ def test_leases_that_others_have_written(bucket: Bucket, text: str, seconds: tup
     bucket.put(TOKEN_NAME, found.body, metadata=metadata)
     seen = read_token(bucket, "")
     assert seen is not None and (seen.lease, seen.arriving, seen.owed) == seconds
+
+
+# ── the fence ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_fence_is_shut_only_before_anything_was_written(bucket: Bucket) -> None:
+    assert bucket.fence.shut()
+    with pytest.raises(StoreError, match="about to end"):
+        bucket.put("block", b"1")
+    assert Bucket(bucket).list("").entries == ()
+    other = Bucket()
+    other.put("block", b"1")
+    assert not other.fence.shut()
+    other.put("block", b"2")

@@ -206,7 +206,7 @@ class JournalDirectory:
         except BlockingIOError:
             raise VolumeInUse(
                 f"the volume is in use by another process of this host, which has locked {self.path}",
-                hint="That mount is alive: unmount it. If it hangs, end its process first.",
+                hint="Unmount it; or wait, if a mount begins or ends just now. If that process hangs, end it first.",
             ) from None
 
     def _clean(self) -> None:

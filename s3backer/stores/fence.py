@@ -7,9 +7,11 @@ each call is one attempt, since only who keeps it knows whether another one is r
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 from s3backer.clocks import boot_time
+from s3backer.errors import StoreError
 
 
 class Fence:
@@ -23,6 +25,9 @@ class Fence:
         #: The key that is outside.
         self.outside: str | None = None
         self._ask: Callable[[bool], float] = lambda wait: math.inf
+        #: Whether a write was ever let through, and whether none ever will be.
+        self._passed = self._shut = False
+        self._lock = threading.Lock()
 
     def put_up(self, outside: str, ask: Callable[[bool], float]) -> None:
         """Let ``ask`` decide about every key but ``outside``: it returns the seconds, or raises why not.
@@ -40,4 +45,14 @@ class Fence:
 
         ``wait``: some seconds for an answer, where that may help. Not for who holds what others need.
         """
+        with self._lock:
+            if self._shut:
+                raise StoreError("nothing is written any more: the process is about to end", hint="Start it again.")
+            self._passed = True
         return math.inf if key == self.outside else self._ask(wait)
+
+    def shut(self) -> bool:
+        """Let nothing be written from here, if nothing ever was; return whether that is so."""
+        with self._lock:
+            self._shut = not self._passed
+            return self._shut

@@ -109,7 +109,7 @@ def test_one_at_a_time(place: Place) -> None:
     with place.open():
         with pytest.raises(VolumeInUse, match="is mounted by") as caught:
             place.open()
-        assert "That mount is alive" in caught.value.hint
+        assert "a mount begins or ends" in caught.value.hint
         with pytest.raises(VolumeInUse, match=f"with a journal in {place.journals} there"):
             place.open(journal_directory=str(place.directory / "elsewhere"))
         with pytest.raises(VolumeInUse):

@@ -216,18 +216,37 @@ def test_when_the_caller_is_killed_nothing_is_left(volume: Workbench, number: si
         assert daemon
         assert volume.mounts() == ([str(volume.mountpoint)] if knob == "hold-verify" else [])
         process.send_signal(number)
-        if number != signal.SIGINT:
-            # Interrupted, it waits for its daemon.
-            process.wait(PATIENCE)
-        if knob == "hold-open":
-            assert is_alive(daemon)
-            volume.release(knob)
         process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
         wait_until(lambda: not is_alive(daemon), "the daemon ends")
         volume.wait_for_nothing()
     finally:
         volume.close(process)
+
+
+@without_lane
+@pytest.mark.parametrize("journal", [0, 4 << 20], ids=["without a journal", "with a journal"])
+@pytest.mark.parametrize("how", ["caller", "daemon", "foreground"])
+def test_a_mount_that_waits_for_its_store_can_be_stopped(volume: Workbench, how: str, journal: int) -> None:
+    """It has written nothing, so that there is nothing to wait for, and nothing hinders the next one."""
+    what: dict[str, Any] = {"volume": {"journal": journal, "journal_directory": str(volume.directory / "journals")}}
+    before = volume.tree()
+    (volume.knobs / "hold-head").touch()
+    process = start_runner(volume.what(foreground=how == "foreground", **what), volume.directory)
+    try:
+        volume.wait_reached("hold-head")
+        daemon = process.pid if how == "foreground" else volume.daemon(process.pid)
+        os.kill(process.pid if how == "caller" else daemon, signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == {"caller": -signal.SIGINT, "daemon": 7, "foreground": 130}[how], said
+        assert how == "caller" or "stopped by a signal before the mount was ready" in said
+        wait_until(lambda: not is_alive(daemon), "the daemon ends")
+        assert volume.tree() == before
+        volume.wait_for_nothing()
+    finally:
+        volume.close(process)
+    with volume.mounted(**what) as mount:
+        assert mount.file.stat().st_size == SIZE
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -101,7 +101,7 @@ class _Knobs:
         store = open_store(url, options)
         for name in ("get", "get_unless", "head", "put", "delete", "list"):
             setattr(store, name, self.failing(getattr(store, name)))
-        for name in ("get", "put"):
+        for name in ("get", "head", "put"):
             setattr(store, name, self.held(f"hold-{name}", getattr(store, name)))
         return store
 
