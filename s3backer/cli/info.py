@@ -65,7 +65,7 @@ def _journal_text(facts: dict[str, Any] | None) -> str:
         return "none"
     if facts["failure"]:
         return f"has failed: {facts['failure']}"
-    left = f"; {facts['left']} blocks in it are left by an earlier mount" if facts.get("left") else ""
+    left = f"; {facts['left']} blocks are in it only" if facts.get("left") else ""
     less = f", room for {format_size(facts['limit'])}" if facts.get("limit", facts["bytes"]) < facts["bytes"] else ""
     return f"{facts['fill']:.0%} of {format_size(facts['bytes'])} in use{less}, {facts['directory']}{left}"
 

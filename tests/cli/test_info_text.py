@@ -11,5 +11,5 @@ def test_the_journal() -> None:
     assert _journal_text(None) == "none"
     assert _journal_text(FACTS) == "12% of 256 MiB in use, /var/j"
     assert _journal_text({**FACTS, "limit": 48 << 20}) == "12% of 256 MiB in use, room for 48 MiB, /var/j"
-    assert _journal_text({**FACTS, "left": 7}).endswith("; 7 blocks in it are left by an earlier mount")
+    assert _journal_text({**FACTS, "left": 7}).endswith(", /var/j; 7 blocks are in it only")
     assert _journal_text({**FACTS, "failure": "no room"}) == "has failed: no room"
