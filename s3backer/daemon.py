@@ -30,11 +30,13 @@ from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
 from s3backer.errors import JournalError, MountError, S3backerError, UsageError, VolumeInUse
+from s3backer.journal.files import has_files
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
 from s3backer.mountpoint import loop_devices, wait_for_size
 from s3backer.opening import VolumeOptions
 from s3backer.process import has_memory_limit, open_standard_descriptors, prepare_process
+from s3backer.recovery import place_of_journal
 from s3backer.signals import Signals
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore
@@ -68,7 +70,7 @@ def run_mount(request: MountRequest) -> int:
     thread, in the background of a process without other threads.
     """
     open_standard_descriptors()
-    request = with_default_journal(absolute(request))
+    request = with_default_journal(absolute(request), named=request.volume_options.journal_directory is not None)
     options = check(request)
     if request.foreground:
         redacting = configure_logging(True, request.debug, request.quiet)
@@ -212,16 +214,23 @@ class _Daemon:
     def _open(self, store: ObjectStore, options: VolumeOptions) -> Volume:
         prefix = self._request.url.prefix
         try:
-            return Volume.open(store, prefix, options, progress=self._replaying)
+            volume = Volume.open(store, prefix, options, progress=self._replaying)
         except (UsageError, JournalError) as error:
-            if not (self._request.default_journal and options.journal):
+            if not (self._request.default_journal and options.journal) or self._is_about_the_last(
+                error, store, options
+            ):
                 raise
             # Blocks or memory may be of a size that no journal of this size goes with, or there is no place for one.
             # Where one is that has to be replayed, this raises the same.
             volume = Volume.open(store, prefix, replace(options, journal=0), progress=self._replaying)
-            log.warning("%s has no journal: %s", self._request.url, error.message)
-            self._request = replace(self._request, no_journal=error.message)
-            return volume
+            self._request = replace(self._request, no_journal=error.message, journal_missed=True)
+        if self._request.journal_missed:
+            log.warning("%s has no journal: %s", self._request.url, self._request.no_journal)
+        return volume
+
+    def _is_about_the_last(self, error: S3backerError, store: ObjectStore, options: VolumeOptions) -> bool:
+        """Whether an error is about the journal that a mount has left: without one of its own it would be the same."""
+        return isinstance(error, JournalError) and has_files(place_of_journal(store, self._request.url.prefix, options))
 
     def _about_journal(self, volume: Volume) -> str:
         facts = volume.facts().get("journal")

@@ -33,8 +33,9 @@ class MountRequest:
     """What ``mount`` was asked for. Modes are permission bits; None is 0600, or 0400 if read-only.
 
     ``lazy_fsync``: fsync and close are answered at once, as by the original. ``uid`` and ``gid`` own the files, None:
-    who mounts. ``default_journal``: have one, where there is room for it; ``no_journal``: why there is none.
-    ``stats_mirror``: a file that gets a copy of the statistics every ``stats_interval`` seconds.
+    who mounts. ``default_journal``: have one, where there is room for it; ``no_journal``: why there is none;
+    ``journal_missed``: although a directory was named for it. ``stats_mirror``: a file that gets a copy of the
+    statistics every ``stats_interval`` seconds.
     """
 
     url: VolumeURL
@@ -53,6 +54,7 @@ class MountRequest:
     gid: int | None = None
     default_journal: bool = False
     no_journal: str = ""
+    journal_missed: bool = False
     stats_mirror: str | None = None
     stats_interval: float = 1.0
     quiet: bool = False
@@ -84,8 +86,11 @@ def absolute(request: MountRequest) -> MountRequest:
     )
 
 
-def with_default_journal(request: MountRequest) -> MountRequest:
-    """Give the mount a journal where nothing was said of one, it is of use, and there is room; else say why not."""
+def with_default_journal(request: MountRequest, *, named: bool = False) -> MountRequest:
+    """Give the mount a journal where nothing was said of one, it is of use, and there is room; else say why not.
+
+    ``named``: its directory was.
+    """
     options = request.volume_options
     if why := _no_journal(request):
         return replace(request, no_journal=why)
@@ -94,7 +99,7 @@ def with_default_journal(request: MountRequest) -> MountRequest:
     try:
         wanted = replace(options, journal=default_size(options.journal_directory or journals_directory()))
     except UsageError as error:
-        return replace(request, no_journal=error.message)
+        return replace(request, no_journal=error.message, journal_missed=named)
     return replace(request, volume_options=wanted)
 
 

@@ -27,6 +27,8 @@ def default_size(path: str | os.PathLike[str]) -> int:
         facts, device = os.statvfs(place), os.stat(place).st_dev
     except OSError as error:
         raise UsageError(f"{place} cannot be looked at: {error.strerror}") from None
+    if not os.path.isdir(place):
+        raise UsageError(f"{place} is not a directory")
     name = f"{os.major(device)}:{os.minor(device)}"
     mounted = next((mount for mount in reversed(read_mounts()) if mount.device == name), None)
     if mounted is not None and mounted.kind in _PASSING:

@@ -55,7 +55,10 @@ _SETTLED = b"settled"
 _BUSY = "busy"
 _LOOK = "Look at that directory."
 _ELSEWHERE = "Name another place with --journal-directory."
-_NEEDED = "Make it so that it can: what a mount has left is in it."
+_NEEDED = (
+    "What a mount has left is in it: let this user write to it (a disk that is mounted read-only: mount -o "
+    "remount,rw), and try again."
+)
 #: Permissions of others than the owner.
 _OTHERS, _OTHERS_WRITE = 0o077, 0o022
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -175,6 +178,8 @@ class JournalDirectory:
     def _check_place(self) -> None:
         """Raise JournalError if others could put a directory of theirs in place of the journal's."""
         mode = os.stat(self.place).st_mode
+        if not stat.S_ISDIR(mode):
+            raise JournalError(f"{self.place}, where journals are to be, is not a directory", hint=_ELSEWHERE)
         if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
             raise JournalError(
                 f"others than this user can write to {self.place}, where journals are",

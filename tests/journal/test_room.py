@@ -318,6 +318,11 @@ def test_no_journal_by_default_where_there_is_no_room(tmp_path: Path, monkeypatc
     with pytest.raises(UsageError, match=f"^{tmp_path} cannot be written to$"):
         default_size(place)
 
+    (tmp_path / "file").touch()
+    for file in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=f"^{tmp_path}/file is not a directory$"):
+            default_size(file)
+
     def refuse(path: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -340,4 +345,8 @@ def test_whether_there_is_one_where_nothing_is_said(tmp_path: Path, monkeypatch:
     ):
         assert with_default_journal(other) == replace(other, no_journal=why)
     monkeypatch.setattr("s3backer.journal.default._LEAST_FREE", 1 << 60)
-    assert with_default_journal(request).no_journal.startswith(f"the disk of {tmp_path} has only ")
+    without = with_default_journal(request)
+    assert without.no_journal.startswith(f"the disk of {tmp_path} has only ") and not without.journal_missed
+    # Who has named a directory for it is to hear that there is none.
+    assert with_default_journal(request, named=True) == replace(without, journal_missed=True)
+    assert not with_default_journal(replace(request, default_journal=False), named=True).journal_missed

@@ -356,6 +356,33 @@ def test_there_is_none_where_it_cannot_be(in_its_directory: Bench, tmp_path: Pat
     assert command_mounted(in_its_directory, "--memory=1GiB") == "None"
 
 
+@lane_first
+def test_who_has_named_a_directory_for_it_hears_that_there_is_none(in_its_directory: Bench, tmp_path: Path) -> None:
+    bench, mount = in_its_directory, ("mount", str(in_its_directory.mountpoint))
+
+    def said(*words: str) -> str:
+        text = bench.command(*mount, *words)
+        umount(bench.mountpoint)
+        wait_until(lambda: not bench.token.exists(), "it has ended")
+        return text
+
+    assert f"file://{bench.bucket} has no journal: /dev/null is not a directory\n" in said(
+        "--journal-directory=/dev/null"
+    )
+    assert said("--journal-directory=/dev/null", "--journal=none") == ""
+    with small_disk(tmp_path / "small", "100m") as small:
+        assert "does not last" in said(f"--journal-directory={small}")
+
+
+@without_lane
+def test_a_refusal_of_the_last_journal_is_said_once(dead: Bench) -> None:
+    """Also where nobody has asked for a journal: mounting without one would be refused as well."""
+    dead.command("unlock", "--force")
+    code, text = dead.run(request={"default_journal": True, "foreground": True})
+    assert code == 9
+    assert text.count("was not unmounted") == 1
+
+
 def said_by(bench: Bench, volume: Mapping[str, object] | None = None, **request: object) -> str:
     """Mount in the foreground, where nothing is said of a journal, and return what it has logged."""
     request = {"foreground": True, "default_journal": True, **request}
@@ -511,12 +538,17 @@ def test_a_place_that_cannot_be_used(journaled: Bench, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", "8m") as small:
         run("mount", "-o", "remount,ro", str(small))
         (tmp_path / "file").touch()
-        for place, why in ((small / "j", "Read-only file system"), (tmp_path / "file", "Not a directory")):
+        for place, why in (
+            (small / "j", " cannot be used: Read-only file system"),
+            (tmp_path / "file", f"{tmp_path}/file, where journals are to be, is not a directory"),
+            # Its mode lets others write to it, and is none of ours to change.
+            (Path("/dev/null"), "/dev/null, where journals are to be, is not a directory"),
+        ):
             code, text = journaled.run(volume={"journal_directory": str(place)})
             assert code == 9
             said, hint = text.splitlines()
-            assert said.startswith(f"the journal's directory {place}/") and said.endswith(f" cannot be used: {why}")
-            assert "--journal-directory" in hint and "--journal none" in hint
+            assert str(place) in said and said.endswith(why)
+            assert "chmod" not in hint and "--journal-directory" in hint and "--journal none" in hint
             assert not journaled.token.exists()
             assert "has no journal" in said_by(journaled, {"journal": 0, "journal_directory": str(place)})
 
@@ -535,7 +567,8 @@ def test_a_journal_that_cannot_be_gone_on_with(journaled: Bench, tmp_path: Path)
             assert code == 9
             said, hint = text.splitlines()
             assert said.endswith(" cannot be used: Read-only file system")
-            assert "what a mount has left is in it" in hint and "--journal" not in hint
+            assert hint.startswith("What a mount has left is in it: ") and "mount -o remount,rw" in hint
+            assert "--journal" not in hint
         run("mount", "-o", "remount,rw", str(small))
         with journaled.mounted(volume=where) as mount:
             assert read(mount, len(DATA)) == DATA
