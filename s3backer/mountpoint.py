@@ -34,13 +34,17 @@ _KERNEL_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the kernel's table. ``device`` is MAJOR:MINOR, by which /sys/class/bdi names it too."""
+    """One line of the kernel's table. ``device`` is MAJOR:MINOR, by which /sys/class/bdi names it too.
+
+    ``root``: what of the filesystem is shown there.
+    """
 
     mount_id: int
     device: str
     path: str
     kind: str
     source: str
+    root: str = "/"
 
 
 def read_mounts(table: str = "/proc/self/mountinfo") -> list[Mount]:
@@ -50,7 +54,8 @@ def read_mounts(table: str = "/proc/self/mountinfo") -> list[Mount]:
         for line in lines:
             fields = line.split()
             rest = fields[fields.index("-", 6) + 1 :]
-            mounts.append(Mount(int(fields[0]), fields[2], _unescape(fields[4]), rest[0], _unescape(rest[1])))
+            root, path, source = map(_unescape, (fields[3], fields[4], rest[1]))
+            mounts.append(Mount(int(fields[0]), fields[2], path, rest[0], source, root))
     return mounts
 
 
@@ -127,16 +132,33 @@ def _undo(path: str) -> str:
 
 def _check_apart(path: str, directory: str) -> None:
     for inner, outer in ((path, directory), (directory, path)):
-        if os.path.commonpath((inner, outer)) == outer:
+        if _lies_in(inner, outer):
             raise MountError(
                 f"mount point {path} and the volume's own directory {directory} lie in each other",
                 hint="Mount it somewhere else: a disk cannot be kept on itself.",
             )
 
 
+def _lies_in(path: str, place: str) -> bool:
+    """Whether a path lies in a place, by its name or by what a bind mount shows there; both absolute and resolved."""
+    if os.path.commonpath((path, place)) == place:
+        return True
+    mounts = read_mounts()
+    inner, outer = _in_filesystem(path, mounts), _in_filesystem(place, mounts)
+    return inner[0] == outer[0] and os.path.commonpath((inner[1], outer[1])) == outer[1]
+
+
+def _in_filesystem(path: str, mounts: Sequence[Mount]) -> tuple[str, str]:
+    """Return the device on which a path is, and where it is in that filesystem."""
+    # Of several the deepest shows it; of those on the same place the last.
+    over = (mount for mount in mounts if os.path.commonpath((path, mount.path)) == mount.path)
+    shown = max(enumerate(over), key=lambda numbered: (len(numbered[1].path), numbered[0]))[1]
+    return shown.device, os.path.normpath(os.path.join(shown.root, os.path.relpath(path, shown.path)))
+
+
 def check_outside(what: str, path: str, place: str, where: str, remedy: str) -> None:
     """Raise UsageError if a path lies in ``place``; both are absolute and resolved."""
-    if os.path.commonpath((path, place)) == place:
+    if _lies_in(path, place):
         raise UsageError(
             f"{what}: {path} lies {where}",
             hint=f"{remedy}: what is kept on its own volume waits for itself.",

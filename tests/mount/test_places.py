@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from s3backer.errors import UsageError
+from s3backer.errors import MountError, UsageError
 from s3backer.mount_request import MountRequest, absolute, check_places
+from s3backer.mountpoint import check_mountpoint
 from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
 from s3backer.url import VolumeURL
-from tests.support.mounts import needs_mounts
+from tests.support.mounts import needs_mounts, umount
+from tests.support.tools import run
 from tests.support.workbench import Workbench, without_lane
 
 #: Each place, how it is asked for, by what messages call it, and what they say to try.
@@ -64,6 +66,33 @@ def test_a_place_on_the_volume_itself_is_refused(volume: Workbench, kind: str, w
     assert volume.tree() == before
     assert not list(volume.mountpoint.iterdir())
     volume.wait_for_nothing()
+
+
+@needs_mounts
+@pytest.mark.parametrize("bound", ["bucket", "bucket/below"])
+def test_a_bind_mount_of_the_volumes_own_directory(tmp_path: Path, bound: str) -> None:
+    """Under another name it is the same."""
+    (tmp_path / "bucket" / "below").mkdir(parents=True)
+    other = tmp_path / "other"
+    (other / "mnt").mkdir(parents=True)
+    bucket = str(tmp_path / "bucket")
+    run("mount", "--bind", str(tmp_path / bound), str(other))
+    try:
+        (other / "mnt").mkdir()
+        asked = MountRequest(
+            VolumeURL.parse(f"file://{bucket}"),
+            "/mnt",
+            StoreOptions(),
+            VolumeOptions(journal_directory=str(other / "journals")),
+        )
+        with pytest.raises(UsageError, match=f"--journal-directory: {other}/journals lies in the volume's own"):
+            check_places(absolute(asked))
+        with pytest.raises(MountError, match="lie in each other"):
+            check_mountpoint(str(other / "mnt"), volume_directory=bucket)
+    finally:
+        umount(other)
+    check_places(absolute(asked))
+    check_mountpoint(str(other / "mnt"), volume_directory=bucket)
 
 
 def request(mountpoint: str, url: str = "s3://bucket/disk") -> MountRequest:
