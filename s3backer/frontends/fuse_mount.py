@@ -23,7 +23,7 @@ from s3backer.errors import MountError
 from s3backer.frontends.fuse import FILE_HANDLE, FILE_INODE, DiskOperations
 from s3backer.frontends.fuse_options import sort_out
 from s3backer.frontends.lane import FastLane, device_descriptors
-from s3backer.mountpoint import Mount, find_mount, unmount
+from s3backer.mountpoint import Mount, check_mountpoint, find_mount, unmount
 from s3backer.port import Port
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,8 @@ class FuseMount:
                 failure = str(error)
             text = said()
         if failure:
+            # Somebody may have been quicker since it was looked at.
+            check_mountpoint(self._mountpoint, allow_nonempty="nonempty" in self._options)
             raise MountError(
                 f"mounting on {self._mountpoint} failed: {text or failure}",
                 hint="Mounting needs root (in a container CAP_SYS_ADMIN), or a setuid fusermount and a mount point "

@@ -346,6 +346,23 @@ def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> 
 
 
 @without_lane
+def test_a_mount_point_that_somebody_else_takes_meanwhile(volume: Workbench, other: Workbench) -> None:
+    (volume.knobs / "hold-open").touch()
+    process = start_runner(volume.what(), volume.directory)
+    try:
+        volume.wait_reached("hold-open")
+        with other.mounted(mountpoint=str(volume.mountpoint)):
+            volume.release("hold-open")
+            _, said = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 7
+            assert f"file://{other.bucket} is already mounted on {volume.mountpoint}" in said
+            assert "fusermount -u" in said
+    finally:
+        volume.close(process)
+    volume.wait_for_nothing()
+
+
+@without_lane
 def test_a_mount_point_inside_the_volumes_own_directory(volume: Workbench) -> None:
     inside = volume.bucket / "inside"
     inside.mkdir()
