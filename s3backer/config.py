@@ -45,12 +45,25 @@ def seconds(text: str) -> float:
     return float(text)
 
 
-def positive_size(text: str) -> int:
-    """Convert a size of a volume, a block or memory, none of which can be nothing."""
-    size = parse_size(text)
+def time_limit(text: str) -> float:
+    """Convert a limit in seconds: with none at all no request would ever be answered."""
+    limit = seconds(text)
+    if not limit:
+        raise UsageError("without any time no request is ever answered", hint="Write for example 5 or 30.")
+    return limit
+
+
+def positive_size(text: str, *, hint: str = "Write for example 10GiB, 128KiB or 4096.") -> int:
+    """Convert a size of a volume or a block, neither of which can be nothing."""
+    size = parse_size(text, hint=hint)
     if not size:
-        raise UsageError(f"{text!r} is no size for it", hint="Write for example 10GiB, 128KiB or 4096.")
+        raise UsageError(f"{text!r} is no size for it", hint=hint)
     return size
+
+
+def memory_size(text: str) -> int:
+    """Convert a size of memory, or of a local cache: what is small for a volume is too small for those."""
+    return positive_size(text, hint="Write for example 256MiB or 2GiB.")
 
 
 def speed(text: str) -> int:
@@ -145,7 +158,7 @@ STORE: tuple[Option, ...] = (
     Option("--no-verify-tls", "verify_tls", "Trust any certificate. Only for trying things out.", value=False),
     Option("--virtual-host", "virtual_host", "Put the bucket into the host name."),
     Option("--path-style", "virtual_host", "Put the bucket into the path.", value=False),
-    Option("--timeout", "timeout", "Limit for each attempt of a request. [30]", seconds, "SECONDS"),
+    Option("--timeout", "timeout", "Limit for each attempt of a request. [30]", time_limit, "SECONDS"),
 )
 DEBUG = Option("--debug", "debug", "Say everything that happens.")
 FORCE_OPEN = Option(
@@ -188,7 +201,7 @@ ENCODING: tuple[Option, ...] = (
 #: How a volume is opened and shown: ``mount``.
 MOUNT: tuple[Option, ...] = (
     Option("--foreground", "foreground", "Stay in the foreground and log to standard error.", alias="-f"),
-    Option("--memory", "memory", "Budget for cache, blocks under way and bookkeeping. [256MiB]", positive_size, "SIZE"),
+    Option("--memory", "memory", "Budget for cache, blocks under way and bookkeeping. [256MiB]", memory_size, "SIZE"),
     Option("--threads", "threads", "Most requests at once. [64]", whole(1, 1000), "N", alias="--blockCacheThreads"),
     Option("--write-delay", "write_delay", "Longest time a written block waits. [5]", seconds, "SECONDS"),
     Option("--read-only", "read_only", "Refuse writes, and leave the mount token alone.", alias="--readOnly"),
@@ -236,7 +249,7 @@ MOUNT: tuple[Option, ...] = (
         "SIZE",
     ),
     JOURNAL_DIRECTORY,
-    Option("--disk-cache", "disk_cache", "Bytes of a local disk for copies of blocks. [none]", positive_size, "SIZE"),
+    Option("--disk-cache", "disk_cache", "Bytes of a local disk for copies of blocks. [none]", memory_size, "SIZE"),
     Option(
         "--disk-cache-directory",
         "disk_cache_directory",

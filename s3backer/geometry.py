@@ -8,7 +8,7 @@ from s3backer import _fast, _journal
 from s3backer.disk_cache_file import slot_size
 from s3backer.errors import UsageError
 from s3backer.layouts.classic import MAX_BLOCKS
-from s3backer.units import exact_size
+from s3backer.units import exact_size, told_size
 
 MIB = 1 << 20
 #: Memory for the presence map and the ETags, as a share of the budget: 8 MiB each know which blocks of 4 TiB are
@@ -89,7 +89,7 @@ def plan_memory(
     slots = rest // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
         raise UsageError(
-            f"a memory budget of {exact_size(memory)} is too small for blocks of {exact_size(block_size)}",
+            f"a memory budget of {told_size(memory)} is too small for blocks of {told_size(block_size)}",
             hint="Use --memory "
             f"{exact_size(least_memory(block_size, copies, disk_cache=disk_cache, journal=journal))} or more.",
         )

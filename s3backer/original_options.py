@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from s3backer.config import cipher, level, permissions, positive_size, seconds, whole
+from s3backer.config import cipher, level, permissions, positive_size, time_limit, whole
 from s3backer.errors import UsageError
 
 Treatment = Literal["same", "better", "accepted", "refused"]
@@ -152,7 +152,7 @@ _TABLE: tuple[OriginalOption, ...] = (
     _accepted("http11", "No HTTP/2.", note="HTTP/1.1 is what is spoken"),
     _accepted("noCurlCache", "A new connection for each request.", note="a means of debugging libcurl"),
     _same("ipTOS", "type_of_service", "Type of service of the IP packets.", service_type, "TOS"),
-    _same("timeout", "timeout", "Limit for one attempt of a request.", seconds, "SECONDS"),
+    _same("timeout", "timeout", "Limit for one attempt of a request.", time_limit, "SECONDS"),
     _same(
         "initialRetryPause",
         "first_pause",

@@ -41,6 +41,12 @@ def exact_size(size: int) -> str:
     return f"{size}{_SUFFIXES[power - 1].upper()}iB" if power else str(size)
 
 
+def told_size(size: int) -> str:
+    """Return an ``exact_size`` for a sentence, where bytes need their name."""
+    text = exact_size(size)
+    return text if text.endswith("iB") else f"{text} bytes"
+
+
 def format_size(size: int) -> str:
     """Return a size for people to read; ``parse_size`` of it is the same where it is exact, else it says "about"."""
     value, power = float(size), 0

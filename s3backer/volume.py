@@ -47,7 +47,7 @@ from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill
 from s3backer.telemetry.prices import GB
 from s3backer.telemetry.stats import Statistics
-from s3backer.units import exact_size
+from s3backer.units import told_size
 from s3backer.url import volume_id
 from s3backer.volume_journal import VolumeJournal
 
@@ -89,7 +89,7 @@ class Volume:
             self._slab = _fast.Slab(layout.block_size, plan.slots, dirty_limit)
         except MemoryError:
             raise UsageError(
-                f"a memory budget of {exact_size(memory)} is more than this machine gives",
+                f"a memory budget of {told_size(memory)} is more than this machine gives",
                 hint="Use a smaller --memory, or raise the limit (ulimit -v).",
             ) from None
         self._began = time.monotonic()

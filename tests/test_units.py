@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3backer.errors import UsageError
-from s3backer.units import exact_size, format_size, parse_size
+from s3backer.units import exact_size, format_size, parse_size, told_size
 
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 units = st.sampled_from(list(POWERS)).flatmap(
@@ -91,6 +91,8 @@ def test_an_exact_size_is_what_an_option_takes(size: int) -> None:
 def test_how_exact_sizes_look() -> None:
     sizes = (0, 1000000, 128 << 10, 1500 << 20, 1 << 30, 1 << 60)
     assert [exact_size(size) for size in sizes] == ["0", "1000000", "128KiB", "1500MiB", "1GiB", "1EiB"]
+    # In a sentence a number alone says nothing.
+    assert [told_size(size) for size in (1, 1000, 4096)] == ["1 bytes", "1000 bytes", "4KiB"]
 
 
 def test_how_sizes_look() -> None:

@@ -497,6 +497,8 @@ def test_the_memory_that_an_error_names_is_enough(encoding: EncodingOptions) -> 
     before = keys(store)
     with pytest.raises(UsageError, match="of 5MiB is too small for blocks of 1MiB") as caught:
         Volume.open(store, "", VolumeOptions(memory=5 * MIB, encoding=encoding))
+    with pytest.raises(UsageError, match="of 100 bytes is too small for blocks of 1MiB"):
+        Volume.open(store, "", VolumeOptions(memory=100, encoding=encoding))
     assert keys(store) == before
     named = parse_size(caught.value.hint.split()[2])
     with pytest.raises(UsageError):

@@ -39,6 +39,7 @@ from s3backer.errors import JournalError, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header
 from s3backer.logs import state_directory
+from s3backer.units import format_size
 
 #: Bytes of a file, unless blocks are so large that few would fit.
 FILE_BYTES = 64 << 20
@@ -54,6 +55,7 @@ _DISOWNED = b"disowned"
 _SETTLED = b"settled"
 _BUSY = "busy"
 _LOOK = "Look at that directory."
+_FULL = "Free some space there, or put it elsewhere with --journal-directory."
 _ELSEWHERE = "Name another place with --journal-directory."
 _NEEDED = (
     "What a mount has left is in it: let this user write to it (a disk that is mounted read-only: mount -o "
@@ -333,7 +335,11 @@ class JournalDirectory:
                     self._remove_unfinished()
                 raise
         except OSError as error:
-            raise self._error("has no room for another file", error) from None
+            full = (
+                f"Free some space there: two files of {format_size(header.size)} have to fit, smaller ones with a "
+                "smaller --journal. Or put it elsewhere with --journal-directory."
+            )
+            raise self._error("has no room for another file", error, full=full) from None
         return fd
 
     def use_again(self, number: int, fd: int, header: Header) -> None:
@@ -494,7 +500,6 @@ class JournalDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _error(self, what: str, error: OSError, hint: str = _LOOK) -> JournalError:
-        if is_full(error):
-            hint = "Free some space there, or put it elsewhere with --journal-directory."
-        return JournalError(f"the journal's directory {self.path} {what}: {error.strerror}", hint=hint)
+    def _error(self, what: str, error: OSError, hint: str = _LOOK, full: str = _FULL) -> JournalError:
+        text = f"the journal's directory {self.path} {what}: {error.strerror}"
+        return JournalError(text, hint=full if is_full(error) else hint)

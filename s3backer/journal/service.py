@@ -29,7 +29,7 @@ from s3backer.journal.files import FILE_BYTES, JournalDirectory
 from s3backer.journal.format import ENCRYPTED, PAGE, Header, pack_texts
 from s3backer.journal.replay import Recovered
 from s3backer.stores.base import Buffer
-from s3backer.units import exact_size
+from s3backer.units import exact_size, told_size
 
 #: Files that are ready to be used. The last one is left to what is carried until there is another one; a third lets
 #: a writer that is faster than the disk's zeros go on.
@@ -71,12 +71,12 @@ def file_bytes_for(block_size: int, budget: int) -> int:
         )
     if budget < _LEAST_FILES * least:
         raise UsageError(
-            f"a journal of {exact_size(budget)} is too small for blocks of {exact_size(block_size)}",
+            f"a journal of {told_size(budget)} is too small for blocks of {told_size(block_size)}",
             hint=f"Use --journal {exact_size(_LEAST_FILES * least)} or more, or --journal none.",
         )
     if budget // _MOST_FILES > _LARGEST_FILE:
         raise UsageError(
-            f"a journal of {exact_size(budget)} is too large",
+            f"a journal of {told_size(budget)} is too large",
             hint=f"Use --journal {_MOST_FILES * _LARGEST_FILE >> 40}TiB or less.",
         )
     return max(least, min(FILE_BYTES, budget // _FILES), budget // _MOST_FILES) // PAGE * PAGE

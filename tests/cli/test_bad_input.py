@@ -60,6 +60,10 @@ from tests.support.mounts import needs_mounts
         (("mount", "file://{}/volume", "/mnt", "--journal", "None"), 2, "--journal: 'None' is", "512MiB, or none "),
         (("mount", "file://{}/volume", "/mnt", "--journal", ""), 2, "--journal: '' is no size", "512MiB, or none "),
         (("mount", "file://{}/volume", "/mnt", "--journal", "10GB"), 2, "1000 or of 1024", "10GiB"),
+        (("mount", "file://{}/volume", "/mnt", "--memory", "0"), 2, "--memory: '0' is no size", "256MiB or 2GiB"),
+        (("mount", "file://{}/volume", "/mnt", "--memory", "x"), 2, "--memory: 'x' is no size", "256MiB or 2GiB"),
+        (("mount", "file://{}/volume", "/mnt", "--timeout", "0"), 2, "--timeout: without any time", "5 or 30"),
+        (("info", "file://{}/volume", "--timeout", "0.0"), 2, "--timeout: without any time", "5 or 30"),
         (("resize", "file://{}/empty", "1m"), 5, "no volume", "create"),
         (("resize", "file://{}/volume", "0"), 2, "size", "10GiB"),
         (

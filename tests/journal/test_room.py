@@ -273,7 +273,7 @@ def test_a_note_that_cannot_be_read(tmp_path: Path) -> None:
         (
             4096,
             1000,
-            "a journal of 1000 is too small for blocks of 4KiB",
+            "a journal of 1000 bytes is too small for blocks of 4KiB",
             "--journal 256KiB or more, or --journal none",
         ),
         (4096, 1 << 60, "a journal of 1EiB is too large", "--journal 124TiB or less"),

@@ -503,7 +503,7 @@ def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
 def test_too_small_a_journal(journaled: Bench) -> None:
     code, text = journaled.run(volume={"journal": 1000})
     assert code == 2
-    assert "a journal of 1000 is too small for blocks of 4KiB" in text
+    assert "a journal of 1000 bytes is too small for blocks of 4KiB" in text
     assert not journaled.token.exists()
     assert not journaled.files
 
@@ -514,6 +514,7 @@ def test_a_disk_without_room_for_it(journaled: Bench, tmp_path: Path) -> None:
         code, text = journaled.run(volume={"journal_directory": str(small / "j")})
         assert code == 9
         assert "has no room for another file: No space left on device" in text
+        assert "two files of 256 KiB have to fit" in text and "a smaller --journal" in text
         assert "--journal-directory" in text
         assert not journaled.token.exists()
 
