@@ -6,6 +6,7 @@ tests/support/mount_runner.py. Nothing else syncs them here.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -193,6 +194,8 @@ def test_what_was_only_written_is_not(flushed: Bench) -> None:
     data = os.urandom(BLOCK)
     with flushed.serve() as mount, _opened(mount.file, os.O_DIRECT) as descriptor:
         _write(descriptor, data)
+        # The daemon does not hear of this from the kernel.
+        assert ctypes.CDLL(None).syncfs(descriptor) == 0
         assert not flushed.safe(data)
         assert _holds(flushed.directory / "journals", data) == flushed.journaled
         os.fsync(descriptor)

@@ -311,6 +311,27 @@ def test_there_is_one_where_nothing_is_said(in_its_directory: Bench) -> None:
 
 
 @lane_first
+def test_parts_of_sectors_need_the_store(journaled: Bench) -> None:
+    """Of a block that has to be fetched: what is around them is not known. Whole sectors do not."""
+    # The first blocks are read when it is mounted.
+    first = SIZE // 2
+    second = first + 8 * BLOCK
+    with journaled.mounted() as mount:
+        write(mount, DATA, first, sync=True)
+        mount.umount()
+        mount.wait()
+    with journaled.mounted() as mount:
+        with journaled.turned("outage"):
+            with pytest.raises(OSError, match="Input/output error"):
+                write(mount, b"x" * 100, first, sync=False)
+            write(mount, b"x" * 512, second, sync=True)
+            write(mount, b"y" * 100, second, sync=True)
+            write(mount, b"x" * 100, SIZE - BLOCK, sync=True)
+        assert read(mount, 100, first) == DATA[:100]
+        assert read(mount, 513, second) == b"y" * 100 + b"x" * 412 + DATA[8 * BLOCK + 512 : 8 * BLOCK + 513]
+
+
+@lane_first
 @pytest.mark.parametrize("point", ["before-sync:2", "synced:2", "before-store:2", "stored:2"])
 def test_the_command_dies_where_the_environment_says(
     journaled: Bench, monkeypatch: pytest.MonkeyPatch, point: str
