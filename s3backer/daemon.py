@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NoReturn
 from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
-from s3backer.errors import JournalError, MountError, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.journal.files import has_files
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
@@ -439,9 +439,13 @@ def _told(error: S3backerError) -> dict[str, object]:
 
 
 def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:
-    """Return the error, saying where the volume is mounted if a daemon of this host serves it and answers at once."""
+    """Return the error, saying where the volume is mounted if a daemon of this host serves it, or that it is silent."""
     with contextlib.suppress(S3backerError):
-        if (facts := call(ident, "info", silence=_ANSWER_SECONDS)) is not None:
+        try:
+            facts = call(ident, "info", silence=_ANSWER_SECONDS)
+        except DaemonSilent as silent:
+            return VolumeInUse(f"{error.message}; {silent.message}", hint=silent.hint)
+        if facts is not None:
             place = facts.get("mountpoint")
             message = f"{error.message}, here on {place} by process {facts.get('pid')}"
             return VolumeInUse(message, hint=f"Unmount it first: s3backer unmount {place}")

@@ -73,7 +73,7 @@ def _daemon_of(path: str) -> str | None:
         except DaemonSilent as error:
             raise MountError(
                 f"{path} is left as it is: {error.who}, which may serve it, {error.what}",
-                hint=f"{error.hint} If it is another volume's: fusermount -u {path}",
+                hint=f"{error.hint.rstrip('.')}; if it serves another volume: fusermount -u {path}",
             ) from None
     return None
 

@@ -346,6 +346,20 @@ def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> 
 
 
 @without_lane
+def test_a_volume_whose_daemon_is_stopped(volume: Workbench, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with volume.mounted() as mount:
+        mount.signal(signal.SIGSTOP)
+        try:
+            code, said = volume.run(mountpoint=str(tmp_path / "second"))
+        finally:
+            mount.signal(signal.SIGCONT)
+        assert code == 6
+        assert f"process {mount.pid} serves this volume and does not answer: it is stopped" in said
+        assert f"kill -CONT {mount.pid}" in said
+
+
+@without_lane
 def test_a_mount_point_that_somebody_else_takes_meanwhile(volume: Workbench, other: Workbench) -> None:
     (volume.knobs / "hold-open").touch()
     process = start_runner(volume.what(), volume.directory)
