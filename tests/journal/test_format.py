@@ -197,8 +197,8 @@ def test_a_directory_that_is_a_link_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "file").touch()
-    for name in ("link", "file", "file/below"):
-        with pytest.raises(JournalError, match="cannot be used") as caught:
+    for name, why in (("link", "cannot be used"), ("file", "cannot be used"), ("file/below", "is not a directory")):
+        with pytest.raises(JournalError, match=why) as caught:
             JournalDirectory(tmp_path / name)
         assert "--journal-directory" in caught.value.hint
 
