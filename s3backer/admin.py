@@ -21,6 +21,7 @@ from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.journal.named import is_missing, way_on
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
+from s3backer.layouts.stored_note import remove_notes
 from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.recovery import expires_in, place_of_journal
@@ -171,6 +172,7 @@ def _erase_blocks(store: ObjectStore, prefix: str, progress: Callable[[int], Non
     settle(store, volume_name(store, prefix))
     store.delete_many(last)
     erased += len(last)
+    remove_notes(store, prefix)
     # Who makes a volume here next must not meet those deletions.
     settle(store, volume_name(store, prefix))
     if progress:

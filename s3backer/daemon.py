@@ -412,10 +412,11 @@ class _Daemon:
             return answer if left is None else answer | {"left_unsaved": _told(left)}
 
         def ended(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
-            """Return when the volume is closed, with the error if there was one."""
+            """Return when the volume is closed, with the error if there was one, and why a journal is left."""
             while not self._closed.wait(_REPORT_SECONDS):
                 progress(_left_to_store(volume))
-            return {} if self._close_error is None else {"error": _told(self._close_error)}
+            answer: dict[str, object] = {} if volume.journal_left is None else {"journal_left": volume.journal_left}
+            return answer if self._close_error is None else answer | {"error": _told(self._close_error)}
 
         server = ControlServer(
             control_path(ident),

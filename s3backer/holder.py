@@ -139,17 +139,17 @@ class Holder:
         """
         with self._changing:
             self._journal_failed, self._covered = True, False
-            self._put(None)
+            self._put()
 
-    def change(self, value: int) -> None:
-        """Give the token another value. Raises StoreError, and then it has the one or the other; VolumeInUse."""
+    def disown_journal(self) -> None:
+        """Let the token say of no journal any more: all of it is in the bucket. Raises StoreError, VolumeInUse."""
         with self._changing:
-            self._put(value)
+            self._put(journal="")
 
     def renew(self) -> None:
         """Put the token once more, so that everybody sees that we are alive. Raises StoreError or VolumeInUse."""
         with self._changing:
-            self._put(None)
+            self._put()
 
     def give_back(self, *, patient: bool = True) -> MountToken | None:
         """Remove the token and return another's that stands there instead.
@@ -212,18 +212,18 @@ class Holder:
                 self._directory = None
         return seconds
 
-    def _put(self, value: int | None) -> None:
+    def _put(self, **changes: str) -> None:
         if self._store.conditions is not True:
             self._token = self._find_ours()
         for _ in range(2):
             sent_at = self._clock()
             token = self._token.anew(
                 self._random,
-                value=self._token.value if value is None else value,
                 arriving=self._store.arriving,
                 owed=self._owed,
                 covered=self._covered,
                 home=self._token.home if self._directory is not None else "",
+                **changes,
             )
             if self._pending is not None and replace(token, nonce=self._pending.nonce) == self._pending:
                 # The same once more: an outage of hours is one request.

@@ -45,9 +45,10 @@ from s3backer.failpoints import reach
 from s3backer.holder import Holder, quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
-from s3backer.journal.replay import Known, Recovered, scan
+from s3backer.journal.replay import Known, Recovered, newest_session, scan
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import ClassicLayout
+from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import (
     MountToken,
     claim_token,
@@ -169,9 +170,9 @@ def take_journal(
         return None, None
     try:
         recoverer = Recoverer(store, prefix, options, directory)
-        if recoverer.found.pending:
+        if not recoverer.stored and recoverer.found.pending:
             log.warning("%s was not unmounted", url)
-        died = _died_without_journal(store, prefix, directory, recoverer.found)
+        died = not recoverer.stored and _died_without_journal(store, prefix, directory, recoverer.found)
         recovery = recoverer.adopt(progress) if options.journaled else recoverer.replay(progress)
         if isinstance(recovery, Inheritance):
             return directory, recovery
@@ -211,13 +212,26 @@ class Recoverer:
     @cached_property
     def found(self) -> Recovered:
         """What is in the journal. Raises JournalError where it is not what was written, or not this volume's."""
-        if self._directory.lost and self._directory.disowned is None:
+        if self._directory.lost:
             raise JournalDamaged(
                 f"the journal of {self._url} in {self._directory.path} has no files any more, and was not ended: what "
                 "its mount had flushed and not stored yet was in them",
                 hint="Put them back if you can. 's3backer recover --discard' gives them up; look at the volume then.",
             )
         return scan(self._directory, volume_id(self._store.place, self._prefix))
+
+    @cached_property
+    def stored(self) -> bool:
+        """Whether the bucket says that all of the journal is there: its files could not be removed then.
+
+        What stands in the files says nothing of that: they may be damaged, and others have had the volume since.
+        """
+        return self._note is not None and self._note.is_there()
+
+    @cached_property
+    def _note(self) -> StoredNote | None:
+        session = newest_session(self._directory, volume_id(self._store.place, self._prefix))
+        return None if session is None else StoredNote(self._store, self._prefix, session, self._directory.path)
 
     @property
     def empty(self) -> bool:
@@ -227,10 +241,14 @@ class Recoverer:
     def replay(self, progress: Progress = lambda done, total: None, *, force: bool = False) -> Recovery:
         """Bring what is not in the bucket there, then remove the journal and the token.
 
-        ``force``: also where somebody else may have written to the volume since.
+        ``force``: also where somebody else may have written to the volume since, but not what the bucket has already.
         """
+        if self.stored:
+            if force:
+                raise self._nothing_newer()
+            return self._remove_stored(progress)
         token = None if self.empty else self._find_token(progress, force=force)
-        if self._is_disowned(token) or not self.found.pending:
+        if not self.found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
         return self._replay(token, self._layout(token, force=force), progress)
@@ -241,10 +259,12 @@ class Recoverer:
         It cannot be where the disk has no room for more files, or there are too many of them, because it was killed
         again and again: those that there are have to go first.
         """
+        if self.stored:
+            return self._remove_stored(progress)
         found = self.found
         token = None if self.empty else self._find_token(progress)
         ours = token is not None and isinstance(decide(token.value, found), Ours)
-        if self._is_disowned(token) or not found.files or not (found.pending or ours):
+        if not found.files or not (found.pending or ours):
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
         layout = self._layout(token, force=False)
@@ -267,11 +287,22 @@ class Recoverer:
             raise
         return Inheritance(found, holder, quiet_at)
 
-    def _is_disowned(self, token: MountToken | None) -> bool:
-        if token is None or token.value != self._directory.disowned:
-            return False
-        log.warning("%s: all of its journal is in the bucket; only its files could not be removed", self._url)
-        return True
+    def _remove_stored(self, progress: Progress) -> Recovery:
+        """Remove a journal that could not be removed when all of it was in the bucket."""
+        log.warning(
+            "%s: all that the journal in %s holds is in the bucket, as a note there says; it is removed now",
+            self._url,
+            self._directory.path,
+        )
+        self._expire_and_end(self._find_token(progress), progress)
+        return Recovery(0, 0.0, 0)
+
+    def _nothing_newer(self) -> JournalError:
+        return JournalError(
+            f"all that the journal in {self._directory.path} holds is in the bucket of {self._url}, or something "
+            "newer, as a note there says: nothing is replayed",
+            hint=f"Give it up: s3backer recover {self._url} --journal-directory {self._directory.place} --discard",
+        )
 
     def _layout(self, token: MountToken | None, *, force: bool) -> ClassicLayout:
         """Return the volume that the journal's writes belong to; raise why they may not be written there."""
@@ -364,7 +395,7 @@ class Recoverer:
         """
         blocks = None
         with contextlib.suppress(JournalDamaged):
-            blocks = len(self.found.pending)
+            blocks = 0 if self.stored else len(self.found.pending)
         self._expire_and_end(self._find_token(progress), progress)
         return blocks
 
@@ -409,8 +440,8 @@ class Recoverer:
         """Remove the journal, and then the token if it is this host's, or held."""
         mine = token if token is not None and self._is_mine(token) else None
         if mine is not None:
-            # Where its files cannot be removed it is still nobody's.
-            self._directory.note_token(mine.value, disowned=mine.value == self._directory.disowned)
+            # Whoever finds no files any more, and the token, removes that.
+            self._directory.note_token(mine.value)
         self._directory.remove_all(settled=True)
         reach("replay-removed")
         if mine is not None:
@@ -423,6 +454,8 @@ class Recoverer:
             if other is not None:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")
+        if self.stored and self._note is not None:
+            self._note.remove()
         self._directory.forget_token()
 
     def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:

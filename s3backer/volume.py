@@ -120,6 +120,7 @@ class Volume:
         if self._directory is not None and options.journaled:
             assert holder is not None
             journal = VolumeJournal(
+                store,
                 self.name,
                 identity,
                 self._directory,
@@ -339,7 +340,6 @@ class Volume:
                 # Who mounts next on this host waits for the end of this process: its token must be safe from ours.
                 settle(self._store, self.name, waits)
             elif self._holder is not None:
-                self._holder.stop()
                 left = self.left_unsaved()
                 if self._keeper is not None:
                     with contextlib.suppress(JournalError):
@@ -349,6 +349,8 @@ class Volume:
                 if left is not None:
                     raise left
         finally:
+            if self._holder is not None:
+                self._holder.stop()
             self._store.close()
             if self._directory is not None:
                 self._directory.close()
@@ -383,6 +385,11 @@ class Volume:
             f"{what}; they are in the journal in {self._keeper.journal.path}",
             hint=_KEPT,
         )
+
+    @property
+    def journal_left(self) -> str | None:
+        """Why the journal is still there although all of it is in the bucket, and what to do; None if it is not."""
+        return None if self._keeper is None else self._keeper.left
 
     def _close_disk_cache(self) -> None:
         if self._disk_cache is not None:

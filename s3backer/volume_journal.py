@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import time
 
 from s3backer import _fast
 from s3backer.backlog import Backlog
 from s3backer.driver import Driver
-from s3backer.errors import JournalError, S3backerError
+from s3backer.errors import S3backerError
 from s3backer.holder import Holder
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.journal.service import Mount, WriteJournal
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.token import SHARED_TOKEN
+from s3backer.layouts.stored_note import StoredNote
 from s3backer.recovery import Inheritance
+from s3backer.stores.base import ObjectStore
 from s3backer.units import format_size
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class VolumeJournal:
 
     def __init__(
         self,
+        store: ObjectStore,
         name: str,
         identity: bytes,
         directory: JournalDirectory,
@@ -40,15 +41,15 @@ class VolumeJournal:
         budget: int,
         entries: int,
     ) -> None:
-        self._name, self._directory, self._slab, self._layout = name, directory, slab, layout
+        self._name, self._slab, self._layout = name, slab, layout
         self._holder, self._inherited = holder, inherited
         self._taken_over = inherited is not None
-        #: The value of the token in place of the one that the journal knows.
-        self._new_token: int | None = None
+        session = os.urandom(16)
+        self._note = StoredNote(store, layout.prefix, session, directory.path)
         self.journal = WriteJournal(
             directory,
             slab,
-            Mount(identity, os.urandom(16), holder.token.value, name),
+            Mount(identity, session, holder.token.value, name),
             budget=budget,
             capacity=entries,
             key=layout.codec.secret,
@@ -97,7 +98,14 @@ class VolumeJournal:
             if self._holder.lease.lost is None:
                 driver.admit(self._holder.uncover)
 
-        return Keeper(self.journal, in_bucket=driver.begin_flush, on_room=driver.wake, admit=admit, disown=self._disown)
+        return Keeper(
+            self.journal,
+            in_bucket=driver.begin_flush,
+            on_room=driver.wake,
+            admit=admit,
+            note=self._note,
+            disown=self._holder.disown_journal,
+        )
 
     def undo(self) -> None:
         """Close it; where it was not taken over nothing was written yet, and it goes."""
@@ -105,12 +113,3 @@ class VolumeJournal:
         if not self._taken_over:
             with contextlib.suppress(S3backerError):
                 self.journal.end(settled=True)
-
-    def _disown(self) -> None:
-        """Let the mount token be one that the journal does not know."""
-        if self._new_token is None:
-            self._new_token = random.SystemRandom().randrange(1, SHARED_TOKEN)
-        with contextlib.suppress(JournalError):
-            # Before it can be in the bucket: with that value the journal is not replayed.
-            self._directory.note_token(self._new_token, disowned=True)
-        self._holder.change(self._new_token)

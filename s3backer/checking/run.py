@@ -31,6 +31,7 @@ from s3backer.checking.state import CheckState
 from s3backer.checking.subject import Subject
 from s3backer.errors import BucketNotFound, CorruptObject, ObjectNotFound, StoreError
 from s3backer.geometry import MIB
+from s3backer.layouts import stored_note
 from s3backer.layouts.classic import parse_block_name, parse_metadata
 from s3backer.layouts.token import TOKEN_NAME
 from s3backer.stores.base import ListEntry
@@ -178,7 +179,7 @@ class Check:
     def _of_no_block(self, entry: ListEntry) -> Finding | None:
         """Return what is to be said about an object that is no block of the disk."""
         name, hashed = entry.key[len(self._prefix) :], self.subject.layout.hash_prefix
-        if name == TOKEN_NAME:
+        if name == TOKEN_NAME or name.startswith(stored_note.PREFIX):
             return None
         block = parse_block_name(name, hash_prefix=hashed)
         if block is not None:

@@ -95,7 +95,10 @@ def _unmount(ident: str) -> None:
                 print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
             left = None if answer is None else answer.get("left_unsaved")
             try:
-                left = (call(ident, "ended", on_progress=report) or {}).get("error") or left
+                end = call(ident, "ended", on_progress=report) or {}
+                left = end.get("error") or left
+                if isinstance(end.get("journal_left"), str):
+                    print(f"s3backer: {end['journal_left']}", file=sys.stderr)
             except DaemonSilent:
                 raise
             except S3backerError:

@@ -5,7 +5,7 @@
     the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed; it says "settled" if
                      no request that was sent before can take effect any more
     ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is
-                     removed; and "disowned", if with that value the journal is nobody's any more
+                     removed
     ``busy``         changed every second while requests that change the bucket may be under way; there, from before
                      the token is, with the time 0 until then: to change it needs no room
 
@@ -51,7 +51,6 @@ _BEGUN = "begun"
 _ENDED = "ended"
 _LOCK = "lock"
 _TOKEN, _NEW_TOKEN = "token", "token.new"
-_DISOWNED = b"disowned"
 _SETTLED = b"settled"
 _BUSY = "busy"
 _LOOK = "Look at that directory."
@@ -435,41 +434,27 @@ class JournalDirectory:
     @property
     def token(self) -> int | None:
         """The value of the token that the last mount noted, None if it removed it."""
-        return self._token_note[0]
-
-    @property
-    def disowned(self) -> int | None:
-        """The value of the token with which the journal is nobody's any more, if one was noted."""
-        value, disowned = self._token_note
-        return value if disowned else None
-
-    @property
-    def _token_note(self) -> tuple[int | None, bool]:
         try:
             fd = os.open(_TOKEN, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
             with os.fdopen(fd, "rb") as file:
                 text = file.read(64)
         except FileNotFoundError:
-            return None, False
+            return None
         except OSError as error:
             raise self._error("cannot be read", error) from None
-        match = re.fullmatch(rb"([0-9a-f]{8})(\n" + _DISOWNED + rb")?", text)
-        return (int(match[1], 16), match[2] is not None) if match else (None, False)
+        return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
 
-    def note_token(self, value: int, *, disowned: bool = False) -> None:
-        """Note the value of the token that is about to be put. Raises JournalError.
-
-        ``disowned``: once the bucket has it, all that the journal holds is there too.
-        """
+    def note_token(self, value: int) -> None:
+        """Note the value of the token that is about to be put. Raises JournalError."""
         try:
             self._make_busy()
-            if self._token_note == (value, disowned):
+            if self.token == value:
                 return
             with contextlib.suppress(FileNotFoundError):
                 self._system.remove(_NEW_TOKEN, self._descriptor)
             fd = self._system.create(_NEW_TOKEN, self._descriptor)
             try:
-                self._system.write(fd, b"%08x" % value + (b"\n" + _DISOWNED if disowned else b""), 0)
+                self._system.write(fd, b"%08x" % value, 0)
                 self._system.sync(fd)
             finally:
                 os.close(fd)

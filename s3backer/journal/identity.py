@@ -52,7 +52,8 @@ def decide(token: int | None, journal: Recovered) -> Ours | NeedsETags | Refuse:
         f"bucket of {journal.header.url} has {there}: somebody else may have written to it since, and of {missing} of "
         f"{len(known)} blocks the journal does not know what was there",
         "Write the journal's blocks to a file with 's3backer recover --to FILE' and compare, or replay it with "
-        "--force, or give it up with --discard. It is kept until then.",
+        "--force, which puts them over what is there now, also over newer data, or give it up with --discard. It is "
+        "kept until then.",
     )
 
 

@@ -10,8 +10,20 @@
 A journal that has failed takes no more writes, and nothing that it does not have is stored before that is admitted: who
 finds this process dead must not believe that it has all. From then on what it holds may be older than what is in the
 bucket, so no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are
-removed, or, where that fails too, the mount token gets another value, which the journal does not know. Nobody has to
-flush for that: s3backer-journal does, until it has succeeded.
+removed, or, where that fails too, a note in the bucket says that all of it is there (layouts/stored_note.py), and the
+mount token says of no journal any more. Nobody has to flush for that: s3backer-journal does, until it has succeeded.
+An end at which its files cannot be removed puts the note as well, before the token goes. With its files still there:
+
+it ends, or a request fails         a flush   the bucket has   the next mount with that journal
+before all is stored                fails     token            goes on with it
+while the note is put               fails     token, or both   goes on with it, or removes it
+after that, before the token        fails     both             removes it
+when the token says of no journal   returns   both             removes it
+at an end, when the token is gone   returned  note             removes it
+an end where the note is refused    failed    token            goes on with it; the end says so
+
+It removes it also where others have had the volume since, and where what is in the files is damaged; not while their
+disk does not let it. Where it goes on, what they hold is put over what was stored since and not flushed.
 """
 
 from __future__ import annotations
@@ -24,9 +36,10 @@ from collections import deque
 from collections.abc import Callable
 
 from s3backer.cache_calls import Done, answer
-from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
+from s3backer.errors import DEFECT, AccessDenied, BucketNotFound, JournalError, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
+from s3backer.layouts.stored_note import StoredNote
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +47,19 @@ log = logging.getLogger(__name__)
 _LOOK, _SYNC = 0.2, 1.0
 #: Seconds after an attempt to prepare a file that failed.
 _RETRY = 5.0
+_LEFT = (
+    "All that was in the journal is in the bucket, and a note there says so: the next mount with that directory "
+    "removes it. As long as its disk does not let it, mount with another --journal-directory"
+)
 
 
 class Keeper:
     """Runs the journal of one mount, which it closes.
 
     ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``admit`` lets
-    everybody know that the journal has failed, and what it does not have be stored; ``disown`` sees to it that the
-    journal is nobody's any more. Both raise S3backerError where they cannot.
+    everybody know that the journal has failed, and what it does not have be stored; ``note`` says where others find it
+    that all of the journal is stored, and ``disown`` lets the token say of no journal. All raise S3backerError where
+    they cannot.
     """
 
     def __init__(
@@ -51,15 +69,18 @@ class Keeper:
         in_bucket: Callable[[Done], object],
         on_room: Callable[[], None],
         admit: Callable[[], None],
+        note: StoredNote,
         disown: Callable[[], None],
     ) -> None:
         self.journal = journal
         self._in_bucket = in_bucket
         self._on_room = on_room
         self._admit = admit
-        self._disown = disown
-        #: Whether the token is another one because the files could not be removed.
-        self._disowned = False
+        self._note, self._disown = note, disown
+        #: Whether the note may be there.
+        self._noted = False
+        #: Why its files are still there, although it is retired or has ended, and what to do.
+        self.left: str | None = None
         #: Held while files are made ready or removed.
         self._files = threading.Lock()
         #: Why the journal is not used any more; None while it works.
@@ -97,7 +118,9 @@ class Keeper:
     def end(self, *, keep: bool = False) -> None:
         """End the threads and remove the journal: everything is in the bucket, settled, and nobody calls any more.
 
-        ``keep``: leave it where it is, as what it holds is nowhere else.
+        Where its files cannot be removed, that is noted in the bucket; while the store is away it waits. Raises
+        StoreError where the store refuses that, VolumeInUse if the volume is another's. ``keep``: leave it where it is,
+        as what it holds is nowhere else.
         """
         with self._changed:
             self._ending = True
@@ -108,17 +131,10 @@ class Keeper:
             self._changed.notify_all()
         self._syncing.join()
         try:
-            if not keep and (not self._retired or self._disowned):
-                reach("before-journal-end")
-                self.journal.end(settled=True)
-                reach("journal-ended")
-        except JournalError as error:
-            log.error(
-                "%s. Everything is in the bucket: give the journal in %s up with 's3backer recover --discard'",
-                error.message,
-                self.journal.path,
-            )
-        self.journal.close()
+            if not keep and (not self._retired or self.left is not None):
+                self._remove_or_leave()
+        finally:
+            self.journal.close()
 
     def facts(self) -> dict[str, object]:
         """Return what ``info`` shows, ready for JSON."""
@@ -200,11 +216,54 @@ class Keeper:
             with self._files:
                 self.journal.end(settled=False)
         except JournalError as error:
-            if not self._disowned:
-                log.error("%s; the mount token is changed instead. %s", error.message, error.hint)
+            self._put_note()
             self._disown()
-            self._disowned = True
+            self._leave(error)
+        else:
+            self._remove_note()
         self._retired = True
+
+    def _remove_or_leave(self) -> None:
+        """Remove the files at the end; what cannot be removed is nobody's."""
+        reach("before-journal-end")
+        try:
+            self.journal.end(settled=True)
+        except JournalError as error:
+            if self.left is None:
+                self._note_patiently()
+                self._leave(error)
+            return
+        reach("journal-ended")
+        self.left = None
+        self._remove_note()
+
+    def _put_note(self) -> None:
+        self._noted = True
+        self._note.put()
+
+    def _remove_note(self) -> None:
+        """Remove the note, if it may be there. One that stays says nothing wrong."""
+        if self._noted:
+            with contextlib.suppress(S3backerError):
+                self._note.remove()
+
+    def _note_patiently(self) -> None:
+        waiting = False
+        while True:
+            try:
+                self._put_note()
+                return
+            except (AccessDenied, BucketNotFound):
+                raise
+            except StoreError as error:
+                if not waiting:
+                    log.warning("all data is stored, waiting to note that of %s: %s", self.journal.path, error)
+                waiting = True
+                time.sleep(_RETRY)
+
+    def _leave(self, error: JournalError) -> None:
+        self.left = f"{error.message}. {_LEFT}"
+        log.error("%s", self.left)
 
     def _note_failure(self, error: JournalError) -> None:
         if self.failure is None:

@@ -199,6 +199,25 @@ def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
     return recovered
 
 
+def newest_session(directory: JournalDirectory, volume: bytes) -> bytes | None:
+    """Return the session that made the newest file; None if there is none, or it cannot be said.
+
+    Nothing else is read: the records may be damaged. Raises JournalError as ``scan`` does, but for damage.
+    """
+    numbers = directory.numbers()
+    if not numbers:
+        return None
+    try:
+        with _reading(directory):
+            fd = directory.open(numbers[-1])
+            try:
+                return _read_header(directory, fd, numbers[-1], volume).session
+            finally:
+                os.close(fd)
+    except JournalDamaged:
+        return None
+
+
 @contextlib.contextmanager
 def _reading(directory: JournalDirectory) -> Iterator[None]:
     try:

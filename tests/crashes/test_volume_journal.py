@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from s3backer.admin import create_volume, erase_volume
+from s3backer.admin import create_volume, erase_volume, unlock_volume
 from s3backer.clocks import boot_time
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import (
@@ -36,6 +36,7 @@ from s3backer.errors import (
 from s3backer.holder import Holder, take
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import block_name, parse_block_name
+from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer, Recovery, expires_in, place_of_journal
@@ -191,37 +192,177 @@ def test_a_sync_that_fails_while_the_store_is_away_fails_each_flush_until_it_is_
     assert place.content(BLOCK, BLOCK) == b"b" * BLOCK
 
 
-def test_where_its_files_cannot_be_removed_either_the_token_changes(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with place.killed() as volume:
-        disk = faulty(volume)
-        volume.write(BLOCK, b"old" + bytes(BLOCK - 3))
-        volume.flush()
-        before = read_token(place.store(), "")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(JournalDirectory, "remove_all", _refuse)
-            disk.sync_error = errno.EIO
-            volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
-            volume.flush()
-        after = read_token(place.store(), "")
-        assert before is not None and after is not None
-        assert before.value != after.value
-        files = place.files
-    assert files and place.files == files
-    # The same trouble once more, on the way in.
-    with monkeypatch.context() as patch:
+@contextmanager
+def not_removable() -> Iterator[None]:
+    """Let nothing of a journal be removed."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JournalDirectory, "remove_all", _refuse)
-        with pytest.raises(JournalError):
-            place.open()
-    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
-        assert directory.disowned is not None
-    # Nobody else replays it, and this host does not need to.
-    with pytest.raises(VolumeInUse):
-        place.open(journal_directory=str(place.directory / "elsewhere"))
-    assert place.content(BLOCK, 3) == b"new"
-    assert not place.files
+        yield
+
+
+def failed_and_left(place: Place, volume: Volume, how: str) -> None:
+    """Flush something newer than what stands in a journal that has failed, and that cannot be removed either."""
+    disk = faulty(volume)
+    volume.write(BLOCK, OLD)
+    volume.flush()
+    with not_removable():
+        disk.sync_error = errno.EIO
+        volume.write(BLOCK, NEW)
+        volume.flush()
+        if how == "ended":
+            volume.close()
+
+
+OLD, NEW, NEWEST = (bytes([letter]) * BLOCK for letter in b"onN")
+
+
+def notes(place: Place) -> list[Path]:
+    return list(place.bucket.glob("s3backer-stored-*"))
+
+
+@pytest.fixture(params=["killed", "ended"])
+def left(place: Place, request: pytest.FixtureRequest) -> Place:
+    """A volume whose journal has failed and could not be removed, with older data than what was flushed."""
+    place.options = replace(place.options, lease=SHORT)
+    with place.killed() as volume:
+        failed_and_left(place, volume, request.param)
+    assert place.files
+    assert (read_token(place.store(), "") is None) == (request.param == "ended")
+    return place
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_journal_that_could_not_be_removed_is_not_put_over_what_is_newer(
+    left: Place, journal: int, damaged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bucket says that it has all of it; after the disk was repaired the next mount removes it."""
+    (note,) = notes(left)
+    assert note.read_text().split("\n")[2] == place_of_journal(left.store(), "", left.options)
+    if damaged:
+        content = bytearray(left.files[0].read_bytes())
+        content[5000] ^= 1
+        left.files[0].write_bytes(content)
+    with not_removable(), pytest.raises(JournalError):
+        left.open(journal=journal)
+    assert notes(left) and left.files
+    caplog.clear()
+    assert left.content(BLOCK, BLOCK, journal=journal) == NEW
+    assert "all that the journal in" in caplog.text and "is in the bucket, as a note there says" in caplog.text
+    assert "is lost" not in caplog.text
+    assert not left.files and not notes(left)
+    assert read_token(left.store(), "") is None
+
+
+@pytest.mark.parametrize("how", ["plain", "force", "discard"])
+def test_nor_does_recover(left: Place, how: str) -> None:
+    if how == "force":
+        with pytest.raises(JournalError, match="nothing is replayed") as caught:
+            recovered(left, force=True)
+        assert f"--journal-directory {left.journals} --discard" in caught.value.hint
+        assert left.files and notes(left)
+    elif how == "plain":
+        assert recovered(left).blocks == 0
+    else:
+        with opened_recoverer(left) as recoverer:
+            assert recoverer.discard() == 0
+    assert left.content(BLOCK, BLOCK) == NEW
+    assert not left.files and not notes(left)
+    assert read_token(left.store(), "") is None
+
+
+def test_nor_where_others_had_the_volume_since(left: Place) -> None:
+    """They need no force: the token says of no journal."""
+    elsewhere = {"journal_directory": str(left.directory / "elsewhere")}
+    token = read_token(left.store(), "")
+    if token is not None:
+        assert not token.journal
+        unlock_volume(left.store(), "")
+    with left.open(**elsewhere) as volume:
+        volume.write(BLOCK, NEWEST)
+    assert left.content(BLOCK, BLOCK) == NEWEST
+    assert not left.files and not notes(left)
+
+
+def test_a_disk_that_lets_itself_be_written_again_before_the_end(place: Place) -> None:
+    with place.open() as volume:
+        failed_and_left(place, volume, "")
+        assert notes(place) and volume.journal_left is not None
+    assert volume.journal_left is None
+    assert not place.files and not notes(place)
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def test_a_journal_that_cannot_be_removed_at_the_end_only(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    volume = place.open()
+    volume.write(BLOCK, OLD)
+    volume.flush()
+    with not_removable():
+        volume.close()
+    assert volume.journal_left is not None and "a note there says so" in volume.journal_left
+    assert volume.journal_left in caplog.text
+    assert place.files and notes(place) and read_token(place.store(), "") is None
+    with place.open(journal_directory=str(place.directory / "elsewhere")) as volume:
+        volume.write(BLOCK, NEW)
+    assert place.content(BLOCK, BLOCK) == NEW
+    assert not place.files and not notes(place)
+
+
+def test_the_note_of_an_earlier_session_says_nothing_of_what_was_written_since(place: Place) -> None:
+    """As where it arrives late: the flush that wanted it had failed, and the next mount has gone on."""
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+        assert volume._keeper is not None
+        note = volume._keeper._note
+    with place.killed() as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    StoredNote(place.store(), "", bytes.fromhex(note._key.rpartition("-")[2]), "late").put()
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def test_while_it_cannot_be_noted_no_flush_succeeds_and_no_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("s3backer.journal.keeper._RETRY", 0.05)
+    refused = AccessDenied("the store refuses notes", hint="Let it.")
+    for error in (StoreError("it fails", hint="Wait."), refused):
+        volume = place.open()
+        disk = faulty(volume)
+        with not_removable(), monkeypatch.context() as patch:
+            patch.setattr(StoredNote, "put", _raise(error))
+            disk.sync_error = errno.EIO
+            volume.write(BLOCK, NEW)
+            with pytest.raises(type(error)):
+                volume.flush()
+            if error is refused:
+                with pytest.raises(AccessDenied):
+                    volume.close()
+                assert volume._holder is not None and not volume._holder._thread.is_alive()
+                break
+            ending = threading.Thread(target=volume.close, daemon=True)
+            ending.start()
+            wait_until(lambda: "waiting to note that" in caplog.text, "it waits")
+            patch.undo()
+            ending.join(20)
+            assert not ending.is_alive()
+        assert place.content(BLOCK, BLOCK) == NEW
+    # Nobody else has had the volume, and the token stays.
+    assert read_token(place.store(), "") is not None
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def _raise(error: Exception) -> Callable[..., None]:
+    def put(self: object) -> None:
+        raise error
+
+    return put
+
+
+def test_erase_removes_notes_too(left: Place) -> None:
+    erase_volume(left.store(), "", force=True)
+    assert not notes(left)
 
 
 def test_a_journal_that_failed_goes_although_nobody_flushes(place: Place) -> None:
@@ -747,51 +888,58 @@ class Failing(DirectoryStore):
         super().close()
 
 
-def test_a_token_changed_by_a_request_whose_answer_was_lost(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["note", "token"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_journal_given_up_by_a_request_whose_answer_was_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch, what: str, closed: bool
+) -> None:
     """What is in the journal is not replayed, as it is older, and the token is removed at the end."""
-    for closed in (False, True):
-        before = place.directory / "before"
-        shutil.copytree(place.bucket, before)
-        with place.killed() if not closed else place.open() as volume:
-            disk = faulty(volume)
-            volume.write(BLOCK, b"old" + bytes(BLOCK - 3))
-            volume.flush()
-            with monkeypatch.context() as patch:
-                patch.setattr(JournalDirectory, "remove_all", _refuse)
-                patch.setattr("s3backer.holder.put_token", _lost(put_token))
-                disk.sync_error = errno.EIO
-                volume.write(BLOCK, b"new" + bytes(BLOCK - 3))
-                with pytest.raises(StoreError, match="lost"):
-                    volume.flush()
-            if not closed:
-                # Nobody tries once more before the end.
-                shutil.copytree(
-                    place.directory, place.directory / "then", ignore=left_out, copy_function=copy_unless_gone
-                )
+    with place.killed() if not closed else place.open() as volume:
+        disk = faulty(volume)
+        volume.write(BLOCK, OLD)
+        volume.flush()
+        with monkeypatch.context() as patch, not_removable():
+            if what == "note":
+                patch.setattr(StoredNote, "put", _lost(StoredNote.put))
+            else:
+                patch.setattr("s3backer.holder.put_token", _disowned_and_lost)
+            disk.sync_error = errno.EIO
+            volume.write(BLOCK, NEW)
+            with pytest.raises(StoreError, match="lost"):
+                volume.flush()
         if not closed:
-            shutil.rmtree(place.bucket)
-            (place.directory / "then" / "bucket").rename(place.bucket)
-            place.put_back(place.directory / "then" / "journals")
-            shutil.rmtree(place.directory / "then")
-            assert read_token(place.store(), "") is not None
-        assert place.content(BLOCK, 3) == b"new"
-        assert read_token(place.store(), "") is None
-        assert not place.files
-        shutil.rmtree(before)
+            # Nobody tries once more before the end.
+            shutil.copytree(place.directory, place.directory / "then", ignore=left_out, copy_function=copy_unless_gone)
+    if not closed:
+        shutil.rmtree(place.bucket)
+        (place.directory / "then" / "bucket").rename(place.bucket)
+        place.put_back(place.directory / "then" / "journals")
+        shutil.rmtree(place.directory / "then")
+        assert read_token(place.store(), "") is not None
+    assert place.content(BLOCK, BLOCK) == NEW
+    assert read_token(place.store(), "") is None
+    assert not place.files and not notes(place)
 
 
 def _refuse(self: object, **_: object) -> None:
     raise JournalError("it cannot be emptied", hint="Look.")
 
 
-def _lost(claim: Callable[..., MountToken]) -> Callable[..., MountToken]:
-    def put(store: ObjectStore, prefix: str, token: MountToken, *, former: MountToken | None) -> MountToken:
-        put = claim(store, prefix, token, former=former)
-        if former is not None and former.value == token.value:
-            return put
+def _disowned_and_lost(store: ObjectStore, prefix: str, token: MountToken, *, former: MountToken | None) -> MountToken:
+    put = put_token(store, prefix, token, former=former)
+    if not token.journal:
+        raise StoreError("the answer was lost", hint="Wait.")
+    return put
+
+
+def _lost(request: Callable[..., None]) -> Callable[..., None]:
+    """Let a request take effect, and its answer be lost."""
+
+    def ask(self: object) -> None:
+        request(self)
         raise StoreError("the answer was lost", hint="Wait.")
 
-    return put
+    return ask
 
 
 @pytest.mark.parametrize(("block_size", "journal"), [(BLOCK, 1 << 60), (1 << 28, 1 << 40), (BLOCK, 1000)])

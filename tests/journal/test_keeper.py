@@ -11,9 +11,13 @@ import pytest
 from s3backer.errors import S3backerError
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
+from s3backer.layouts.stored_note import StoredNote
+from s3backer.stores.memory import MemoryStore
 from tests.support.journals import SmallJournal
 from tests.support.mounts import wait_until
 from tests.support.power_loss import FaultyDisk
+
+NOTE = StoredNote(MemoryStore(), "", bytes(16), "j")
 
 
 def nothing() -> None:
@@ -31,7 +35,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
         assert callable(done)
         done(None)
 
-    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, admit=nothing, disown=nothing)
+    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, admit=nothing, note=NOTE, disown=nothing)
     disk.sync_error = errno.EIO
     small.write(0, b"x")
     assert asked.wait(20)
@@ -49,7 +53,14 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
 def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, admit=nothing, disown=nothing)
+    keeper = Keeper(
+        small.journal,
+        in_bucket=lambda done: done(None),
+        on_room=nothing,
+        admit=nothing,
+        note=NOTE,
+        disown=nothing,
+    )
     for error in (0, errno.EIO):
         disk.sync_error = error
         small.write(0, b"x")
@@ -73,7 +84,14 @@ def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, capl
 def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(small.journal, in_bucket=lambda done: done(None), on_room=nothing, admit=nothing, disown=nothing)
+    keeper = Keeper(
+        small.journal,
+        in_bucket=lambda done: done(None),
+        on_room=nothing,
+        admit=nothing,
+        note=NOTE,
+        disown=nothing,
+    )
 
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
