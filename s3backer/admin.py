@@ -18,11 +18,20 @@ from s3backer.errors import JournalError, PreconditionFailed, UsageError, Volume
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.holder import give_up, quiet_in, take, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
-from s3backer.journal.named import is_missing, way_on
+from s3backer.journal.named import is_missing, under_another_name
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
 from s3backer.layouts.stored_note import remove_notes
-from s3backer.layouts.token import TOKEN_NAME, MountToken, in_use, read_token, remove_token, settle, watch_token
+from s3backer.layouts.token import (
+    TOKEN_NAME,
+    MountToken,
+    in_use,
+    read_token,
+    remove_token,
+    settle,
+    watch_token,
+    way_on,
+)
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.recovery import expires_in, place_of_journal
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
@@ -220,6 +229,12 @@ def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_dir
     if directory is not None:
         directory.close()
     if is_missing(store, prefix, token):
+        other = under_another_name(token)
+        if other is not None:
+            return VolumeInUse(
+                f"{mount} may be alive, and has a journal {other.described()}",
+                hint=f"Unmount it if it is. If it has died: {other.hint(url, token)}",
+            )
         return VolumeInUse(
             f"{mount} may be alive, and has a journal in {token.journal}, which is not there",
             hint="Unmount it if it is. If it has died, what it flushed and had not stored is lost, unless that "

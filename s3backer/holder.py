@@ -36,7 +36,7 @@ from s3backer.errors import (
     VolumeInUse,
 )
 from s3backer.journal.files import JournalDirectory
-from s3backer.journal.named import is_missing
+from s3backer.journal.named import if_died
 from s3backer.layouts.token import (
     TOKEN_NAME,
     MountToken,
@@ -316,7 +316,7 @@ def take(
     ended = False
     if found is not None and not force:
         if not found.lease or found.journal or not store.fenced:
-            raise in_use(url, found, journal_missing=is_missing(store, prefix, found))
+            raise in_use(url, found, died=if_died(store, prefix, url, found) if found.journal else "")
         found = watch_token(store, prefix, url, found, looks)
         ended = True
     owed = quiet_in(store, found, ended=ended) if found is not None else 0.0

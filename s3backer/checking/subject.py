@@ -27,7 +27,6 @@ from s3backer.errors import (
     WrongPassword,
 )
 from s3backer.geometry import check_geometry
-from s3backer.journal.named import way_on
 from s3backer.layouts.classic import (
     MAX_BLOCKS,
     ClassicLayout,
@@ -37,7 +36,7 @@ from s3backer.layouts.classic import (
     parse_metadata,
     stated_block_size,
 )
-from s3backer.layouts.token import SHARED_TOKEN, MountToken, in_use, read_token
+from s3backer.layouts.token import SHARED_TOKEN, MountToken, in_use, read_token, way_on
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ObjectInfo, ObjectStore
 from s3backer.units import exact_size

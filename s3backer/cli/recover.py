@@ -11,7 +11,7 @@ from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
 from s3backer.errors import JournalError, UsageError
 from s3backer.journal.files import JournalDirectory, has_files
-from s3backer.journal.named import is_missing, named_path
+from s3backer.journal.named import is_missing, named_path, under_another_name
 from s3backer.layouts.token import MountToken, in_use, read_token
 from s3backer.recovery import Recoverer, place_of_journal
 
@@ -79,6 +79,11 @@ def _find_token(target: Target, place: str) -> MountToken | None:
         raise UsageError(
             f"{target.url} has no journal in {place}; its mount token names {token.journal} on {token.host}",
             hint=f"Run it there with --journal-directory {token.journal}, as the user who mounted the volume.",
+        )
+    other = under_another_name(token)
+    if other is not None:
+        raise JournalError(
+            f"the journal of {target.url} is {other.described()}", hint=other.hint(str(target.url), token)
         )
     raise JournalError(
         f"the mount token of {target.url} says that its journal is in {named_path(store, prefix, token)}, and it is "

@@ -37,7 +37,7 @@ from typing import Self
 
 from s3backer.errors import JournalError, VolumeInUse, is_full
 from s3backer.failpoints import reach
-from s3backer.journal.format import PAGE, Header
+from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
 from s3backer.logs import state_directory
 from s3backer.units import format_size
 
@@ -126,6 +126,49 @@ def has_files(path: str | os.PathLike[str]) -> bool:
         return False
     except OSError as error:
         raise JournalError(f"the journal's directory {path} cannot be read: {error.strerror}", hint=_LOOK) from None
+
+
+def noted_token(path: str) -> int | None:
+    """Return the value of the token that is noted in a journal's directory, without locking it; None if none can be."""
+    try:
+        return _read_token(os.path.join(path, _TOKEN), None)
+    except OSError:
+        return None
+
+
+def _read_token(name: str, directory: int | None) -> int | None:
+    try:
+        text = _read(name, directory, 64)
+    except FileNotFoundError:
+        return None
+    return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
+
+
+def _read(name: str, directory: int | None, length: int) -> bytes:
+    """Return the beginning of a file. Not blocking: a FIFO would wait."""
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=directory), "rb") as file:
+        return file.read(length)
+
+
+def is_home(path: str, home: str) -> bool:
+    """Return whether a directory is the one that a token names as its mount's, which it may not do (``home`` empty)."""
+    try:
+        return _home(os.stat(os.path.join(path, _LOCK), follow_symlinks=False)) == home
+    except OSError:
+        return False
+
+
+def _home(lock: os.stat_result) -> str:
+    return f"{_boot_id()} {lock.st_dev:x} {lock.st_ino:x}"
+
+
+def newest_header(path: str) -> Header | None:
+    """Return the header of the newest file in a journal's directory that has one, without locking it."""
+    with contextlib.suppress(OSError):
+        for name in sorted(filter(_NAME.fullmatch, os.listdir(path)), reverse=True):
+            with contextlib.suppress(OSError, HeaderError):
+                return unpack_header(_read(os.path.join(path, name), None, PAGE))
+    return None
 
 
 def file_name(number: int) -> str:
@@ -248,8 +291,7 @@ class JournalDirectory:
 
         Who has it locked and finds it in a token knows that the token's mount has died.
         """
-        facts = os.fstat(self._lock)
-        return f"{_boot_id()} {facts.st_dev:x} {facts.st_ino:x}"
+        return _home(os.fstat(self._lock))
 
     def changed_at(self, numbers: Iterable[int]) -> float | None:
         """Return when one of these files was written last, or a mount busy, in seconds since 1970; 0: never.
@@ -435,14 +477,9 @@ class JournalDirectory:
     def token(self) -> int | None:
         """The value of the token that the last mount noted, None if it removed it."""
         try:
-            fd = os.open(_TOKEN, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
-            with os.fdopen(fd, "rb") as file:
-                text = file.read(64)
-        except FileNotFoundError:
-            return None
+            return _read_token(_TOKEN, self._descriptor)
         except OSError as error:
             raise self._error("cannot be read", error) from None
-        return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
 
     def note_token(self, value: int) -> None:
         """Note the value of the token that is about to be put. Raises JournalError."""

@@ -1,14 +1,43 @@
-"""The journal that a mount token names, as it is seen from this host, and how to go on if that mount has died."""
+"""The journal that a mount token names, as it is seen from this host, and how to go on if that mount has died.
+
+A journal's directory is called after the volume, and the volume after its place: the endpoint, or the directory, as it
+was called. Where that has another name now (http://localhost for http://127.0.0.1, another path of the same directory)
+the journal is there, under the name of before. The token's value, which its directory has noted, tells that it is this
+volume's.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 
-from s3backer.journal.files import has_files
-from s3backer.layouts.token import MountToken
+from s3backer.journal.files import has_files, is_home, newest_header, noted_token
+from s3backer.layouts.token import MountToken, way_on
 from s3backer.stores.base import ObjectStore
 from s3backer.url import volume_id
+
+
+@dataclass(frozen=True, slots=True)
+class OtherName:
+    """A journal's directory, ``path``, and the ``url`` that the volume had in the mount that wrote it."""
+
+    path: str
+    url: str
+
+    def hint(self, url: str, token: MountToken) -> str:
+        """Return how to reach it; ``url``: what the volume is called now."""
+        if self.url == url:
+            # Of S3's names the endpoint is no part.
+            return f"Give the --endpoint-url of that mount to: {way_on(url, token)}"
+        return (
+            "Call the volume that again (where its directory was moved, move it back, or mount --bind it there) for: "
+            f"{way_on(self.url, token)}"
+        )
+
+    def described(self) -> str:
+        """Return where it is and why it is not found."""
+        return f"in {self.path}: it was mounted as {self.url}, by another name of the same place"
 
 
 def named_path(store: ObjectStore, prefix: str, token: MountToken) -> str:
@@ -30,8 +59,29 @@ def is_missing(store: ObjectStore, prefix: str, token: MountToken) -> bool:
     return not has_files(path)
 
 
-def way_on(url: str, token: MountToken) -> str:
-    """Return the command to be run, on the token's host, if its mount has died; it says so if that is not enough."""
-    if not token.journal:
-        return f"s3backer unlock {url}"
-    return f"s3backer recover {url} --journal-directory {token.journal}"
+def under_another_name(token: MountToken) -> OtherName | None:
+    """Return the journal of a token's mount that is beside where ``is_missing`` looked; None if it is not there."""
+    try:
+        names = sorted(os.listdir(token.journal))
+    except OSError:
+        return None
+    for name in names:
+        path = os.path.join(token.journal, name)
+        if noted_token(path) == token.value or is_home(path, token.home):
+            header = newest_header(path)
+            if header is not None:
+                return OtherName(path, header.url)
+    return None
+
+
+def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str:
+    """Return what to do if the mount of a token that names a journal has died, as a clause."""
+    if not is_missing(store, prefix, token):
+        return f"mount it there again, or run there: {way_on(url, token)}. What it flushed may be in that journal only."
+    other = under_another_name(token)
+    if other is not None:
+        return f"its journal is {other.described()}. {other.hint(url, token)}"
+    return (
+        "what it flushed and had not stored is lost with that journal, which is not there; if it cannot be brought "
+        f"back: s3backer unlock --force {url}"
+    )

@@ -260,8 +260,15 @@ def count_down(left: Callable[[], float], looks: Callable[[float], None] | None)
         time.sleep(min(seconds, _LOOK))
 
 
-def in_use(url: str, token: MountToken | None, *, journal_missing: bool = False) -> VolumeInUse:
-    """Return the error for a volume that carries somebody's token. ``journal_missing``: see journal/named.py."""
+def way_on(url: str, token: MountToken) -> str:
+    """Return the command to be run, on the token's host, if its mount has died; it says so if that is not enough."""
+    if not token.journal:
+        return f"s3backer unlock {url}"
+    return f"s3backer recover {url} --journal-directory {token.journal}"
+
+
+def in_use(url: str, token: MountToken | None, *, died: str = "") -> VolumeInUse:
+    """Return the error for a volume that carries somebody's token. ``died``: see ``if_died`` in journal/named.py."""
     if token is None:
         return VolumeInUse(f"{url} was mounted by somebody else just now", hint="Try again.")
     if token.copy is not None:
@@ -276,12 +283,7 @@ def in_use(url: str, token: MountToken | None, *, journal_missing: bool = False)
             hint="Unmount it everywhere, then run 's3backer unlock' on it.",
         )
     if token.journal:
-        died = "mount it there again, or run 's3backer recover' there: what it flushed may be in that journal only."
-        if journal_missing:
-            died = (
-                "what it flushed and had not stored is lost with that journal, which is not there; if it cannot be "
-                f"brought back, run 's3backer unlock --force {url}'."
-            )
+        died = died or f"run there: {way_on(url, token)}. What it flushed may be in that journal only."
         return VolumeInUse(
             f"{url} is mounted {token.describe()}, with a journal in {token.journal} there",
             hint=f"Unmount it there first. If that mount has died, {died}",

@@ -145,6 +145,69 @@ def test_a_journal_of_another_host_with_the_same_path(run: Run, dead: Place, mon
     assert "s3backer recover" in caught.value.hint
 
 
+@pytest.fixture
+def renamed(dead: Place) -> Place:
+    """The same volume by another path, with the journal of its mount under the first one."""
+    moved = dead.directory / "moved"
+    dead.bucket.rename(moved)
+    (dead.directory / "first").write_text(str(dead.bucket))
+    dead.bucket = moved
+    return dead
+
+
+@pytest.mark.parametrize("more", [(), ("--discard",), ("--to", "found")], ids=["plain", "discard", "to"])
+@pytest.mark.parametrize("copied", [False, True], ids=["in place", "copied"])
+def test_a_journal_under_another_name_of_the_volume_is_found(
+    run: Run, renamed: Place, more: tuple[str, ...], copied: bool
+) -> None:
+    """The token's value is in its directory; in a copy of that, too, which has another lock."""
+    first = (renamed.directory / "first").read_text()
+    (there,) = (path.parent for path in renamed.files[:1])
+    if copied:
+        shutil.copytree(there, renamed.directory / "copy")
+        shutil.rmtree(there)
+        (renamed.directory / "copy").rename(there)
+    (renamed.journals / "foreign").mkdir()
+    before = tree(renamed.directory)
+    for words in (where(renamed), ()):
+        answer = run("recover", url(renamed), *words, *more)
+        assert answer.code == 9
+        assert f"the journal of {url(renamed)} is in {there}" in answer.sentence()
+        assert f"it was mounted as file://{first}" in answer.sentence()
+        assert f"s3backer recover file://{first} --journal-directory {renamed.journals}" in answer.hint()
+        assert "unlock" not in answer.hint()
+    refused = run("unlock", url(renamed))
+    assert refused.code == 6
+    assert str(there) in refused.sentence() and f"file://{first}" in refused.hint() and "--force" not in refused.hint()
+    for changes in ({}, {"journal": 0}, {"journal_directory": str(renamed.directory / "elsewhere")}):
+        with pytest.raises(VolumeInUse) as caught:
+            renamed.open(**changes)
+        assert str(there) in caught.value.hint and f"as file://{first}" in caught.value.hint
+        assert "unlock" not in caught.value.hint and "is lost" not in caught.value.hint
+    after = tree(renamed.directory)
+    assert {name: content for name, content in after.items() if name in before} == before
+    if copied:
+        # Whether that mount lives would be watched for a term.
+        return
+    # The advice.
+    renamed.bucket.rename(first)
+    renamed.bucket = Path(first)
+    assert run("recover", url(renamed), *where(renamed)).code == 0
+    assert renamed.content(BLOCK, BLOCK) == b"a" * BLOCK
+
+
+def test_a_journal_of_another_volume_beside_is_none_of_it(run: Run, dead: Place) -> None:
+    (dead.directory / "other").mkdir()
+    other = Place(dead.directory / "other", EncodingOptions())
+    other.journals, other.options = dead.journals, dead.options
+    with other.killed() as volume:
+        volume.write(BLOCK, b"b" * BLOCK)
+    shutil.rmtree(directory(dead))
+    answer = run("recover", url(dead), *where(dead))
+    assert answer.code == 9
+    assert "what was flushed and not stored is lost" in answer.sentence()
+
+
 def test_no_token_and_no_journal(run: Run, place: Place) -> None:
     answer = run("recover", url(place), *where(place))
     assert (answer.code, answer.err) == (0, "")

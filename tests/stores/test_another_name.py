@@ -72,7 +72,7 @@ def test_another_spelling_is_the_same_volume(bench: BucketBench) -> None:
 
 
 def test_another_host_name_may_be_another_server(bench: BucketBench) -> None:
-    """It does not find the journal, so the token stops it, and names the directory; with the first name it goes on."""
+    """The journal is another name's, so the token stops it, and says where that is; with the first name it goes on."""
     data = os.urandom(BLOCK)
     with bench.mounted() as mount:
         write(mount, 1, data)
@@ -83,6 +83,8 @@ def test_another_host_name_may_be_another_server(bench: BucketBench) -> None:
     code, said = bench.run()
     assert code == 6, said
     assert f"with a journal in {bench.volume['journal_directory']}" in said
+    assert f"its journal is in {next(iter(left)).parent}" in said and "--endpoint-url" in said
+    assert "is lost" not in said and "unlock" not in said
     assert journal(bench) == left
     bench.url = first
     with bench.mounted() as mount:
