@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from s3backer import _fast
 from s3backer.cache_calls import Done
@@ -64,17 +65,18 @@ class Replayer:
         return beyond
 
     def save(self, path: str, key: bytes | None) -> None:
-        """Write it to a new file, each byte at its place on the volume; ``key``: what that is encrypted with."""
+        """Write it to a new file, each byte at its place on the volume; ``key``: what that is encrypted with.
+
+        What is missing of it is zeros there.
+        """
         try:
             # Of a volume that only its owner may read.
             with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 for offset, data, length in self._pieces(key):
-                    file.seek(offset)
-                    if data is not None:
-                        file.write(data)
-                        continue
-                    for start in range(0, length, len(_ZEROS)):
-                        file.write(_ZEROS[: length - start])
+                    _write_at(file, offset, data, length)
+                for start, stop in self._found.missing:
+                    # What stands there is older.
+                    _write_at(file, start, None, stop - start)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -123,3 +125,13 @@ class Replayer:
                     start, stop = max(record.offset, block * size), min(end, (block + 1) * size)
                     yield start, data, stop - start
         self._progress(found.data_bytes, found.data_bytes)
+
+
+def _write_at(file: BinaryIO, offset: int, data: Buffer | None, length: int) -> None:
+    """Write data, or None for zeros, to a place in a file."""
+    file.seek(offset)
+    if data is not None:
+        file.write(data)
+        return
+    for start in range(0, length, len(_ZEROS)):
+        file.write(_ZEROS[: length - start])

@@ -170,6 +170,12 @@ class Record(NamedTuple):
         return stored_length(self.kind, self.length, encrypted)
 
 
+def unpack_record(raw: bytes) -> Record:
+    """Return the facts of a record whose CRC was right."""
+    _, kind, number, sequence, durable, offset, length, position, _, _ = _RECORD.unpack(raw)
+    return Record(position, kind, number, sequence, durable, offset, length)
+
+
 def stored_length(kind: int, length: int, encrypted: bool) -> int:
     """Return the bytes of a payload in the file."""
     if kind == ZEROS:

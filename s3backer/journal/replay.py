@@ -105,6 +105,8 @@ class Recovered:
     last_sequence: int = 0
     #: Blocks that were written, each as often as it was: no map needs more entries.
     written: int = 0
+    #: Ranges [start, stop) of the volume that stood in it and cannot be read: see salvage.py.
+    missing: list[tuple[int, int]] = field(default_factory=list)
     #: Number of the oldest file that was needed when it ended, 0 if that was not said.
     oldest: int = 0
 
@@ -163,8 +165,8 @@ class Recovered:
         if self.files and number <= self.last_number:
             raise JournalDamaged(f"the journal in {self.directory.path} changed while it was read", hint=_KEEP)
 
-    def _walked(self, file: UsedFile) -> Iterator[tuple[list[Facts], _Window]]:
-        with _reading(self.directory):
+    def _walked(self, file: UsedFile) -> Iterator[tuple[list[Facts], Window]]:
+        with reading(self.directory):
             fd = self.directory.open(file.number)
             try:
                 yield from _walk(fd, file.header, file.first)
@@ -181,13 +183,13 @@ def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
     files: list[tuple[int, int, Header]] = []
     damaged: JournalDamaged | None = None
     try:
-        with _reading(directory):
+        with reading(directory):
             for number in directory.numbers():
                 fd = directory.open(number)
-                files.append((number, fd, _Placeholder))
+                files.append((number, fd, _PLACEHOLDER))
                 directory.settle(fd)
                 try:
-                    files[-1] = (number, fd, _read_header(directory, fd, number, volume))
+                    files[-1] = (number, fd, read_header(directory, fd, number, volume))
                 except JournalDamaged as error:
                     damaged = damaged or error
             if damaged is not None:
@@ -208,10 +210,10 @@ def newest_session(directory: JournalDirectory, volume: bytes) -> bytes | None:
     if not numbers:
         return None
     try:
-        with _reading(directory):
+        with reading(directory):
             fd = directory.open(numbers[-1])
             try:
-                return _read_header(directory, fd, numbers[-1], volume).session
+                return read_header(directory, fd, numbers[-1], volume).session
             finally:
                 os.close(fd)
     except JournalDamaged:
@@ -219,7 +221,8 @@ def newest_session(directory: JournalDirectory, volume: bytes) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _reading(directory: JournalDirectory) -> Iterator[None]:
+def reading(directory: JournalDirectory) -> Iterator[None]:
+    """Let what the disk cannot read be a JournalError, or JournalDamaged."""
     try:
         yield
     except OSError as error:
@@ -230,10 +233,11 @@ def _reading(directory: JournalDirectory) -> Iterator[None]:
         ) from None
 
 
-_Placeholder = Header(512, 0, 0, b"", b"", b"", 0, "", 0)
+_PLACEHOLDER = Header(512, 0, 0, b"", b"", b"", 0, "", 0)
 
 
-def _read_header(directory: JournalDirectory, fd: int, number: int, volume: bytes) -> Header:
+def read_header(directory: JournalDirectory, fd: int, number: int, volume: bytes) -> Header:
+    """Return the header of a file. Raises JournalDamaged, JournalError where it is another's or a newer version's."""
     name = f"{directory.path}/{file_name(number)}"
     try:
         header = form.unpack_header(os.pread(fd, PAGE, 0))
@@ -310,10 +314,10 @@ def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first
                 recovered.data_bytes += facts[6]
                 recovered.written += 1
             else:
-                _take_record(recovered, header, facts, window)
+                take_record(recovered, header, facts, window)
         if found:
             last = Record(*found[-1])
-            used.end = _end_of(last, header)
+            used.end = end_of(last, header)
             session.records += len(found)
             recovered.records += len(found)
             recovered.last_number = last.number
@@ -328,7 +332,8 @@ def _session_of(recovered: Recovered, header: Header) -> Session:
     return recovered.sessions[-1]
 
 
-def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Window) -> None:
+def take_record(recovered: Recovered, header: Header, facts: Facts, window: Window) -> None:
+    """Take what a record says, which is none of data."""
     _, kind, _, sequence, _, offset, length = facts
     first = offset // header.block_size
     if kind in (START, MARK):
@@ -358,12 +363,13 @@ def _take_record(recovered: Recovered, header: Header, facts: Facts, window: _Wi
         recovered.known.setdefault(first, Known()).intent = Intent(sequence, condition, checksum)
 
 
-def _end_of(record: Record, header: Header) -> int:
+def end_of(record: Record, header: Header) -> int:
+    """Return the byte behind a record in its file."""
     stored = record.stored_length(header.encrypted)
     return record.position + RECORD_BYTES + -(-stored // 8) * 8
 
 
-class _Window:
+class Window:
     """A piece of a file."""
 
     def __init__(self, start: int, view: memoryview, header: Header) -> None:
@@ -389,11 +395,20 @@ class _Window:
             ) from None
 
 
-def _walk(fd: int, header: Header, number: int) -> Iterator[tuple[list[Facts], _Window]]:
+def largest_payload(header: Header) -> int:
+    """Return the bytes that no payload exceeds."""
+    return max(header.block_size + (form.TAG_BYTES if header.encrypted else 0), form.LARGEST_NOTE)
+
+
+def window_for(header: Header) -> memoryview:
+    """Return a buffer for pieces of a file."""
+    return memoryview(bytearray(min(header.size, max(_WINDOW, 4 * largest_payload(header)))))
+
+
+def _walk(fd: int, header: Header, number: int) -> Iterator[tuple[list[Facts], Window]]:
     """Yield the facts of the records from the first one on, in groups, until one is not right."""
     tag = form.TAG_BYTES if header.encrypted else 0
-    largest = max(header.block_size + tag, form.LARGEST_NOTE)
-    buffer = memoryview(bytearray(min(header.size, max(_WINDOW, 4 * largest))))
+    largest, buffer = largest_payload(header), window_for(header)
     position, cut = PAGE, True
     while cut and position < header.size:
         view = buffer[: os.preadv(fd, [buffer], position)]
@@ -402,9 +417,9 @@ def _walk(fd: int, header: Header, number: int) -> Iterator[tuple[list[Facts], _
         found, cut = check_records(view, position, header.seed, number, largest, tag)
         if not found:
             return
-        yield found, _Window(position, view, header)
+        yield found, Window(position, view, header)
         number += len(found)
-        position = _end_of(Record(*found[-1]), header)
+        position = end_of(Record(*found[-1]), header)
 
 
 def _check_end(recovered: Recovered, files: list[tuple[int, int, Header]], end: int, expected: int | None) -> None:
@@ -416,9 +431,9 @@ def _check_end(recovered: Recovered, files: list[tuple[int, int, Header]], end: 
         if number < last or damaged:
             continue
         position = end if number == last else PAGE
-        if _find(fd, header, position, expected or 0, 0):
+        if find(fd, header, position, expected or 0, 0) is not None:
             recovered.cut = (last, end)
-            damaged = _find(fd, header, position, (expected or 0) + 1, expected or 0)
+            damaged = find(fd, header, position, (expected or 0) + 1, expected or 0) is not None
     if damaged:
         # Where one file ended and the next began stood in the record that is missing.
         following = next((f" or {file_name(n)} at byte {PAGE}" for n, _, _ in files if n > last and end > PAGE), "")
@@ -429,11 +444,12 @@ def _check_end(recovered: Recovered, files: list[tuple[int, int, Header]], end: 
         )
 
 
-def _find(fd: int, header: Header, position: int, number: int, durable: int) -> bool:
-    """Return whether there is a record from a position on with at least these two numbers."""
+def find(fd: int, header: Header, position: int, number: int, durable: int) -> int | None:
+    """Return the place of the first record from a position on with at least these two numbers, None without one."""
     buffer = memoryview(bytearray(min(header.size, _WINDOW + RECORD_BYTES - 8)))
     for start in range(position, header.size, _WINDOW):
         view = buffer[: os.preadv(fd, [buffer], start)]
-        if find_record(view, start, header.seed, number, durable) is not None:
-            return True
-    return False
+        place = find_record(view, start, header.seed, number, durable)
+        if place is not None:
+            return place
+    return None
