@@ -16,6 +16,7 @@ from itertools import islice
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import JournalError, PreconditionFailed, UsageError, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
+from s3backer.hints import unlock_command
 from s3backer.holder import give_up, quiet_in, take, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.journal.named import is_missing, under_another_name
@@ -238,7 +239,7 @@ def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_dir
         return VolumeInUse(
             f"{mount} may be alive, and has a journal in {token.journal}, which is not there",
             hint="Unmount it if it is. If it has died, what it flushed and had not stored is lost, unless that "
-            f"directory can be brought back. Give it up with: s3backer unlock --force {url}",
+            f"directory can be brought back. Give it up with: {unlock_command(url, '--force')}",
         )
     way = f"run: {way_on(url, token)}. That unlocks it, too."
     lost = "Give --force where that host or its disk is lost."

@@ -42,10 +42,12 @@ from s3backer.errors import (
     VolumeInUse,
 )
 from s3backer.failpoints import reach
+from s3backer.hints import recover_command
 from s3backer.holder import Holder, quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, newest_session, scan
+from s3backer.journal.salvage import Salvaged, salvage
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.stored_note import StoredNote
@@ -150,7 +152,8 @@ def take_journal(
     url = volume_name(store, prefix)
     if options.read_only:
         if has_files(path):
-            log.warning("the journal %s may hold newer data of %s: see 's3backer recover'", path, url)
+            way = recover_command(url, os.path.dirname(path))
+            log.warning("the journal %s may hold newer data of %s, which this brings there: %s", path, url, way)
         return None, None
     wanted = options.journaled or options.journal_directory is not None
     left = has_files(path)
@@ -216,9 +219,17 @@ class Recoverer:
             raise JournalDamaged(
                 f"the journal of {self._url} in {self._directory.path} has no files any more, and was not ended: what "
                 "its mount had flushed and not stored yet was in them",
-                hint="Put them back if you can. 's3backer recover --discard' gives them up; look at the volume then.",
+                hint=f"Put them back if you can. This gives them up; look at the volume then: {self._way('--discard')}",
             )
-        return scan(self._directory, volume_id(self._store.place, self._prefix))
+        try:
+            return scan(self._directory, volume_id(self._store.place, self._prefix))
+        except JournalDamaged as error:
+            error.hint += f" What is right of it is written to a file by: {self._way('--to', 'FILE')}. "
+            error.hint += "With --discard in place of --to FILE it is given up."
+            raise
+
+    def _way(self, *words: str) -> str:
+        return recover_command(self._url, self._directory.place, *words)
 
     @cached_property
     def stored(self) -> bool:
@@ -301,7 +312,7 @@ class Recoverer:
         return JournalError(
             f"all that the journal in {self._directory.path} holds is in the bucket of {self._url}, or something "
             "newer, as a note there says: nothing is replayed",
-            hint=f"Give it up: s3backer recover {self._url} --journal-directory {self._directory.place} --discard",
+            hint=f"Give it up: {self._way('--discard')}",
         )
 
     def _layout(self, token: MountToken | None, *, force: bool) -> ClassicLayout:
@@ -309,8 +320,15 @@ class Recoverer:
         verdict = decide(None if token is None else token.value, self.found)
         if token is not None and token.copy is not None:
             raise in_use(self._url, token)
-        if not isinstance(verdict, Ours) and not force:
-            raise self._refusal(verdict, token)
+        if not isinstance(verdict, Ours):
+            if not force:
+                raise self._refusal(verdict, token)
+            log.warning(
+                "%s: %s. By force all %d blocks are put over what is there now, also where that is newer",
+                self._url,
+                self._doubts(verdict),
+                len(self.found.pending),
+            )
         layout, metadata = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
         beyond = sum(block >= layout.block_count for block in self.found.pending)
@@ -318,7 +336,7 @@ class Recoverer:
             raise JournalError(
                 f"{beyond} blocks in the journal in {self._directory.path} lie beyond the end of {self._url}, if its "
                 f"size is {exact_size(layout.size)}",
-                hint="Give the size that it had. 's3backer recover --to FILE' writes them to a file.",
+                hint=f"Give the size that it had. This writes them to a file: {self._way('--to', 'FILE')}",
             )
         return layout
 
@@ -399,12 +417,35 @@ class Recoverer:
         self._expire_and_end(self._find_token(progress), progress)
         return blocks
 
-    def save(self, path: str, progress: Progress = lambda done, total: None) -> None:
-        """Write what is not in the bucket to a new file, each byte at its place on the volume; nothing else changes."""
+    def save(self, path: str, progress: Progress = lambda done, total: None) -> tuple[Recovered, JournalDamaged | None]:
+        """Write what is not in the bucket to a new file, each byte at its place on the volume; nothing else changes.
+
+        Returns what was written. Of a journal that is damaged that is what is right of it, and what is wrong with it is
+        returned, too. Raises JournalError where there is nothing of a journal.
+        """
+        found, damage = self._right_of_it()
+        if not (found.files or found.unused):
+            raise damage or JournalError(
+                f"the journal of {self._url} in {self._directory.path} has no files: nothing was written to {path}",
+                hint="A mount without a journal has left a note there, no data.",
+            )
         key = None
-        if self.found.files and self.found.header.encrypted:
+        if found.files and found.header.encrypted:
             key = find_layout(self._store, self._prefix, self._options)[0].codec.secret
-        Replayer(self.found, progress).save(path, key)
+        Replayer(found, progress).save(path, key)
+        if damage is not None and isinstance(found, Salvaged):
+            damage = JournalDamaged(
+                f"{damage.message}. What is right of the journal is in {path}; {'; '.join(found.losses)}",
+                hint="The journal is kept. Copy it elsewhere, and look at what is in that file. After that this gives "
+                f"it up: {self._way('--discard')}",
+            )
+        return found, damage
+
+    def _right_of_it(self) -> tuple[Recovered, JournalDamaged | None]:
+        try:
+            return self.found, None
+        except JournalDamaged as error:
+            return salvage(self._directory, volume_id(self._store.place, self._prefix)), error
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -460,15 +501,23 @@ class Recoverer:
 
     def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:
         """Return why it is not replayed where somebody else may have had the volume."""
-        path = self._directory.path
-        if isinstance(verdict, Refuse):
-            return JournalError(verdict.reason, hint=verdict.hint)
-        if token is not None:
+        ways = (
+            f"Write its blocks to a file and compare: {self._way('--to', 'FILE')}. With --force in place of --to FILE "
+            "it is replayed: where the volume was used since, that puts older data over newer. With --discard it is "
+            "given up. It is kept until then."
+        )
+        if isinstance(verdict, NeedsETags) and token is not None:
             return VolumeInUse(
-                f"{self._url} is mounted {token.describe()}, and the journal in {path} has {len(self.found.pending)} "
-                f"blocks of an earlier mount (token {self.found.header.token:08x})",
-                hint="Unmount it there first. Then see 's3backer recover --help'; the journal is kept until then.",
+                f"{self._url} is mounted {token.describe()}, and the journal in {self._directory.path} has "
+                f"{len(self.found.pending)} blocks of an earlier mount (token {self.found.header.token:08x})",
+                hint=f"Unmount it there first. {ways}",
             )
+        return JournalError(self._doubts(verdict), hint=ways)
+
+    def _doubts(self, verdict: NeedsETags | Refuse) -> str:
+        """Return what speaks against replaying it."""
+        if isinstance(verdict, Refuse):
+            return verdict.reason
         layout, _ = find_layout(self._store, self._prefix, self._options)
         changed = [block for block, known in verdict.blocks.items() if not self._is_as_known(layout, block, known)]
         what = (
@@ -476,12 +525,9 @@ class Recoverer:
             if changed
             else f"its {len(verdict.blocks)} blocks are as it knew them, but others may have been changed"
         )
-        return JournalError(
-            f"the journal in {path} belongs to the mount with token {self.found.header.token:08x}, which the bucket of "
-            f"{self._url} does not have any more: {what}",
-            hint="Write its blocks to a file with 's3backer recover --to FILE' and compare, or replay it with "
-            "'s3backer recover --force' if nobody has mounted the volume since, or give it up with --discard. It is "
-            "kept until then.",
+        return (
+            f"the journal in {self._directory.path} belongs to the mount with token {self.found.header.token:08x}, "
+            f"which the bucket of {self._url} does not have any more: {what}"
         )
 
     def _is_as_known(self, layout: ClassicLayout, block: int, known: Known) -> bool:

@@ -47,6 +47,11 @@ def told_size(size: int) -> str:
     return text if text.endswith("iB") else f"{text} bytes"
 
 
+def blocks_text(count: int) -> str:
+    """Return how many blocks, in words."""
+    return "1 block" if count == 1 else f"{count} blocks"
+
+
 def format_size(size: int) -> str:
     """Return a size for people to read; ``parse_size`` of it is the same where it is exact, else it says "about"."""
     value, power = float(size), 0

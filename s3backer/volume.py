@@ -34,6 +34,7 @@ from s3backer.errors import JournalError, S3backerError, StoreError, UsageError,
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import MemoryPlan, check_geometry
+from s3backer.hints import recover_command
 from s3backer.holder import Holder, give_up
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
@@ -57,7 +58,6 @@ log = logging.getLogger(__name__)
 
 #: Pages of the listing under way at once, beside the work.
 _SURVEY_THREADS = 8
-_KEPT = "See 's3backer recover --help': --to FILE writes them to a file, beside what the other mount has."
 #: Seconds between two reports while closing.
 _LOOK = 0.2
 
@@ -362,7 +362,7 @@ class Volume:
         log.critical("%s is lost: %s. It is read-only here from now on, and flushes fail", self.name, error.message)
         self.port.lose()
         if self._keeper is not None:
-            self._keeper.lose(JournalError("the journal takes nothing any more: the volume is lost", hint=_KEPT))
+            self._keeper.lose(JournalError("the journal takes nothing any more: the volume is lost", hint=self._kept))
         self._driver.give_up(error)
 
     def left_unsaved(self) -> S3backerError | None:
@@ -383,8 +383,14 @@ class Volume:
             return VolumeInUse(what, hint="They are gone: without a journal they were in memory only.")
         return VolumeInUse(
             f"{what}; they are in the journal in {self._keeper.journal.path}",
-            hint=_KEPT,
+            hint=self._kept,
         )
+
+    @property
+    def _kept(self) -> str:
+        """What to do with a journal that is kept beside what another mount has."""
+        place = "" if self._directory is None else self._directory.place
+        return f"This writes them to a file: {recover_command(self.name, place, '--to', 'FILE')}"
 
     @property
     def journal_left(self) -> str | None:

@@ -10,14 +10,21 @@ import click
 from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
 from s3backer.errors import JournalError, UsageError
+from s3backer.hints import unlock_command
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.journal.named import is_missing, named_path, under_another_name
-from s3backer.layouts.token import MountToken, in_use, read_token
+from s3backer.layouts.token import MountToken, in_use, read_token, way_on
 from s3backer.recovery import Recoverer, place_of_journal
+from s3backer.units import blocks_text
 
 _DISCARD = Option("--discard", "discard", "Give the journal up: what is not in the bucket is lost.")
 _TO = Option("--to", "to", "Write it to a new file instead, each byte at its place.", str, "FILE")
-_FORCE = Option("--force", "force", "Replay it although the volume may have been changed by somebody else since.")
+_FORCE = Option(
+    "--force",
+    "force",
+    "Replay it although the volume may have been changed by somebody else since: also over newer data.",
+)
+_LOOK_ELSEWHERE = "If its mount had another --journal-directory, give that."
 
 
 @click.command("recover")
@@ -37,26 +44,58 @@ def command(url: str, **values: Any) -> None:
         target.refuse_if_served(f"That mount is alive. End it with: s3backer unmount {target.url}")
         opening = volume_options(with_password(values))
         place = place_of_journal(target.store, target.url.prefix, opening)
+        if to is not None:
+            _check_outside(target, to, place)
         if not has_files(place):
             token = _find_token(target, place)
             why = in_use(str(target.url), token).message if token else "it has no mount token either"
-            print(f"{target.url} has no journal on this host, in {place}: {why}")
+            said = f"{target.url} has no journal on this host, in {place}: {why}"
+            if to is not None:
+                raise JournalError(f"{said}; nothing was written to {to}", hint=_LOOK_ELSEWHERE)
+            print(said)
             return
         with JournalDirectory(place) as directory:
             recoverer = Recoverer(target.store, target.url.prefix, opening, directory)
             if discard:
-                with progress("giving the journal up") as show:
-                    blocks = recoverer.discard(show)
-                lost = "it was damaged" if blocks is None else f"{blocks} blocks in it were not in the bucket"
-                print(f"{place} was given up, {lost}")
-                return
-            with progress("replaying the journal") as show:
-                if to is not None:
-                    recoverer.save(to, show)
-                    print(f"{len(recoverer.found.pending)} blocks of {place} were written to {to}; nothing was changed")
-                    return
-                recovery = recoverer.replay(show, force=force)
-    print(f"{target.url}: {recovery}")
+                _discard(recoverer, place)
+            elif to is not None:
+                _save(recoverer, place, to)
+            else:
+                with progress("replaying the journal") as show:
+                    recovery = recoverer.replay(show, force=force)
+                print(f"{target.url}: {recovery}")
+
+
+def _discard(recoverer: Recoverer, place: str) -> None:
+    with progress("giving the journal up") as show:
+        blocks = recoverer.discard(show)
+    lost = "it was damaged" if blocks is None else f"{blocks} blocks in it were not in the bucket"
+    print(f"{place} was given up, {lost}")
+
+
+def _save(recoverer: Recoverer, place: str, file: str) -> None:
+    """Write what is right of the journal to a file. Raises JournalDamaged, after that, if it is not all."""
+    with progress("reading the journal") as show:
+        found, damage = recoverer.save(file, show)
+    print(f"{blocks_text(len(found.pending))} of {place} written to {file}; nothing was changed")
+    for start, stop in found.missing:
+        where = f"byte {start}, in block {start // found.header.block_size}"
+        print(f"missing there: {stop - start} bytes from {where}", flush=True)
+    if damage is not None:
+        raise damage
+
+
+def _check_outside(target: Target, file: str, place: str) -> None:
+    """Raise UsageError where a file would lie among the volume's blocks, or in its journal."""
+    own = [("journal's", place)]
+    if target.url.scheme == "file":
+        own.append(("volume's", target.url.path))
+    for whose, directory in own:
+        resolved = os.path.realpath(directory)
+        if os.path.commonpath((os.path.realpath(file), resolved)) == resolved:
+            raise UsageError(
+                f"--to {file} lies in the {whose} own directory, {directory}", hint="Name a file elsewhere."
+            )
 
 
 def _find_token(target: Target, place: str) -> MountToken | None:
@@ -78,7 +117,7 @@ def _find_token(target: Target, place: str) -> MountToken | None:
     if not is_missing(store, prefix, token):
         raise UsageError(
             f"{target.url} has no journal in {place}; its mount token names {token.journal} on {token.host}",
-            hint=f"Run it there with --journal-directory {token.journal}, as the user who mounted the volume.",
+            hint=f"Run there, as the user who mounted the volume: {way_on(str(target.url), token)}",
         )
     other = under_another_name(token)
     if other is not None:
@@ -89,5 +128,5 @@ def _find_token(target: Target, place: str) -> MountToken | None:
         f"the mount token of {target.url} says that its journal is in {named_path(store, prefix, token)}, and it is "
         "not there: what was flushed and not stored is lost with it",
         hint="Bring that directory or its disk back, and run this again. Where that cannot be: "
-        f"s3backer unlock --force {target.url}",
+        f"{unlock_command(str(target.url), '--force')}",
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s3backer.journal.replay import Known, Recovered
+from s3backer.units import blocks_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,9 @@ class NeedsETags:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Do not replay it. ``reason`` and ``hint`` are for the user."""
+    """Do not replay it. ``reason`` is for the user."""
 
     reason: str
-    hint: str
 
 
 def decide(token: int | None, journal: Recovered) -> Ours | NeedsETags | Refuse:
@@ -46,14 +46,12 @@ def decide(token: int | None, journal: Recovered) -> Ours | NeedsETags | Refuse:
     if all(known.values()):
         return NeedsETags({block: found for block, found in known.items() if found})
     missing = sum(found is None for found in known.values())
+    which = blocks_text(missing) if missing == len(known) else f"{missing} of {len(known)} blocks"
     there = "no token" if token is None else f"the token {token:08x}"
     return Refuse(
         f"the journal in {journal.directory.path} belongs to the mount with token {journal.header.token:08x}, and the "
-        f"bucket of {journal.header.url} has {there}: somebody else may have written to it since, and of {missing} of "
-        f"{len(known)} blocks the journal does not know what was there",
-        "Write the journal's blocks to a file with 's3backer recover --to FILE' and compare, or replay it with "
-        "--force, which puts them over what is there now, also over newer data, or give it up with --discard. It is "
-        "kept until then.",
+        f"bucket of {journal.header.url} has {there}: somebody else may have written to it since, and of {which} in it "
+        "the journal does not know what was there",
     )
 
 

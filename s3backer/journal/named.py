@@ -12,6 +12,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from s3backer.hints import unlock_command
 from s3backer.journal.files import has_files, is_home, newest_header, noted_token
 from s3backer.layouts.token import MountToken, way_on
 from s3backer.stores.base import ObjectStore
@@ -83,5 +84,5 @@ def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str
         return f"its journal is {other.described()}. {other.hint(url, token)}"
     return (
         "what it flushed and had not stored is lost with that journal, which is not there; if it cannot be brought "
-        f"back: s3backer unlock --force {url}"
+        f"back: {unlock_command(url, '--force')}"
     )

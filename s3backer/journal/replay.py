@@ -41,8 +41,7 @@ from s3backer.journal.format import (
 
 #: Bytes read at once.
 _WINDOW = 4 << 20
-_GIVE_UP = "After that 's3backer recover --discard' gives it up."
-_KEEP = f"Keep the directory and copy it elsewhere. What is in the bucket is an older state of those blocks. {_GIVE_UP}"
+_KEEP = "Keep the directory and copy it elsewhere. What is in the bucket is an older state of those blocks."
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +228,7 @@ def reading(directory: JournalDirectory) -> Iterator[None]:
         kind = JournalDamaged if error.errno == errno.EIO else JournalError
         raise kind(
             f"the journal in {directory.path} cannot be read: {error.strerror}",
-            hint=f"Copy what can be read to another disk (ddrescue) before anything else. {_GIVE_UP}",
+            hint="Copy what can be read to another disk (ddrescue) before anything else.",
         ) from None
 
 

@@ -41,6 +41,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote
 
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, StoreError, VolumeInUse
+from s3backer.hints import recover_command, unlock_command
 from s3backer.layouts.copy_note import CopyNote
 from s3backer.lease import Watch
 from s3backer.stores.base import ObjectStore
@@ -237,7 +238,7 @@ def remove_ours(
         other = remove_token(store, prefix, other)
     raise AccessDenied(
         f"the mount token of {url} is ours and cannot be removed: its condition is refused",
-        hint="All data is stored. Run 's3backer unlock' on it.",
+        hint=f"All data is stored. Run: {unlock_command(url)}",
     )
 
 
@@ -262,9 +263,7 @@ def count_down(left: Callable[[], float], looks: Callable[[float], None] | None)
 
 def way_on(url: str, token: MountToken) -> str:
     """Return the command to be run, on the token's host, if its mount has died; it says so if that is not enough."""
-    if not token.journal:
-        return f"s3backer unlock {url}"
-    return f"s3backer recover {url} --journal-directory {token.journal}"
+    return recover_command(url, token.journal) if token.journal else unlock_command(url)
 
 
 def in_use(url: str, token: MountToken | None, *, died: str = "") -> VolumeInUse:
@@ -280,7 +279,7 @@ def in_use(url: str, token: MountToken | None, *, died: str = "") -> VolumeInUse
     if token.value == SHARED_TOKEN:
         return VolumeInUse(
             f"{url} is mounted in the original's shared disk mode ({token.describe()})",
-            hint="Unmount it everywhere, then run 's3backer unlock' on it.",
+            hint=f"Unmount it everywhere, then: {unlock_command(url)}",
         )
     if token.journal:
         died = died or f"run there: {way_on(url, token)}. What it flushed may be in that journal only."
@@ -290,8 +289,8 @@ def in_use(url: str, token: MountToken | None, *, died: str = "") -> VolumeInUse
         )
     return VolumeInUse(
         f"{url} is mounted {token.describe()}",
-        hint="Unmount it there first. If that mount has died, run 's3backer unlock' on it; "
-        "two writers at once destroy the data.",
+        hint=f"Unmount it there first. If that mount has died: {unlock_command(url)}. Two writers at once destroy the "
+        "data.",
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalError, VolumeInUse
 from s3backer.journal.format import PAGE
+from s3backer.layouts.token import read_token
 from s3backer.recovery import place_of_journal
 from s3backer.url import volume_id
 from tests.support.commands import Run, tree
@@ -39,6 +40,11 @@ def url(place: Place) -> str:
 
 def where(place: Place) -> tuple[str, str]:
     return "--journal-directory", str(place.journals)
+
+
+def recover(place: Place) -> str:
+    """Return the command that an error tells to run."""
+    return f"s3backer recover {url(place)} --journal-directory {place.journals}"
 
 
 def directory(place: Place) -> Path:
@@ -98,7 +104,8 @@ def test_what_is_damaged_can_be_given_up(run: Run, dead: Place) -> None:
     dead.files[0].write_bytes(b"short")
     kept = run("recover", url(dead), *where(dead))
     assert kept.code == 9 and "does not begin like one" in kept.sentence()
-    assert "copy it elsewhere" in kept.hint() and "s3backer recover --discard" in kept.hint()
+    assert "copy it elsewhere" in kept.hint() and f"{recover(dead)} --to FILE" in kept.hint()
+    assert "--discard in place of --to FILE" in kept.hint()
     assert "it was damaged" in run("recover", url(dead), *where(dead), "--discard").out
     assert not dead.files
 
@@ -139,7 +146,7 @@ def test_a_journal_of_another_host_with_the_same_path(run: Run, dead: Place, mon
     answer = run("recover", url(dead), *where(dead))
     assert answer.code == 2
     assert f"its mount token names {dead.journals} on {host}" in answer.sentence()
-    assert "Run it there" in answer.hint()
+    assert f"Run there, as the user who mounted the volume: {recover(dead)}" in answer.hint()
     with pytest.raises(VolumeInUse) as caught:
         dead.open()
     assert "s3backer recover" in caught.value.hint
@@ -244,6 +251,83 @@ def test_a_file_that_only_its_owner_can_read(run: Run, dead: Place) -> None:
     link.symlink_to(dead.directory / "precious")
     answer = run("recover", url(dead), *where(dead), "--to", str(link))
     assert answer.code == 2 and "File exists" in answer.sentence()
+
+
+@pytest.mark.parametrize("payload", [True, False], ids=["payload", "head"])
+def test_what_is_right_of_a_damaged_journal(run: Run, place: Place, payload: bool) -> None:
+    with place.killed() as volume:
+        for block in range(1, 9):
+            volume.write(block * BLOCK, bytes([64 + block]) * BLOCK)
+        volume.write(3 * BLOCK, b"new" * 100)
+        volume.flush()
+    (file,) = (path for path in place.files if b"C" * 500 in path.read_bytes())
+    content = bytearray(file.read_bytes())
+    at = content.index(b"C" * 500) + (1000 if payload else -20)
+    content[at] ^= 1
+    file.write_bytes(content)
+    found = place.directory / "found"
+    for _ in range(2):
+        answer = run("recover", url(place), *where(place), "--to", str(found))
+        assert answer.code == 9
+        assert f"{file} is damaged at byte" in answer.sentence() and f"is in {found}; " in answer.sentence()
+        assert f"{recover(place)} --discard" in answer.hint()
+        read = found.read_bytes()
+        for block in (1, 2, 4, 5, 6, 7, 8):
+            assert read[block * BLOCK :][:BLOCK] == bytes([64 + block]) * BLOCK
+        assert read[3 * BLOCK :][:BLOCK] == (b"new" * 100).ljust(BLOCK, b"\0")
+        if payload:
+            assert f"missing there: {BLOCK - 300} bytes from byte {3 * BLOCK + 300}, in block 3\n" in answer.out
+            assert f"{BLOCK - 300} of it missing" in answer.sentence()
+        else:
+            assert "of 1 record it is not known what was written" in answer.sentence()
+        found.unlink()
+    assert file.read_bytes() == content
+    assert read_token(place.store(), "") is not None
+
+
+def test_where_nothing_is_right_nothing_is_written(run: Run, dead: Place) -> None:
+    for file in dead.files:
+        file.write_bytes(b"short")
+    found = dead.directory / "found"
+    answer = run("recover", url(dead), *where(dead), "--to", str(found))
+    assert answer.code == 9 and "does not begin like one" in answer.sentence()
+    assert not found.exists()
+
+
+def test_no_file_of_a_journal_that_is_not_there(run: Run, place: Place) -> None:
+    found = place.directory / "found"
+    answer = run("recover", url(place), *where(place), "--to", str(found))
+    assert answer.code == 9
+    assert "has no journal on this host" in answer.sentence() and "nothing was written" in answer.sentence()
+    # Nor where a mount without one has left a note.
+    with place.killed(journal=0):
+        pass
+    answer = run("recover", url(place), *where(place), "--to", str(found))
+    assert answer.code == 9 and "nothing was written" in answer.sentence()
+    assert not found.exists()
+
+
+def test_no_file_among_the_volumes_own(run: Run, dead: Place) -> None:
+    (dead.directory / "link").symlink_to(dead.bucket)
+    before = tree(dead.directory)
+    names = [dead.bucket / "00000005", dead.directory / "link" / "x", directory(dead) / "00000009.journal"]
+    for name in names:
+        answer = run("recover", url(dead), *where(dead), "--to", str(name))
+        assert answer.code == 2 and "own directory" in answer.sentence()
+    assert tree(dead.directory) == before
+
+
+def test_by_force_it_says_that_newer_data_goes(run: Run, dead: Place) -> None:
+    assert run("unlock", url(dead), "--force").code == 0
+    refused = run("recover", url(dead), *where(dead))
+    assert refused.code == 9
+    assert "of 1 block in it the journal does not know what was there" in refused.sentence()
+    assert f"{recover(dead)} --to FILE" in refused.hint() and "older data over newer" in refused.hint()
+    with dead.open(journal_directory=str(dead.directory / "elsewhere")) as volume:
+        volume.write(BLOCK, b"b" * BLOCK)
+    forced = run("recover", url(dead), *where(dead), "--force")
+    assert forced.code == 0
+    assert "all 1 blocks are put over what is there now, also where that is newer" in forced.err
 
 
 # ── what others say ──────────────────────────────────────────────────────────────────────────────────────────

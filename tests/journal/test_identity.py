@@ -60,8 +60,6 @@ def test_a_block_of_which_nothing_is_known(tmp_path: Path) -> None:
         refused = decide(token, recovered)
         assert isinstance(refused, Refuse)
         assert words in refused.reason and "token 1234abcd" in refused.reason and "2 of 3 blocks" in refused.reason
-        for way in ("recover --to FILE", "--force", "--discard"):
-            assert way in refused.hint
 
 
 def test_the_next_session_goes_on(tmp_path: Path) -> None:
