@@ -44,9 +44,9 @@ from s3backer.errors import (
 from s3backer.failpoints import reach
 from s3backer.hints import recover_command
 from s3backer.holder import Holder, quiet_in, wait_until_quiet
-from s3backer.journal.files import JournalDirectory, has_files, journals_directory
+from s3backer.journal.files import JournalDirectory, has_files, journals_directory, newest_header
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
-from s3backer.journal.replay import Known, Recovered, newest_session, scan
+from s3backer.journal.replay import Known, Recovered, scan
 from s3backer.journal.salvage import Salvaged, salvage
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import ClassicLayout
@@ -165,6 +165,8 @@ def take_journal(
         token = read_token(store, prefix)
         raise VolumeInUse(in_use(url, token).message if token else locked.message, hint=locked.hint) from None
     except JournalError as error:
+        if left and (note := _note_of(store, prefix, path)) is not None and note.is_there():
+            error.hint = "All of it is in the bucket, as a note there says: mount with another --journal-directory."
         if options.journaled and not left:
             error.hint += " Or mount it with --journal none."
         if options.journaled or left:
@@ -190,6 +192,17 @@ def take_journal(
         raise
     directory.close()
     return None, None
+
+
+def _note_of(store: ObjectStore, prefix: str, path: str) -> StoredNote | None:
+    """Return the note of the journal in a directory, put or not; None where no file of it says which that is.
+
+    Nothing but the newest header is read: the records may be damaged.
+    """
+    header = newest_header(path)
+    if header is None or header.volume != volume_id(store.place, prefix):
+        return None
+    return StoredNote(store, prefix, header.session, path)
 
 
 def _died_without_journal(store: ObjectStore, prefix: str, directory: JournalDirectory, found: Recovered) -> bool:
@@ -241,8 +254,7 @@ class Recoverer:
 
     @cached_property
     def _note(self) -> StoredNote | None:
-        session = newest_session(self._directory, volume_id(self._store.place, self._prefix))
-        return None if session is None else StoredNote(self._store, self._prefix, session, self._directory.path)
+        return _note_of(self._store, self._prefix, self._directory.path)
 
     @property
     def empty(self) -> bool:

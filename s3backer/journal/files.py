@@ -163,11 +163,10 @@ def _home(lock: os.stat_result) -> str:
 
 
 def newest_header(path: str) -> Header | None:
-    """Return the header of the newest file in a journal's directory that has one, without locking it."""
-    with contextlib.suppress(OSError):
-        for name in sorted(filter(_NAME.fullmatch, os.listdir(path)), reverse=True):
-            with contextlib.suppress(OSError, HeaderError):
-                return unpack_header(_read(os.path.join(path, name), None, PAGE))
+    """Return the header of the newest file in a journal's directory, without locking it; None if it cannot be read."""
+    with contextlib.suppress(OSError, HeaderError, ValueError):
+        newest = max(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(path)) if match)
+        return unpack_header(_read(os.path.join(path, file_name(newest)), None, PAGE))
     return None
 
 

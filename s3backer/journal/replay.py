@@ -200,25 +200,6 @@ def scan(directory: JournalDirectory, volume: bytes) -> Recovered:
     return recovered
 
 
-def newest_session(directory: JournalDirectory, volume: bytes) -> bytes | None:
-    """Return the session that made the newest file; None if there is none, or it cannot be said.
-
-    Nothing else is read: the records may be damaged. Raises JournalError as ``scan`` does, but for damage.
-    """
-    numbers = directory.numbers()
-    if not numbers:
-        return None
-    try:
-        with reading(directory):
-            fd = directory.open(numbers[-1])
-            try:
-                return read_header(directory, fd, numbers[-1], volume).session
-            finally:
-                os.close(fd)
-    except JournalDamaged:
-        return None
-
-
 @contextlib.contextmanager
 def reading(directory: JournalDirectory) -> Iterator[None]:
     """Let what the disk cannot read be a JournalError, or JournalDamaged."""

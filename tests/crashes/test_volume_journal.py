@@ -254,8 +254,20 @@ def test_a_journal_that_could_not_be_removed_is_not_put_over_what_is_newer(
     assert read_token(left.store(), "") is None
 
 
+def test_as_long_as_its_disk_is_read_only_another_place_is_named(left: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: JournalDirectory) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(JournalDirectory, "_take_lock", refuse)
+    for journal in (4 << 20, 0):
+        with pytest.raises(JournalError, match="Read-only file system") as caught:
+            left.open(journal=journal)
+        assert caught.value.hint.startswith("All of it is in the bucket")
+        assert "mount with another --journal-directory" in caught.value.hint
+
+
 @pytest.mark.parametrize("how", ["plain", "force", "discard"])
-def test_nor_does_recover(left: Place, how: str) -> None:
+def test_nor_does_recover(left: Place, how: str, caplog: pytest.LogCaptureFixture) -> None:
     if how == "force":
         with pytest.raises(JournalError, match="nothing is replayed") as caught:
             recovered(left, force=True)
@@ -267,6 +279,7 @@ def test_nor_does_recover(left: Place, how: str) -> None:
         with opened_recoverer(left) as recoverer:
             assert recoverer.discard() == 0
     assert left.content(BLOCK, BLOCK) == NEW
+    assert "lost" not in caplog.text
     assert not left.files and not notes(left)
     assert read_token(left.store(), "") is None
 
