@@ -12,6 +12,7 @@ import pytest
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalError, VolumeInUse
 from s3backer.journal.format import PAGE
+from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import read_token
 from s3backer.recovery import place_of_journal
 from s3backer.url import volume_id
@@ -378,3 +379,9 @@ def test_check_and_info_name_the_journal(run: Run, dead: Place) -> None:
 def test_info_of_a_mount_without_a_journal(run: Run, place: Place) -> None:
     with place.open(journal=0):
         assert "journal" not in run("info", url(place)).out
+
+
+def test_check_takes_the_note_of_a_journal_for_no_foreign_object(run: Run, place: Place) -> None:
+    StoredNote(place.store(), "", bytes(16), str(place.journals)).put()
+    answer = run("check", url(place))
+    assert answer.code == 0 and "s3backer-stored" not in answer.out

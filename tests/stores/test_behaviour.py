@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from s3backer.errors import BucketNotFound, CorruptObject, ObjectNotFound, PreconditionFailed, UsageError
+from s3backer.layouts.classic import parse_block_name
+from s3backer.layouts.stored_note import StoredNote, remove_notes
 from s3backer.s3.engine import Request
 from s3backer.stores.base import Buffer, ObjectRange, ObjectStore
 from s3backer.stores.bodies import pieces
@@ -699,3 +701,22 @@ def test_counters(store):
     assert all(count.seconds > 0 for count in counts.values())
     assert not any(count.failures for count in counts.values())
     assert store.counters.retries == 0
+
+
+def test_the_note_of_a_journal_that_is_left(store):
+    """Put twice as after a lost answer; it is no block, and goes alone or with all others."""
+    first, second = (StoredNote(store, "disk/", bytes([number]) * 16, "/journals/x") for number in (1, 2))
+    store.put("disk/00000000", b"block")
+    assert not first.is_there()
+    first.put()
+    first.put()
+    assert first.is_there() and not second.is_there()
+    assert parse_block_name(store.list("disk/s").entries[0].key.removeprefix("disk/")) is None
+    first.remove()
+    first.remove()
+    assert not first.is_there()
+    first.put()
+    second.put()
+    remove_notes(store, "disk/")
+    remove_notes(store, "disk/")
+    assert [entry.key for entry in store.list("").entries] == ["disk/00000000"]
