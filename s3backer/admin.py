@@ -233,8 +233,8 @@ def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_dir
         other = under_another_name(token)
         if other is not None:
             return VolumeInUse(
-                f"{mount} may be alive, and has a journal {other.described()}",
-                hint=f"Unmount it if it is. If it has died: {other.hint(url, token)}",
+                f"{mount} may be alive, and has a journal {other.described(url)}",
+                hint=f"Unmount it if it is. If it has died, nothing is lost. {other.hint(url, token)}",
             )
         return VolumeInUse(
             f"{mount} may be alive, and has a journal in {token.journal}, which is not there",

@@ -122,7 +122,8 @@ def _find_token(target: Target, place: str) -> MountToken | None:
     other = under_another_name(token)
     if other is not None:
         raise JournalError(
-            f"the journal of {target.url} is {other.described()}", hint=other.hint(str(target.url), token)
+            f"the journal of {target.url} is {other.described(str(target.url))}",
+            hint=other.hint(str(target.url), token),
         )
     raise JournalError(
         f"the mount token of {target.url} says that its journal is in {named_path(store, prefix, token)}, and it is "

@@ -30,15 +30,16 @@ class OtherName:
         """Return how to reach it; ``url``: what the volume is called now."""
         if self.url == url:
             # Of S3's names the endpoint is no part.
-            return f"Give the --endpoint-url of that mount to: {way_on(url, token)}"
+            return f"Recover it with the --endpoint-url of that mount: {way_on(url, token)}"
         return (
-            "Call the volume that again (where its directory was moved, move it back, or mount --bind it there) for: "
-            f"{way_on(self.url, token)}"
+            "Recover it by that name (a directory that was moved has to be moved back for that, or bound there with "
+            f"mount --bind): {way_on(self.url, token)}"
         )
 
-    def described(self) -> str:
+    def described(self, url: str) -> str:
         """Return where it is and why it is not found."""
-        return f"in {self.path}: it was mounted as {self.url}, by another name of the same place"
+        name = "with another --endpoint-url" if self.url == url else f"as {self.url}"
+        return f"in {self.path}: it was mounted {name}"
 
 
 def named_path(store: ObjectStore, prefix: str, token: MountToken) -> str:
@@ -81,7 +82,7 @@ def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str
         return f"mount it there again, or run there: {way_on(url, token)}. What it flushed may be in that journal only."
     other = under_another_name(token)
     if other is not None:
-        return f"its journal is {other.described()}. {other.hint(url, token)}"
+        return f"its journal is {other.described(url)}. {other.hint(url, token)}"
     return (
         "what it flushed and had not stored is lost with that journal, which is not there; if it cannot be brought "
         f"back: {unlock_command(url, '--force')}"
