@@ -13,6 +13,11 @@ Only where the token in the bucket has the value that the journal's mount gave i
 Otherwise a mount refuses, and so does ``recover`` unless it is forced: what the journal knows of its own blocks says
 nothing of the others, and a filesystem would be mixed from two times.
 
+Where a note in the bucket says that all of the journal is there (layouts/stored_note.py: it had failed, and its files
+could not be removed) nothing of it is put there: a mount and ``recover`` remove it, whatever token there is and
+whatever stands in its files, and a forced replay is refused. A crash in between leaves the journal and the note, or the
+note alone.
+
 Who has the directory's lock, and finds this directory and this start of the host in the token, knows that its mount has
 died. Else, as after a loss of power or in a copy of the directory, it is watched for a term whether that mount lives.
 

@@ -4,7 +4,8 @@ r"""The mount token: the object by which a writer says that the volume is in use
     body       HOSTNAME "\n" YYYYMMDDTHHMMSSZ "\n" TOKEN "\n" [NOTE "\n"]      (UTC)
     metadata   s3backer-mount-token: 8 lower-case hex digits, 1 … 7ffffffe
                7fffffff is the original's shared mode; missing or zero counts as 1
-               s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal
+               s3backer-journal: where on that host what it flushed may be, %-encoded; only if it has a journal, and
+                   not once that has failed and the bucket has all of it
                s3backer-lease: seconds within which a mount that lives puts it anew, those for which its requests may
                    take effect after that, and those for which requests of the mount before it may, from when it was
                    put; only if it does
