@@ -43,6 +43,7 @@ from s3backer.errors import (
     JournalDamaged,
     JournalError,
     ObjectNotFound,
+    StoreError,
     UsageError,
     VolumeInUse,
 )
@@ -167,7 +168,10 @@ def take_journal(
     try:
         directory = JournalDirectory(path)
     except VolumeInUse as locked:
-        token = read_token(store, prefix)
+        token = None
+        # Where the store is away the lock says enough.
+        with contextlib.suppress(StoreError):
+            token = read_token(store, prefix)
         raise VolumeInUse(in_use(url, token).message if token else locked.message, hint=locked.hint) from None
     except JournalError as error:
         if left and (note := _note_of(store, prefix, path)) is not None and note.is_there():

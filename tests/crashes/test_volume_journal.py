@@ -1130,3 +1130,16 @@ def test_a_silent_mount_without_a_journal_on_a_host_of_the_same_name(
     assert read_token(place.store(), "") == found
     # Where it is noted that it is this host's, nobody has to be asked.
     assert place.content(BLOCK, 4) == b"data"
+
+
+def test_a_volume_in_use_is_called_that_although_the_store_is_away(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with place.open():
+
+        def away(*_: object, **__: object) -> None:
+            raise StoreUnreachable("the store cannot be reached", hint="Wait.")
+
+        monkeypatch.setattr("s3backer.recovery.read_token", away)
+        with pytest.raises(VolumeInUse, match="in use by another process"):
+            place.open()
