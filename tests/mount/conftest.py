@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,13 +24,24 @@ def fast_lane(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def connections() -> Iterator[None]:
-    """Have the kernel's files of FUSE connections, which a system with systemd has mounted, and containers lack."""
-    if any(mount.path == str(CONNECTIONS) for mount in read_mounts()):
+    """Have the kernel's files of FUSE connections, which a system with systemd has mounted, and containers lack.
+
+    Of the test processes that share what one of them has mounted, the last one unmounts it.
+    """
+    with Path(tempfile.gettempdir(), "s3b-fusectl").open("a+") as shared:
+        fcntl.flock(shared, fcntl.LOCK_EX)
+        if not any(mount.path == str(CONNECTIONS) for mount in read_mounts()):
+            run("mount", "-t", "fusectl", "fusectl", str(CONNECTIONS))
+            shared.write("ours")
+            shared.flush()
+        fcntl.flock(shared, fcntl.LOCK_SH)
         yield
-        return
-    run("mount", "-t", "fusectl", "fusectl", str(CONNECTIONS))
-    yield
-    run("umount", str(CONNECTIONS))
+        with suppress(BlockingIOError):
+            fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shared.seek(0)
+            if shared.read():
+                run("umount", str(CONNECTIONS))
+                shared.truncate(0)
 
 
 @contextmanager

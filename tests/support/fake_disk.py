@@ -32,7 +32,7 @@ class FakeDisk:
         self.unsaved = 3
         self.settles_in = 0.0
         self.lost = False
-        self.write_back_error = None
+        self.write_back_error = self.journal_left = None
         self.calls = 0
         self._closing = False
         self._control = control
