@@ -134,3 +134,36 @@ def test_a_store_that_says_nothing_keeps_writers_waiting_for_a_moment_only(journ
         waited = max(waited, journaled.now - began)
     assert journaled.stores and waited <= 6.0
     assert journaled.now < 3600 + 20
+
+
+def test_hours_of_it_fill_the_journal_and_lose_nothing(journaled: Writer) -> None:
+    """Writers go on while there is room, ever slower, then wait; when it is over they go on and all is stored."""
+    content: dict[int, bytes] = {}
+    block, waiting = 0, None
+    while waiting is None:
+        request = journaled.begin(block)
+        until = journaled.now + 60.0
+        while not journaled.answered(request) and journaled.now < until:
+            journaled.tick(0.5)
+            journaled.fail_stores()
+        if journaled.answered(request):
+            content[block] = bytes(request.data or b"")
+            block += 1
+        else:
+            waiting = request
+    assert journaled.journal is not None and journaled.journal.core.fill > 0.95
+    assert block > 150 and journaled.slab.unsaved <= 20
+    tried = pass_time(journaled, 10 * 3600.0)
+    # One of those in memory and one of those that left it, twice a minute.
+    assert len(tried) <= 2 * (10 * 3600 / 30 + 20)
+    assert not journaled.answered(waiting) and journaled.cache.writers == "wait for room"
+    stored: dict[int, bytes | None] = {}
+    until = journaled.now + 600.0
+    while (journaled.cache.unsaved or not journaled.answered(waiting)) and journaled.now < until:
+        for job in list(journaled.stores):
+            stored[job.block] = job.body
+            journaled.end(job)
+        journaled.tick(0.5)
+    assert journaled.answered(waiting) == [None]
+    content[block] = bytes(waiting.data or b"")
+    assert stored == content

@@ -7,7 +7,7 @@ from pathlib import Path
 from s3backer import _fast
 from s3backer.backlog import Backlog
 from s3backer.cache import BlockCache
-from s3backer.cache_calls import FlushRequest, Reply, Store, Sync, WriteRequest
+from s3backer.cache_calls import Fetch, FlushRequest, Reply, Store, Sync, WriteRequest
 from s3backer.cache_state import WritePolicy
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.files import JournalDirectory
@@ -67,6 +67,11 @@ class Writer:
                     self.answers.append((request, error))
                 case Store():
                     self.stores.append(action)
+                case Fetch(block):
+                    # Of a block that the journal has as a whole nothing is asked of the store.
+                    assert self.journal is not None
+                    self.cache.fetched(block, self.journal.over(block, lambda: None), None, self.now)
+                    self.take()
                 case Sync():
                     assert self.journal is not None
                     self.journal.core.sync()
