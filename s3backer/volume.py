@@ -373,8 +373,7 @@ class Volume:
         if self._driver.stuck is not None and self._keeper is not None:
             return StoreError(
                 f"{self.unsaved} blocks of {self.name} cannot be stored: {self._driver.stuck.message}",
-                hint=f"They are in the journal in {self._keeper.journal.path}, with which the next mount here goes on. "
-                f"There write those blocks anew, as a whole. {self._driver.stuck.hint}",
+                hint=self._way_on(self._keeper, self._driver.stuck),
             )
         if not self.lost or not self.unsaved:
             return None
@@ -384,6 +383,20 @@ class Volume:
         return VolumeInUse(
             f"{what}; they are in the journal in {self._keeper.journal.path}",
             hint=self._kept,
+        )
+
+    def _way_on(self, keeper: Keeper, stuck: S3backerError) -> str:
+        path, place = keeper.journal.path, "" if self._directory is None else self._directory.place
+        if keeper.failure is None:
+            return (
+                f"They are in the journal in {path}, with which the next mount here goes on. "
+                f"There write those blocks anew, as a whole. {stuck.hint}"
+            )
+        return (
+            f"What there is of them is in the journal in {path}, which has failed. All that was written since is in "
+            "the bucket, and the next mount with that journal would put it back to what it was before. So write what "
+            f"is in it to a file: {recover_command(self.name, place, '--to', 'FILE')}. Then give it up: "
+            f"{recover_command(self.name, place, '--discard')}. Then mount, and write those blocks anew, as a whole."
         )
 
     @property

@@ -430,7 +430,8 @@ def test_a_journal_that_fails_and_has_something_damaged_ends(place: Place, monke
     data = os.urandom(BLOCK)
     with place.killed() as volume:
         volume.write(5 * BLOCK, data)
-    volume = opened(place, Watched(place, 0.0))
+    # What was left is not touched for so long.
+    volume = opened(place, Watched(place, 3.0))
     (path,) = [path for path in place.files if data in path.read_bytes()]
     with path.open("r+b") as file:
         file.seek(path.read_bytes().index(data) + 100)
@@ -440,10 +441,12 @@ def test_a_journal_that_fails_and_has_something_damaged_ends(place: Place, monke
     volume.write(9 * BLOCK, b"z" * BLOCK)
     with pytest.raises(S3backerError):
         volume.flush()
-    with pytest.raises(StoreError, match=r"1 blocks of .* cannot be stored"):
+    with pytest.raises(StoreError, match=r"1 blocks of .* cannot be stored") as caught:
         volume.close()
     assert block_name(9) in place.objects
-    assert path.exists()
+    # With what is in it the next mount would put back what was written after it had failed.
+    assert path.exists() and "which has failed" in caught.value.hint
+    assert "--to FILE" in caught.value.hint and "--discard" in caught.value.hint
 
 
 def test_a_journal_that_grew_by_being_killed_again_and_again_is_replayed(
