@@ -3,6 +3,7 @@
 
 #include <endian.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -12,6 +13,11 @@ typedef int (*s3b_fdatasync_call)(int);
 
 static inline uint64_t s3b_fetch(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void s3b_publish(uint64_t *p, uint64_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
+
+static inline int s3b_is_linked(int fd) {
+    struct stat facts;
+    return fstat(fd, &facts) == 0 && facts.st_nlink > 0;
+}
 
 static inline void s3b_deadline(struct timespec *at, double seconds) {
     clock_gettime(CLOCK_MONOTONIC, at);

@@ -100,6 +100,8 @@ cdef struct JournalFile:
     int32_t next
     uint8_t state
     uint8_t unsynced
+    # It had a name when it came, so that it is gone when it has none.
+    uint8_t linked
 
 cdef class Journal:
     cdef readonly Slab slab
@@ -166,6 +168,8 @@ cdef class Journal:
     cdef bint _held
     cdef int _failure
     cdef const char *_failed_call
+    # Why it failed, if that was seen elsewhere; needs the GIL.
+    cdef object _reason
     cdef uint64_t _failed_file
     # Counters. ``number``: of the last record, which may still wait in the tail if it is a START.
     cdef readonly uint64_t number

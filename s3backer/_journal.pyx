@@ -11,7 +11,8 @@ Guarantees
     writes get into the slab in the order in which their records stand in the files.
   * When ``sync`` returns, everything that was appended before it was called is on the disk. One fdatasync serves all
     who asked before it began.
-  * After a write or an fdatasync that failed nothing is written or synced any more; ``sync`` raises from then on.
+  * After a write or an fdatasync that failed nothing is written or synced any more; ``sync`` raises from then on. So
+    it does when somebody has removed a file that it syncs: what is in that nobody could read back.
   * ``load`` returns bytes whose CRC is right, or raises.
   * A file is given back (``take_freed``) only if nothing in it or in an older one is needed, and a record on the disk
     says so: who reads the journal back knows whether its beginning is there. After a failure none is.
@@ -24,7 +25,7 @@ Guarantees
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EDQUOT, EINTR, EIO, ENOSPC, errno
+from libc.errno cimport EDQUOT, EINTR, EIO, ENOENT, ENOSPC, errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -331,6 +332,15 @@ cdef class Journal:
             fail(self, EOWNERDEAD, b"used any more", max(self._current, 0))
             pthread_mutex_unlock(&self._lock)
 
+    def fail_for(self, error):
+        """Take nothing any more for a reason that is seen elsewhere, a JournalError, unless it has failed already."""
+        if not self._failure:
+            self._reason = error
+        with nogil:
+            pthread_mutex_lock(&self._lock)
+            fail(self, EIO, b"used any more", max(self._current, 0))
+            pthread_mutex_unlock(&self._lock)
+
     @property
     def durable(self):
         """Sequence of the last write that is known to be on the disk, with all before it."""
@@ -356,6 +366,8 @@ cdef class Journal:
             pthread_mutex_unlock(&self._lock)
         if not error:
             return None
+        if self._reason is not None:
+            return self._reason
         if error == EOWNERDEAD:
             return JournalError(
                 f"the journal takes nothing any more since file {self._failed_file:08d}: the volume is another mount's",
@@ -363,7 +375,9 @@ cdef class Journal:
             )
         return JournalError(
             f"journal file {self._failed_file:08d} cannot be {self._failed_call.decode()}: {os.strerror(error)}",
-            hint="Look at that disk (dmesg, df). What was acknowledged waits in memory and goes to the bucket; "
+            hint="Somebody has removed it. What was acknowledged waits in memory and goes to the bucket; unmount, then "
+            "mount again." if error == ENOENT else
+            "Look at that disk (dmesg, df). What was acknowledged waits in memory and goes to the bucket; "
             "unmount, then mount again with a journal on a sound disk.",
         )
 
@@ -664,7 +678,9 @@ cdef class Journal:
         """Let there be no more files than there are now: no other one can be made."""
         with nogil:
             pthread_mutex_lock(&self._lock)
-            self._limit = self._data_limit = self.files + self.spares
+            self._limit = self.files + self.spares
+            # One alone is never given up: who writes waits for the second one.
+            self._data_limit = max(2, self._limit)
             pthread_mutex_unlock(&self._lock)
 
     def lift_limits(self):

@@ -30,6 +30,7 @@ cdef extern from "_journal.h" nogil:
     uint64_t s3b_fetch(const uint64_t *)
     void s3b_publish(uint64_t *, uint64_t)
     void s3b_deadline(timespec *, double)
+    bint s3b_is_linked(int fd)
     ssize_t pread(int, void *, size_t, long)
     ssize_t pwritev(int, const iovec *, int, long)
     int fdatasync(int)

@@ -41,6 +41,7 @@ cdef bint add_file(
     file = journal._file + index
     memset(file, 0, sizeof(JournalFile))
     file.fd, file.number, file.seed, file.first, file.state, file.next = fd, number, seed, first, state, -1
+    file.linked = s3b_is_linked(fd)
     if journal._tag:
         memcpy(file.key, key, _KEY)
     if journal._last >= 0:

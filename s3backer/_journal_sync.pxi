@@ -24,6 +24,7 @@ cdef void lead_sync(Journal journal) noexcept nogil:
     cdef int32_t file = journal._oldest, failed = -1
     cdef Py_ssize_t count = 0, i
     cdef int error = 0
+    cdef const char *call = b"synced"
     journal._syncing = True
     while True:
         if journal._file[file].unsynced:
@@ -41,13 +42,15 @@ cdef void lead_sync(Journal journal) noexcept nogil:
             if errno != EINTR:
                 error, failed = errno, file
                 break
+        if failed < 0 and journal._file[file].linked and not s3b_is_linked(journal._file[file].fd):
+            error, failed, call = ENOENT, file, b"found any more"
         if failed >= 0:
             break
     pthread_mutex_lock(&journal._lock)
     for i in range(count):
         journal._file[journal._to_sync[i]].users -= 1
     if failed >= 0:
-        fail(journal, error, b"synced", failed)
+        fail(journal, error, call, failed)
     else:
         journal.syncs += 1
         s3b_publish(&journal._durable, number)

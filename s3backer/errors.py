@@ -20,7 +20,9 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     ├── MountError           7   mount point, /dev/fuse or fusermount
     ├── CorruptObject        8   an object cannot be what was written
     ├── JournalError         9   the journal on the local disk cannot be written, read or used
-    │   └── JournalDamaged   9   it does not hold what was written to it
+    │   ├── JournalDamaged   9   it does not hold what was written to it
+    │   ├── JournalFull      9   its disk, or its quota, has no room now
+    │   └── JournalGone      9   somebody has removed its directory or a file of it
     ├── DaemonSilent         1   the process that serves a volume lives, and does not answer
     ├── Interrupted          1   a signal came while a request waited
     └── OutOfMemory          1   the system gives no more memory, or no further thread
@@ -158,6 +160,14 @@ class JournalError(S3backerError):
 
 class JournalDamaged(JournalError):
     """The journal does not hold what was written to it. Its files are kept."""
+
+
+class JournalFull(JournalError):
+    """The disk under the journal, or what its quota gives, has no room now."""
+
+
+class JournalGone(JournalError):
+    """Somebody has removed the journal's directory, or a file of it, while it was in use."""
 
 
 class ReadOnlyVolume(S3backerError):

@@ -26,6 +26,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -35,7 +36,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from s3backer.errors import JournalError, VolumeInUse, is_full
+from s3backer.errors import JournalError, JournalFull, JournalGone, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
 from s3backer.logs import state_directory
@@ -185,7 +186,7 @@ class JournalDirectory:
         self.path = os.fspath(path)
         self._system = system or System()
         #: Names under which a file may stand whose making failed.
-        self._unfinished: set[str] = set()
+        self._unfinished: list[str] = []
         self._descriptor = self._lock = -1
         try:
             self._make_directories(self.place)
@@ -315,7 +316,7 @@ class JournalDirectory:
             with contextlib.suppress(OSError):
                 # Then nobody believes an older time.
                 self._system.remove(_BUSY, self._descriptor)
-            raise self._error("has no room for a note", error) from None
+            raise self._cannot_take("a note", error) from None
 
     def _make_busy(self) -> None:
         try:
@@ -348,6 +349,22 @@ class JournalDirectory:
             )
         return fd
 
+    def check(self, number: int, fd: int) -> None:
+        """Raise JournalGone if somebody has removed an open file: then nobody can read it back."""
+        try:
+            self._check_name(file_name(number), fd)
+        except OSError as error:
+            raise self._error(f"has a file {file_name(number)} that cannot be looked at", error) from None
+
+    def _check_there(self) -> None:
+        # It goes before the directory does.
+        self._check_name(_LOCK, self._lock)
+
+    def _check_name(self, name: str, fd: int) -> None:
+        # Some filesystems count no names at all.
+        if os.fstat(fd).st_nlink == 0 and not self._has(name):
+            raise JournalGone(f"somebody has removed {self.path}/{name}", hint=_LOOK)
+
     def settle(self, fd: int) -> None:
         """Let what is read of a file be what the disk has. Raises OSError if that is not what was written.
 
@@ -360,7 +377,7 @@ class JournalDirectory:
         spare = f"{header.number:08d}.spare"
         try:
             self._remove_unfinished()
-            self._unfinished = {spare, file_name(header.number)}
+            self._unfinished = [spare, file_name(header.number)]
             fd = self._system.create(spare, self._descriptor)
             try:
                 with contextlib.suppress(OSError):
@@ -379,16 +396,22 @@ class JournalDirectory:
                 f"Free some space there: two files of {format_size(header.size)} have to fit, smaller ones with a "
                 "smaller --journal. Or put it elsewhere with --journal-directory."
             )
-            raise self._error("has no room for another file", error, full=full) from None
+            raise self._cannot_take("another file", error, full=full) from None
         return fd
 
     def use_again(self, number: int, fd: int, header: Header) -> None:
-        """Make a file ready for its next use, under another number. Raises JournalError; its descriptor stays open."""
-        spare = f"{number:08d}.spare"
+        """Make a file ready for its next use, under another number. Raises JournalError; its descriptor stays open.
+
+        It may be called again after it failed, with the same header, before anything else is made or used again.
+        """
+        spare, name = f"{number:08d}.spare", file_name(header.number)
         try:
+            self._unfinished = [left for left in self._unfinished if left not in (spare, name)]
             self._remove_unfinished()
-            self._unfinished = {spare, file_name(header.number)}
-            self._system.rename(file_name(number), spare, self._descriptor)
+            self._unfinished = [spare, name]
+            if not self._has(spare):
+                # An attempt that failed may have come as far as to its next name.
+                self._system.rename(name if self._has(name) else file_name(number), spare, self._descriptor)
             self._system.sync(self._descriptor)
             self._finish(fd, spare, header)
         except OSError as error:
@@ -409,15 +432,15 @@ class JournalDirectory:
         self._unfinished.clear()
 
     def _remove_unfinished(self) -> None:
-        for name in tuple(self._unfinished):
+        while self._unfinished:
             with contextlib.suppress(FileNotFoundError):
-                self._system.remove(name, self._descriptor)
-            self._unfinished.remove(name)
+                self._system.remove(self._unfinished[0], self._descriptor)
+            del self._unfinished[0]
 
     def remove(self, number: int) -> None:
         """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
         try:
-            self._unfinished.add(file_name(number))
+            self._unfinished.append(file_name(number))
             self._remove_unfinished()
             self._system.sync(self._descriptor)
         except OSError as error:
@@ -429,6 +452,7 @@ class JournalDirectory:
         ``settled``: no request that was sent before can take effect any more. It may be called again after it failed.
         """
         try:
+            self._check_there()
             # What has no file needs no room for the mark of its end.
             if self._has(_BEGUN) or self.numbers():
                 self._mark_end(settled)
@@ -497,7 +521,7 @@ class JournalDirectory:
             self._system.rename(_NEW_TOKEN, _TOKEN, self._descriptor)
             self._system.sync(self._descriptor)
         except OSError as error:
-            raise self._error("has no room for a note", error) from None
+            raise self._cannot_take("a note", error) from None
 
     def forget_token(self) -> None:
         """Note that the token was removed, or is none of ours. Raises JournalError."""
@@ -521,6 +545,13 @@ class JournalDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _cannot_take(self, thing: str, error: OSError, full: str = _FULL) -> JournalError:
+        return self._error(f"{'has no room for' if is_full(error) else 'cannot take'} {thing}", error, full=full)
+
     def _error(self, what: str, error: OSError, hint: str = _LOOK, full: str = _FULL) -> JournalError:
         text = f"the journal's directory {self.path} {what}: {error.strerror}"
-        return JournalError(text, hint=full if is_full(error) else hint)
+        if is_full(error):
+            return JournalFull(text, hint=full)
+        # A file that is not there any more, or, on NFS, a directory.
+        kind = JournalGone if error.errno in (errno.ENOENT, errno.ESTALE) else JournalError
+        return kind(text, hint=hint)

@@ -5,14 +5,16 @@
                               ▼
                         the token says so ──► flush into the bucket ──► the journal is retired ──► done
 
-    s3backer-journal          prepares files; syncs now and then, so that files can be given up
+    s3backer-journal          prepares files and misses them; syncs now and then, so that they can be given up
 
 A journal that has failed takes no more writes, and nothing that it does not have is stored before that is admitted: who
 finds this process dead must not believe that it has all. From then on what it holds may be older than what is in the
 bucket, so no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are
 removed, or, where that fails too, a note in the bucket says that all of it is there (layouts/stored_note.py), and the
 mount token says of no journal any more. Nobody has to flush for that: s3backer-journal does, until it has succeeded.
-An end at which its files cannot be removed puts the note as well, before the token goes. With its files still there:
+The same where somebody has removed the directory: until its disk has heard of that, a loss of power could bring the
+files back. An end at which its files cannot be removed puts the note as well, before the token goes. With its files
+still there:
 
 it ends, or a request fails         a flush   the bucket has   the next mount with that journal
 before all is stored                fails     token            goes on with it
@@ -36,7 +38,7 @@ from collections import deque
 from collections.abc import Callable
 
 from s3backer.cache_calls import Done, answer
-from s3backer.errors import DEFECT, AccessDenied, BucketNotFound, JournalError, S3backerError, StoreError
+from s3backer.errors import DEFECT, AccessDenied, BucketNotFound, JournalError, JournalGone, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.stored_note import StoredNote
@@ -218,7 +220,8 @@ class Keeper:
         except JournalError as error:
             self._put_note()
             self._disown()
-            self._leave(error)
+            if not isinstance(error, JournalGone):
+                self._leave(error)
         else:
             self._remove_note()
         self._retired = True
@@ -228,6 +231,9 @@ class Keeper:
         reach("before-journal-end")
         try:
             self.journal.end(settled=True)
+        except JournalGone:
+            # All of it is in the bucket, and there is nothing left to be removed.
+            return
         except JournalError as error:
             if self.left is None:
                 self._note_patiently()
@@ -280,6 +286,7 @@ class Keeper:
             try:
                 if time.monotonic() - synced_at >= _SYNC:
                     journal.core.sync()
+                    journal.check()
                     synced_at = time.monotonic()
                 with contextlib.suppress(MemoryError):
                     journal.carry()
@@ -295,9 +302,10 @@ class Keeper:
                     self._admit()
                     admitted = True
             except S3backerError as error:
-                if journal.core.failure is not None and isinstance(error, JournalError):
-                    self._note_failure(error)
-                elif not complained:
+                if (failure := journal.core.failure) is not None and isinstance(error, JournalError):
+                    self._note_failure(failure)
+                    break
+                if not complained:
                     log.warning("%s. %s", error.message, error.hint)
                     complained = True
                 self._pause()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from s3backer._fast import Slab
 from s3backer._journal import Journal, least_file_bytes
 from s3backer.clocks import Unchanged
-from s3backer.errors import JournalDamaged, JournalError, UsageError
+from s3backer.errors import JournalDamaged, JournalError, JournalFull, JournalGone, UsageError
 from s3backer.journal.cipher import FileKey, crypto, key_of
 from s3backer.journal.files import FILE_BYTES, JournalDirectory
 from s3backer.journal.format import ENCRYPTED, PAGE, Header, pack_texts
@@ -36,6 +36,8 @@ from s3backer.units import exact_size, told_size
 _SPARES = 3
 #: And those before a new journal serves.
 _AT_FIRST = 2
+#: Files with which it can go on: while one is written another one can be given up.
+_FEWEST = 2
 #: Seconds until the disk is asked again, once it had no room.
 _RETRY = 5.0
 #: Seconds after which what keeps the oldest file is carried into a newer one, and how full the journal is then.
@@ -44,6 +46,11 @@ _STUCK, _CARRY_FILL = 1.0, 0.5
 _LEAST_BLOCKS = 16
 #: Files that there are at least, where their size is not given, and of a journal that is not small.
 _LEAST_FILES, _FILES = 4, 16
+#: What to do when it has failed because of its directory.
+_MOUNT_AGAIN = (
+    "Look at that directory. What was acknowledged waits in memory and goes to the bucket; unmount, then mount again "
+    "with a journal where it can be written to."
+)
 #: Files that the hot part can number, with some to spare, and the largest that it can write, a page less than 4 GiB.
 _MOST_FILES, _LARGEST_FILE = 32_000, (1 << 32) - PAGE
 
@@ -127,12 +134,12 @@ class WriteJournal:
         self._open: dict[int, int] = {}
         #: The sequence of a note of a resize that is needed.
         self._resizing: int | None = None
-        #: The file that is being given up, and whether its next use has failed.
+        #: The file that is being given up, and what its header will be when it is used again.
         self._freed: int | None = None
-        self._failed = False
-        #: When the disk may have room again, and whether it was said that it has none.
+        self._next_use: Header | None = None
+        #: When the disk may have room again, and what was said of that since a file could be made last.
         self._retry_at: float | None = None
-        self._complained = False
+        self._complaints: set[str] = set()
         #: The oldest file and what is needed of it.
         self._oldest = Unchanged()
         #: How often something was carried since something was last written or stored.
@@ -161,7 +168,7 @@ class WriteJournal:
                 self._make_spares(least)
                 self._give_up_files()
             except JournalError as error:
-                if self.core.spares < least:
+                if self.core.spares < least or self.core.failed:
                     raise
                 log.warning("%s", error)
         except BaseException:
@@ -236,13 +243,29 @@ class WriteJournal:
         """Make files ready for use, of those that were freed or new ones, and give up what is not needed.
 
         Takes up to a second or so for each. Where there is no room for a new one the journal goes on in what it has.
-        Raises JournalError where a file cannot be given up, and once the journal has failed.
+        Raises JournalError where a file cannot be given up, and once the journal has failed: also where the directory
+        cannot be changed any more, so that no file would ever be freed.
         """
         self._give_up_files()
         try:
-            self._make_spares(_SPARES)
+            # Nothing newer before that is done.
+            if self._freed is None:
+                self._make_spares(_SPARES)
         except JournalError as error:
+            if self.core.failed:
+                raise
             self._complain(f"{error.message}; it goes on in what it has. {error.hint}")
+
+    def check(self) -> None:
+        """Let the journal fail if somebody has removed a file of it. To be called now and then. Raises JournalError."""
+        for number, fd in self._open.items():
+            # That one may be gone already, by us.
+            if number != self._freed:
+                try:
+                    self._directory.check(number, fd)
+                except JournalGone as error:
+                    self._fail(error)
+                    raise
 
     def carry(self) -> int:
         """Write blocks that keep the oldest file once more, if nothing was stored of it for a while; return how many.
@@ -264,7 +287,7 @@ class WriteJournal:
         # Once all of it was carried, and nothing was written or stored since, it does not help.
         blocks = self.core.keepers() if self._rounds < self.core.most_files else []
         refused, self._refused = self.core.refused > self._refused, self.core.refused
-        if refused and not blocks and not self._said_full:
+        if refused and not blocks and self.core.blocks and not self._said_full:
             self._said_full = True
             log.warning(
                 "the journal in %s is full: writers wait until some of the %d blocks in it are stored",
@@ -299,9 +322,9 @@ class WriteJournal:
         return sum(self.core.replace(*facts) for facts in carried)
 
     def _complain(self, text: str) -> None:
-        if not self._complained:
+        if text not in self._complaints:
             log.warning("%s", text)
-        self._complained = True
+        self._complaints.add(text)
 
     def _give_up_files(self) -> None:
         failure = self.core.failure
@@ -310,30 +333,76 @@ class WriteJournal:
             raise failure
         while self._freed is not None or self._take_freed():
             assert self._freed is not None
+            few = self.core.files + self.core.spares < _FEWEST
             # None may stay behind while a newer one goes: what is left has to be the end of the journal.
             fits = os.fstat(self._open[self._freed]).st_size == self.file_bytes
-            if fits and self.core.wants_spare(_SPARES) and not self._failed:
-                self._failed = True
-                header = self._header()
-                self._directory.use_again(self._freed, self._open[self._freed], header)
-                self._take(header, self._open.pop(self._freed))
-            else:
-                self._directory.remove(self._freed)
-                os.close(self._open.pop(self._freed))
-            self._freed, self._failed = None, False
+            again = fits and (few or self.core.wants_spare(_SPARES))
+            try:
+                used = again and self._use_again(self._freed)
+            except JournalFull as error:
+                if few:
+                    # With one file alone nothing would ever be given up. It waits for its next use until there is room.
+                    self._put_off()
+                    self._complain(f"{error.message}: writers wait. {error.hint}")
+                    return
+                used = False
+            if not used:
+                self._remove(self._freed)
+            self._freed = self._next_use = None
+
+    def _use_again(self, number: int) -> bool:
+        """Make a file ready for its next use; False where that is impossible. JournalFull: it can be tried again."""
+        if self._next_use is None:
+            self._next_use = self._header()
+        try:
+            self._directory.use_again(number, self._open[number], self._next_use)
+        except JournalFull:
+            raise
+        except JournalGone as error:
+            self._fail(error)
+            raise
+        except JournalError as error:
+            self._complain(f"{error.message}. {error.hint}")
+            return False
+        self._take(self._next_use, self._open.pop(number))
+        return True
+
+    def _remove(self, number: int) -> None:
+        try:
+            self._directory.remove(number)
+        except JournalFull:
+            raise
+        except JournalError as error:
+            # Nor any that comes after it, so that writers would wait for ever.
+            self._fail(error)
+            raise
+        os.close(self._open.pop(number))
+
+    def _fail(self, error: JournalError) -> None:
+        """Let the journal take nothing any more, for a reason that its hot part does not see."""
+        self.core.fail_for(JournalError(error.message, hint=_MOUNT_AGAIN))
+
+    def _put_off(self) -> None:
+        """Wait before the disk is asked for room again."""
+        # Else writers would wait for a file, instead of for blocks to be stored and a file to be freed.
+        self.core.limit_files()
+        self._retry_at = self._monotonic() + _RETRY
 
     def _make_spares(self, count: int) -> None:
         while self.core.wants_spare(count):
             header = self._header()
             try:
                 fd = self._directory.make(header)
-            except JournalError:
-                # Else writers would wait for a file, instead of for blocks to be stored and a file to be freed.
-                self.core.limit_files()
-                self._retry_at = self._monotonic() + _RETRY
+            except JournalFull:
+                self._put_off()
+                raise
+            except JournalError as error:
+                if isinstance(error, JournalGone) or self.core.files + self.core.spares < _FEWEST:
+                    self._fail(error)
+                self._put_off()
                 raise
             self._take(header, fd)
-            self._complained = False
+            self._complaints.clear()
 
     def _take_freed(self) -> bool:
         freed = self.core.take_freed()

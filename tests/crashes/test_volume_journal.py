@@ -1003,6 +1003,52 @@ def test_the_directory_of_the_journal_goes_underneath(place: Place, how: str) ->
     assert place.content(BLOCK, 2 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK
 
 
+def remove_all(path: Path) -> None:
+    """Remove a directory into which files may come meanwhile."""
+    while path.exists():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def test_more_is_written_than_a_journal_holds_that_was_removed(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for a file that can never be made, and nobody can replay what somebody brings back."""
+    with place.killed(journal=512 << 10, write_delay=0.05) as volume:
+        volume.write(0, b"a" * BLOCK)
+        volume.flush()
+        kept = place.directory / "kept"
+        shutil.copytree(place.journals, kept, ignore=left_out, copy_function=copy_unless_gone)
+        remove_all(place.journals)
+        for number in range(400):
+            volume.write(number % (SIZE // BLOCK) * BLOCK, bytes([number % 251]) * BLOCK)
+        volume.flush()
+        token = read_token(place.store(), "")
+        assert token is not None and not token.journal
+    assert "writes go on without a journal" in caplog.text
+    assert "no room" not in caplog.text and "the 0 blocks" not in caplog.text
+    shutil.rmtree(place.journals, ignore_errors=True)
+    kept.rename(place.journals)
+    with place.open() as volume:
+        for number in range(400):
+            assert volume.read(number * BLOCK, 1) == bytes([number % 251])
+
+
+def test_a_removed_journal_ends_quietly_with_its_mount(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    with place.open() as volume:
+        volume.write(BLOCK, b"a" * BLOCK)
+        remove_all(place.journals)
+    assert "recover --discard" not in caplog.text
+    assert read_token(place.store(), "") is None
+    assert place.content(BLOCK, BLOCK) == b"a" * BLOCK
+
+
+def test_fsync_waits_for_the_bucket_where_the_journal_was_removed(place: Place) -> None:
+    """From files without names nobody could recover what it would have promised."""
+    with place.open() as volume:
+        remove_all(place.journals)
+        volume.write(BLOCK, b"a" * BLOCK)
+        volume.flush()
+        assert block_name(1) in place.objects
+
+
 @pytest.mark.parametrize("journal", [4 << 20, 0])
 def test_a_journal_whose_files_are_gone_is_missed(place: Place, journal: int) -> None:
     with place.killed() as volume:

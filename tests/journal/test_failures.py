@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from s3backer._journal import JOURNAL_FAILED
-from s3backer.errors import JournalError
+from s3backer import _fast
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
+from s3backer.errors import JournalError, JournalGone
 from s3backer.journal.files import System
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, being_read, scan_path
 from tests.support.power_loss import Calls, FaultyDisk
@@ -219,7 +222,7 @@ def test_the_keeper_is_woken_by_the_last_reader_of_a_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize("times", [1, 2, 4])
 @pytest.mark.parametrize("failing", range(9))
 def test_a_file_that_cannot_be_given_up_or_made_now(tmp_path: Path, failing: int, times: int) -> None:
-    """It is tried again, nothing newer is made or given up before that, and what is left can always be read."""
+    """It is tried again, and what is left can always be read. What can be neither used again nor removed is the end."""
     system = Failing()
     with SmallJournal(tmp_path / "j", files=4, system=system) as small:
         while small.core.files < 3:
@@ -229,19 +232,22 @@ def test_a_file_that_cannot_be_given_up_or_made_now(tmp_path: Path, failing: int
         small.write(0, b"y" * BLOCK)
         small.core.sync()
         system.first, system.last = failing, failing + times - 1
-        for _ in range(times + 1):
-            with suppress(JournalError):
-                small.journal.prepare()
+        with suppress(JournalError):
+            small.journal.prepare()
         system.last = -1
-        small.journal.prepare()
-        assert small.core.files == 1
-        assert [path.suffix for path in (tmp_path / "j").iterdir()].count(".journal") == 1 + small.core.spares
-        # Until the files beside which it would have been left are gone.
-        for turn in range(60):
-            small.write(turn % 20 * BLOCK, b"z" * BLOCK)
-        small.core.sync()
+        if small.core.failed:
+            assert times > 1
+        else:
+            small.journal.prepare()
+            assert small.core.files == 1
+            assert [path.suffix for path in (tmp_path / "j").iterdir()].count(".journal") == 1 + small.core.spares
+            # Until the files beside which it would have been left are gone.
+            for turn in range(60):
+                small.write(turn % 20 * BLOCK, b"z" * BLOCK)
+            small.core.sync()
+        last = b"y" if small.core.failed else b"z"
     recovered, writes = scan_path(tmp_path / "j")
-    assert writes[-1][1] == b"z" * BLOCK and recovered.pending
+    assert writes[-1][1] == last * BLOCK and recovered.pending
     assert not [file for file in (tmp_path / "j").iterdir() if file.suffix == ".spare"]
 
 
@@ -306,3 +312,170 @@ def test_a_killed_process_loses_nothing(tmp_path: Path, seed: int) -> None:
     with SmallJournal(tmp_path / "j", files=6) as small:
         assert small.slab.sequence >= acknowledged
         assert sorted(small.core.pending(BLOCKS)) == sorted(recovered.pending)
+
+
+class Refusing(System):
+    """Every change of the directory fails with ``error``, if there is one; so does writing a header, if it is full."""
+
+    error = 0
+
+    def _refuse(self) -> None:
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+
+    def create(self, name: str, directory: int) -> int:
+        self._refuse()
+        return super().create(name, directory)
+
+    def write(self, fd: int, data: bytes, position: int) -> None:
+        if self.error == errno.ENOSPC:
+            self._refuse()
+        super().write(fd, data, position)
+
+    def rename(self, old: str, new: str, directory: int) -> None:
+        if self.error != errno.ENOSPC:
+            self._refuse()
+        super().rename(old, new, directory)
+
+    def remove(self, name: str, directory: int) -> None:
+        if self.error != errno.ENOSPC:
+            self._refuse()
+        super().remove(name, directory)
+
+
+def write_until_refused(small: SmallJournal, now: list[float]) -> int:
+    """Write, store and do what a keeper does, until nothing of that helps any more; return the last reason."""
+    source, refused, reason = random.Random(1), 0, 0
+    for _ in range(1000):
+        offset = source.randrange(BLOCKS) * BLOCK
+        _, reason = small.core.write(offset, source.randbytes(BLOCK), 0.0)
+        refused = 0 if reason == _fast.DONE else refused + 1
+        if refused == 20 or reason == JOURNAL_FAILED:
+            return reason
+        if reason == JOURNAL_FULL:
+            small.store_all()
+        now[0] += 0.3
+        with suppress(JournalError):
+            small.journal.carry()
+            if small.journal.wait(0.0):
+                small.journal.prepare()
+    return reason
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT, errno.ESTALE])
+def test_a_directory_that_cannot_be_changed_any_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int
+) -> None:
+    """No file could ever be freed: the journal has failed, and nobody waits."""
+    now, system = [0.0], Refusing()
+    with SmallJournal(tmp_path / "j", files=8, system=system, monotonic=lambda: now[0]) as small:
+        small.write(0, b"x" * BLOCK)
+        system.error = error
+        assert write_until_refused(small, now) == JOURNAL_FAILED
+        failure = small.core.failure
+        assert failure is not None and os.strerror(error) in failure.message and "mount again" in failure.hint
+        with pytest.raises(JournalError, match=os.strerror(error)):
+            small.core.sync()
+    assert "no room" not in caplog.text + failure.message
+
+
+def test_a_disk_that_is_full_for_headers_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on btrfs. The last two files are kept, and it goes on when there is room."""
+    now, system = [0.0], Refusing()
+    with SmallJournal(tmp_path / "j", files=8, system=system, monotonic=lambda: now[0]) as small:
+        small.write(0, b"x" * BLOCK)
+        system.error = errno.ENOSPC
+        assert write_until_refused(small, now) == JOURNAL_BUSY
+        assert small.core.failure is None and small.core.blocks == 0
+        assert len([path for path in (tmp_path / "j").iterdir() if path.stat().st_size]) == 2
+        # Nobody tries for ever without a pause.
+        assert not small.journal.wait(0.0)
+        system.error, now[0] = 0, now[0] + 10
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        assert small.core.files + small.core.spares > 2
+        small.write(BLOCK, b"y" * BLOCK)
+    assert "the 0 blocks" not in caplog.text and "cannot prepare a file: No space left" in caplog.text
+    _, writes = scan_path(tmp_path / "j")
+    assert writes[-1][1] == b"y" * BLOCK
+
+
+class Stepwise(Refusing):
+    """Of what use_again does the step of that number fails, before or after it took effect."""
+
+    def __init__(self) -> None:
+        self.failing, self.after, self.step = -1, False, 0
+
+    def _fail(self, act: Callable[[], None]) -> None:
+        self.step += 1
+        failing = self.step - 1 == self.failing
+        if not failing or self.after:
+            act()
+        if failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(self, fd: int, data: bytes, position: int) -> None:
+        self._fail(lambda: System.write(self, fd, data, position))
+
+    def sync(self, fd: int) -> None:
+        self._fail(lambda: System.sync(self, fd))
+
+    def rename(self, old: str, new: str, directory: int) -> None:
+        self._fail(lambda: System.rename(self, old, new, directory))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("failing", range(6))
+def test_the_last_file_but_one_is_used_again_wherever_that_stopped(tmp_path: Path, failing: int, after: bool) -> None:
+    now, system = 0.0, Stepwise()
+    with SmallJournal(tmp_path / "j", files=2, system=system, monotonic=lambda: now) as small:
+        while small.core.files < 2:
+            small.write(0, b"x" * BLOCK)
+        small.store_all()
+        small.write(BLOCK, b"y" * BLOCK)
+        small.core.sync()
+        system.failing, system.after, system.step = failing, after, 0
+        small.journal.prepare()
+        assert system.step == failing + 1 and (small.core.files, small.core.spares) == (1, 0)
+        # Who comes now finds all that is needed.
+        shutil.copytree(tmp_path / "j", tmp_path / "copy")
+        assert scan_path(tmp_path / "copy")[1][-1][1] == b"y" * BLOCK
+        system.failing, now = -1, 10.0
+        assert small.journal.wait(0.0)
+        small.journal.prepare()
+        assert (small.core.files, small.core.spares) == (1, 1)
+        for turn in range(60):
+            small.write(turn % BLOCKS * BLOCK, b"z" * BLOCK)
+        small.core.sync()
+    _, writes = scan_path(tmp_path / "j")
+    assert writes[-1][1] == b"z" * BLOCK
+    assert not list((tmp_path / "j").glob("*.spare"))
+
+
+@pytest.mark.parametrize("name", ["*", "00000001.journal", "00000002.journal"])
+def test_files_that_somebody_has_removed_are_missed(tmp_path: Path, name: str) -> None:
+    with SmallJournal(tmp_path / "j", files=8) as small:
+        while small.core.files < 3:
+            small.write(0, b"x" * BLOCK)
+            small.journal.check()
+        for path in (tmp_path / "j").glob(name):
+            path.unlink()
+        with pytest.raises(JournalGone, match="somebody has removed"):
+            small.journal.check()
+        assert small.core.write(0, b"y", 0.0) == (0, JOURNAL_FAILED)
+
+
+def test_no_flush_says_yes_from_a_file_that_was_removed(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"x" * BLOCK)
+        shutil.rmtree(tmp_path / "j")
+        with pytest.raises(JournalError, match="00000001 cannot be found any more") as caught:
+            small.core.sync()
+        assert "Somebody has removed it" in caught.value.hint
+        assert small.core.write(0, b"y", 0.0) == (0, JOURNAL_FAILED)
+        # What the slab has let go of can still be read.
+        out = bytearray(BLOCK)
+        small.core.load(0, out)
+        assert out == b"x" * BLOCK
+        with pytest.raises(JournalGone, match=r"somebody has removed .*/lock"):
+            small.journal.end(settled=True)
