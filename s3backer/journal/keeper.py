@@ -6,15 +6,18 @@
                         the token says so ──► flush into the bucket ──► the journal is retired ──► done
 
     s3backer-journal          prepares files and misses them; syncs now and then, so that they can be given up
+    s3backer-admit            lets the token say that the journal does not have everything
 
-A journal that has failed takes no more writes, and nothing that it does not have is stored before that is admitted: who
-finds this process dead must not believe that it has all. From then on what it holds may be older than what is in the
-bucket, so no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are
-removed, or, where that fails too, a note in the bucket says that all of it is there (layouts/stored_note.py), and the
-mount token says of no journal any more. Nobody has to flush for that: s3backer-journal does, until it has succeeded.
-The same where somebody has removed the directory: until its disk has heard of that, a loss of power could bring the
-files back. An end at which its files cannot be removed puts the note as well, before the token goes. With its files
-still there:
+Nothing that the journal does not have, as it has failed or had no room for a write once, is stored before that is
+admitted: who finds this process dead must not believe that it has all. Nobody who writes or flushes into a journal that
+goes on waits for that request, which takes as long as an outage.
+
+A journal that has failed takes no more writes. From then on what it holds may be older than what is in the bucket, so
+no flush succeeds before everything is in the bucket and nobody can replay it any more: its files are removed, or, where
+that fails too, a note in the bucket says that all of it is there (layouts/stored_note.py), and the mount token says of
+no journal any more. Nobody has to flush for that: s3backer-journal does, until it has succeeded. The same where
+somebody has removed the directory: until its disk has heard of that, a loss of power could bring the files back. An end
+at which its files cannot be removed puts the note as well, before the token goes. With its files still there:
 
 it ends, or a request fails         a flush   the bucket has   the next mount with that journal
 before all is stored                fails     token            goes on with it
@@ -93,10 +96,14 @@ class Keeper:
         self._changed = threading.Condition(threading.Lock())
         #: Told to end: who prepares files, then who syncs, as the former may ask the latter for something.
         self._ending = self._over = False
+        #: Whether others have to be told that the journal does not have everything, and whether they are.
+        self._lacking = self._told = False
         self._preparing = threading.Thread(target=self._prepare, name="s3backer-journal", daemon=True)
         self._syncing = threading.Thread(target=self._serve, name="s3backer-sync", daemon=True)
+        self._admitting = threading.Thread(target=self._tell, name="s3backer-admit", daemon=True)
         self._preparing.start()
         self._syncing.start()
+        self._admitting.start()
 
     def begin(self, done: Done, in_bucket: Callable[[Done], object] | None = None) -> None:
         """Flush: ``done`` is called when everything acknowledged so far survives.
@@ -115,7 +122,9 @@ class Keeper:
         """Hear that the volume is somebody else's: the journal is kept as it is, and nobody waits for it."""
         if self.failure is None:
             self.failure = error
-        self._lost = True
+        with self._changed:
+            self._lost = True
+            self._changed.notify_all()
 
     def end(self, *, keep: bool = False) -> None:
         """End the threads and remove the journal: everything is in the bucket, settled, and nobody calls any more.
@@ -128,6 +137,7 @@ class Keeper:
             self._ending = True
             self._changed.notify_all()
         self._preparing.join()
+        self._admitting.join()
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -281,7 +291,7 @@ class Keeper:
             )
 
     def _prepare(self) -> None:
-        journal, complained, admitted, synced_at = self.journal, False, False, time.monotonic()
+        journal, complained, synced_at = self.journal, False, time.monotonic()
         while not self._ending and self.failure is None:
             try:
                 if time.monotonic() - synced_at >= _SYNC:
@@ -298,9 +308,8 @@ class Keeper:
                     complained = False
                 if (failure := journal.core.failure) is not None:
                     self._note_failure(failure)
-                elif journal.core.behind and not admitted:
-                    self._admit()
-                    admitted = True
+                elif journal.core.behind:
+                    self._ask_to_tell()
             except S3backerError as error:
                 if (failure := journal.core.failure) is not None and isinstance(error, JournalError):
                     self._note_failure(failure)
@@ -312,18 +321,9 @@ class Keeper:
             except Exception:
                 log.exception("the journal's thread met a defect and goes on")
                 self._pause()
-        complained = False
-        while not (self._ending or self._lost):
-            try:
-                self._admit()
-                break
-            except S3backerError as error:
-                if not complained:
-                    log.warning("nothing is stored before others can be told that the journal has failed: %s", error)
-                complained = True
-            except Exception:
-                log.exception("the journal's thread met a defect and goes on")
-            self._pause()
+        self._ask_to_tell()
+        with self._changed:
+            self._changed.wait_for(lambda: self._told or self._ending or self._lost)
         while not (self._ending or self._retired or self._lost):
             ended = threading.Event()
             self._go_to_bucket(lambda error, ended=ended: ended.set(), self._in_bucket)  # type: ignore[misc]
@@ -331,6 +331,34 @@ class Keeper:
                 pass
             if not self._retired:
                 self._pause()
+
+    def _ask_to_tell(self) -> None:
+        if not self._lacking:
+            with self._changed:
+                self._lacking = True
+                self._changed.notify_all()
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._lacking or self._ending)
+        complained = False
+        while not (self._told or self._ending or self._lost):
+            try:
+                self._admit()
+                with self._changed:
+                    self._told = True
+                    self._changed.notify_all()
+                return
+            except S3backerError as error:
+                if not complained:
+                    log.warning(
+                        "nothing is stored before others can be told that the journal does not have everything: %s",
+                        error,
+                    )
+                complained = True
+            except Exception:
+                log.exception("the journal's thread met a defect and goes on")
+            self._pause()
 
     def _pause(self) -> None:
         with self._changed:

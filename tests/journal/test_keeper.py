@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from s3backer.errors import S3backerError
+from s3backer import _fast
+from s3backer._journal import JOURNAL_BUSY
+from s3backer.errors import S3backerError, StoreUnreachable
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.stores.memory import MemoryStore
-from tests.support.journals import SmallJournal
+from tests.support.journals import BLOCK, BLOCKS, SmallJournal
 from tests.support.mounts import wait_until
 from tests.support.power_loss import FaultyDisk
 
@@ -114,4 +116,48 @@ def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeyp
     assert flush() is None
     keeper.end()
     assert not small.directory.numbers()
+    small.directory.close()
+
+
+def test_nobody_waits_for_the_request_that_admits_that_the_disk_was_full_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an outage, in which it takes until its time-out. It is tried again."""
+    monkeypatch.setattr("s3backer.journal.keeper._RETRY", 0.05)
+    small = SmallJournal(tmp_path / "j", files=8)
+    disk = FaultyDisk(small.core)
+    asked, go_on, attempts = threading.Event(), threading.Event(), 0
+
+    def admit() -> None:
+        nonlocal attempts
+        attempts += 1
+        asked.set()
+        go_on.wait(100)
+        if attempts == 1:
+            raise StoreUnreachable("the store is away", hint="Wait.")
+
+    keeper = Keeper(
+        small.journal,
+        in_bucket=lambda done: done(None),
+        on_room=nothing,
+        admit=admit,
+        note=NOTE,
+        disown=nothing,
+    )
+    disk.write_error = errno.ENOSPC
+    assert small.core.write(0, b"x" * BLOCK, 0.0) == (0, JOURNAL_BUSY)
+    disk.write_error = 0
+    assert asked.wait(20)
+    for turn in range(80):
+        offset = turn % BLOCKS * BLOCK
+        wait_until(
+            lambda offset=offset: small.core.write(offset, b"x" * BLOCK, 0.0)[1] == _fast.DONE, "there is a file for it"
+        )
+    answers: list[S3backerError | None] = []
+    keeper.begin(answers.append)
+    wait_until(lambda: answers, "the flush is answered")
+    assert answers == [None] and keeper.failure is None
+    go_on.set()
+    wait_until(lambda: attempts == 2, "it is tried again")
+    keeper.end()
     small.directory.close()
