@@ -3,7 +3,8 @@
     a new file       zeros and header ─ fdatasync ─ rename to NUMBER.journal ─ fsync of the directory
     one used again   rename to NAME.spare ─ fsync of the directory ─ header ─ fdatasync ─ rename ─ fsync
     the end of all   the file ``ended`` ─ fsync ─ all others removed ─ fsync ─ ``ended`` removed; it says "settled" if
-                     no request that was sent before can take effect any more
+                     no request that was sent before can take effect any more. Where there is no room for another file
+                     it is ``begun``, by another name
     ``token``        the value of this host's mount token, 8 hex digits: there from before it is put until it is
                      removed
     ``busy``         changed every second while requests that change the bucket may be under way; there, from before
@@ -425,7 +426,9 @@ class JournalDirectory:
         self._system.rename(spare, file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
         if not self._has(_BEGUN):
-            # Not before: without a file it says that they were lost.
+            # Not before: without a file it says that they were lost. So it goes before the only one goes.
+            if self.numbers() == [header.number]:
+                self._unfinished.insert(0, _BEGUN)
             os.close(self._system.create(_BEGUN, self._descriptor))
             self._system.sync(self._descriptor)
         reach("file-ready")
@@ -462,8 +465,16 @@ class JournalDirectory:
             raise self._error("cannot be emptied", error) from None
 
     def _mark_end(self, settled: bool) -> None:
-        with contextlib.suppress(FileExistsError):
+        try:
             fd = self._system.create(_ENDED, self._descriptor)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if not (is_full(error) and self._has(_BEGUN)):
+                raise
+            # It is empty, and goes with the first of the others. It needs no room, and one of both is always there.
+            self._system.rename(_BEGUN, _ENDED, self._descriptor)
+        else:
             try:
                 if settled:
                     self._system.write(fd, _SETTLED, 0)
@@ -480,7 +491,7 @@ class JournalDirectory:
         with contextlib.suppress(FileNotFoundError):
             self._system.remove(_BEGUN, self._descriptor)
         for name in names:
-            if _NAME.fullmatch(name):
+            if _NAME.fullmatch(name) or _SPARE.fullmatch(name):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
                 reach("end-half-done")

@@ -34,7 +34,7 @@ from s3backer.errors import (
     WrongPassword,
 )
 from s3backer.holder import Holder, take
-from s3backer.journal.files import JournalDirectory
+from s3backer.journal.files import JournalDirectory, System
 from s3backer.layouts.classic import block_name, parse_block_name
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
@@ -1132,6 +1132,31 @@ def test_what_is_in_a_journal_on_a_full_disk_can_be_recovered(place: Place) -> N
         assert recovered(place).blocks == 1
         assert not place.files
         assert place.content(BLOCK, BLOCK, journal=0) == b"x" * BLOCK
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_journal_ends_where_no_more_files_can_be_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, killed: bool
+) -> None:
+    """As where a quota of inodes is used up."""
+
+    def refuse(self: System, name: str, directory: int) -> int:
+        if os.access(name, os.F_OK, dir_fd=directory):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with place.killed() if killed else place.open() as volume:
+        volume.write(BLOCK, b"x" * BLOCK)
+        volume.flush()
+        if not killed:
+            monkeypatch.setattr(System, "create", refuse)
+    if killed:
+        monkeypatch.setattr(System, "create", refuse)
+        with opened_recoverer(place) as recoverer:
+            assert recoverer.discard() == 1
+    assert not place.files and "cannot be emptied" not in caplog.text
+    assert read_token(place.store(), "") is None
+    assert place.content(BLOCK, 1, journal=0) == (b"\0" if killed else b"x")
 
 
 def test_two_hosts_of_the_same_name(ended: Place, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import random
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +30,7 @@ from s3backer.journal.replay import Intent, Known, scan
 from tests.golden.make_journal import GOLDEN, WRITES
 from tests.support.journal_twin import PlainRecord, plain_scan
 from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, resealed, scan_path
+from tests.support.power_loss import Disk, Recorder
 
 HEADER = Header(4096, 7, 1 << 20, b"s" * 16, b"i" * 16, VOLUME, 0x1234, "s3://bucket/ä", 1700000000)
 
@@ -300,6 +303,89 @@ def test_an_end_that_failed_is_tried_again(tmp_path: Path) -> None:
             for _ in range(2):
                 directory.remove_all(settled=True)
                 assert [file.name for file in (tmp_path / str(at)).iterdir()] == ["lock"]
+
+
+class NoBegin(System):
+    """The mark that a journal has begun is made, but that is not known: the sync after it fails."""
+
+    kept: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.failing = False
+
+    def create(self, name: str, directory: int) -> int:
+        self.failing = name == "begun"
+        return super().create(name, directory)
+
+    def sync(self, fd: int) -> None:
+        if self.failing:
+            raise OSError(28, os.strerror(28))
+        super().sync(fd)
+
+    def remove(self, name: str, directory: int) -> None:
+        if name in self.kept:
+            raise OSError(5, os.strerror(5))
+        super().remove(name, directory)
+
+
+@pytest.mark.parametrize("kept", [(), ("begun",), ("00000001.journal",), ("begun", "00000001.journal")])
+def test_a_journal_that_never_began_is_not_missed(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    system = NoBegin()
+    system.kept = kept
+    with pytest.raises(JournalError, match="No space left"):
+        SmallJournal(tmp_path / "j", system=system)
+    assert kept or [file.name for file in (tmp_path / "j").iterdir()] == ["lock"]
+    with JournalDirectory(tmp_path / "j") as directory:
+        assert not directory.lost
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"x" * 2048)
+    assert list(scan_path(tmp_path / "j")[0].pending) == [0]
+
+
+def test_the_mark_that_it_has_begun_stays_while_a_file_is_there(tmp_path: Path) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.write(0, b"x" * 2048)
+        (tmp_path / "j" / "begun").unlink()
+        small.directory._system = NoBegin()
+        small.journal.prepare()
+    assert sorted(file.suffix for file in (tmp_path / "j").iterdir()).count(".journal") == 2
+    assert (tmp_path / "j" / "begun").exists()
+
+
+class NoInodes(Recorder):
+    """A disk, or a quota, that has no room for one more file."""
+
+    def create(self, name: str, directory: int) -> int:
+        if os.access(name, os.F_OK, dir_fd=directory):
+            return super().create(name, directory)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+@pytest.mark.parametrize("kind", [Recorder, NoInodes])
+def test_the_power_fails_while_a_journal_ends(tmp_path: Path, kind: type[Recorder]) -> None:
+    """Also where its end is marked without a new file: all of it is there, or nothing."""
+    path, left, recorder, source = tmp_path / "j", tmp_path / "left", kind(), random.Random(1)
+    with SmallJournal(path) as small:
+        while small.core.files < 3:
+            small.write(len(small.core.pending(20)) * 2048, b"x" * 2048)
+        small.core.sync()
+    whole = sorted(scan_path(path)[0].pending)
+    with JournalDirectory(path) as directory:
+        # One that waits for its next use.
+        (path / "00000001.spare").touch()
+        disk, directory._system = Disk(path), recorder
+        directory.remove_all(settled=True)
+    assert [file.name for file in path.iterdir()] == ["lock"]
+    found = set()
+    for step in recorder.steps:
+        disk.take(step)
+        for _ in range(5):
+            disk.fail(source, left)
+            with JournalDirectory(left) as directory:
+                assert not directory.lost
+            found.add(tuple(scan_path(left)[0].pending))
+            shutil.rmtree(left)
+    assert {tuple(sorted(blocks)) for blocks in found} == {tuple(whole), ()}
 
 
 def test_the_entry_of_every_new_directory_is_on_the_disk(tmp_path: Path) -> None:
