@@ -30,19 +30,24 @@ cdef Py_ssize_t entries_for_data(Journal journal) noexcept nogil:
     return journal._capacity - (JOURNAL_BATCH if journal._capacity >= 16 * JOURNAL_BATCH else 0)
 
 
+cdef Py_ssize_t kept_free(Journal journal, Purpose purpose) noexcept nogil:
+    """Return how many bytes at the end of the last file are left to others.
+
+    Where files are very few the end of the last one is all that is left to what is carried: a quarter of the file.
+    """
+    if purpose == FOR_NOTES:
+        return sizeof(DiskRecord)
+    if purpose == FOR_CARRYING:
+        return journal._reserve >> 1
+    return journal._reserve << (journal._data_limit < _FEW_FILES)
+
+
 cdef double filled(Journal journal) noexcept nogil:
     """Return how full it is, from 0 on: of the bytes for data or of the map, whichever is scarcer."""
     cdef double used = journal._position if journal._current >= 0 else 0
     used += <double>journal._file_bytes * (journal.files - (journal._current >= 0))
-    used /= <double>journal._file_bytes * files_for_data(journal) - journal._reserve
+    used /= <double>journal._file_bytes * files_for_data(journal) - kept_free(journal, FOR_DATA)
     return max(used, <double>journal.entries / entries_for_data(journal))
-
-
-cdef Py_ssize_t kept_free(Journal journal, Purpose purpose) noexcept nogil:
-    """Return how many bytes at the end of the last file are left to others."""
-    if purpose == FOR_NOTES:
-        return sizeof(DiskRecord)
-    return journal._reserve if purpose == FOR_DATA else journal._reserve >> 1
 
 
 cdef bint is_kept(Journal journal, Purpose purpose) noexcept nogil:
@@ -62,7 +67,7 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
     cdef Py_ssize_t kept, most_entries = entries_for_data(journal) if purpose == FOR_DATA else journal._capacity
     cdef bint last
     cdef int32_t spare, files = journal._limit if purpose == FOR_CARRYING else files_for_data(journal)
-    if need > journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - journal._reserve:
+    if need > journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - kept_free(journal, purpose):
         return JOURNAL_FULL_REASON
     while True:
         last = journal.files >= files

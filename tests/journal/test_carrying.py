@@ -144,6 +144,19 @@ def test_a_disk_without_room_for_more_files(tmp_path: Path, clock: Clock, limit:
         assert small.core.files <= limit
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+@pytest.mark.parametrize("stuck", [1, 2])
+@pytest.mark.parametrize("size", [100, 1000, 1900, BLOCK])
+def test_a_disk_with_room_for_few_files(tmp_path: Path, clock: Clock, limit: int, stuck: int, size: int) -> None:
+    """None of them is left to what is carried, but the end of the last one is."""
+    with SmallJournal(tmp_path / "j", files=16, capacity=4000, monotonic=clock, system=FullDisk(limit)) as small:
+        case = Case(small, clock, stuck)
+        for block in case.stuck:
+            assert case.write(block * BLOCK, case.source.randbytes(size))
+        case.go_on()
+        assert small.core.files <= limit
+
+
 def test_nothing_is_carried_for_ever(tmp_path: Path, clock: Clock) -> None:
     """Where nothing is written any more, the disk has rest."""
     with SmallJournal(tmp_path / "j", files=8, capacity=4000, monotonic=clock) as small:
