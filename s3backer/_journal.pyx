@@ -65,6 +65,9 @@ cdef enum:
     _FEW_FILES = 4
     # Entries from which on a block may be crowded.
     _CROWD = 64
+    # Bytes at the end of each file for MARKs: one that says that a file is not needed, one that what is synced with it
+    # is on the disk, and one more to free a file with.
+    _MARKS = 3 * 64
     # 512 bytes: what there is of a block is counted in these.
     _SECTOR_SHIFT = 9
     # Bytes of a payload from which on the checking lets other threads run.

@@ -36,7 +36,7 @@ cdef Py_ssize_t kept_free(Journal journal, Purpose purpose) noexcept nogil:
     Where files are very few the end of the last one is all that is left to what is carried: a quarter of the file.
     """
     if purpose == FOR_NOTES:
-        return sizeof(DiskRecord)
+        return _MARKS
     if purpose == FOR_CARRYING:
         return journal._reserve >> 1
     return journal._reserve << (journal._data_limit < _FEW_FILES)
@@ -62,7 +62,8 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
 
     The last file is left to what is carried, so that one block does not keep all files. Where no file is ready for what
     comes, the end of this one is left to notes, so that they get to the disk when there is no room for data; and of
-    that the last bytes to a MARK, without which no file can be freed.
+    that the last bytes to MARKs, without which no file can be freed, nor damage to what was synced last be told from the
+    journal's end.
     """
     cdef Py_ssize_t kept, most_entries = entries_for_data(journal) if purpose == FOR_DATA else journal._capacity
     cdef bint last
@@ -77,7 +78,7 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
         if entries > most_entries - journal.entries:
             journal.refused += purpose == FOR_DATA
             return JOURNAL_FULL_REASON
-        kept = 0 if spare >= 0 else kept_free(journal, purpose)
+        kept = _MARKS if spare >= 0 else kept_free(journal, purpose)
         if (
             journal._current >= 0 and journal.files <= files
             and journal._position + need <= journal._file_bytes - kept

@@ -78,7 +78,7 @@ cdef Py_ssize_t touched_bytes(Journal journal, int32_t oldest, Py_ssize_t *range
 
 cdef Py_ssize_t room_to_carry(Journal journal) noexcept nogil:
     """Return how many bytes of records fit for sure into the rest of the current file and the spares."""
-    cdef Py_ssize_t end = journal._block_size + most_ranges(journal) * <Py_ssize_t>sizeof(DiskRecord)
+    cdef Py_ssize_t end = journal._block_size + most_ranges(journal) * <Py_ssize_t>sizeof(DiskRecord) + _MARKS
     cdef Py_ssize_t whole = journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - end
     cdef Py_ssize_t room = journal.spares * whole - kept_free(journal, FOR_CARRYING)
     if journal._current >= 0:

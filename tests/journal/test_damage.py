@@ -11,7 +11,7 @@ import pytest
 from s3backer.errors import JournalDamaged, JournalError
 from s3backer.journal.format import PAGE, RECORD_BYTES, Record
 from tests.support.journal_twin import MARK, Damaged, decode, plain_scan
-from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
+from tests.support.journals import BLOCK, BLOCKS, FILE, SmallJournal, files_of, scan_path
 
 Write = tuple[Record, bytes | None]
 
@@ -209,6 +209,23 @@ def test_a_shorter_file(tmp_path: Path, sound: Path) -> None:
         file.truncate(PAGE + 100)
     with pytest.raises(JournalDamaged, match="not the file it was"):
         scan_path(path)
+
+
+@pytest.mark.parametrize("left", range(0, 320, 8))
+def test_damage_to_what_was_synced_at_the_end_of_a_file(tmp_path: Path, left: int) -> None:
+    """However little of the file is left behind it, a MARK says that it is no end that was torn."""
+    with SmallJournal(tmp_path / "j") as small:
+        used = PAGE + RECORD_BYTES
+        while (room := FILE - used - RECORD_BYTES) > BLOCK + left:
+            small.write(0, b"x" * BLOCK)
+            used += RECORD_BYTES + BLOCK
+        small.write(BLOCK, b"?" * (room - left))
+        assert small.core.spares
+        small.core.sync()
+    for path in (tmp_path / "j").glob("*.journal"):
+        path.write_bytes(path.read_bytes().replace(b"?" * 64, b"!" * 64, 1))
+    with pytest.raises(JournalDamaged):
+        scan_path(tmp_path / "j")
 
 
 def test_damage_under_a_running_journal(tmp_path: Path) -> None:
