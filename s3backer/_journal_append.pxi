@@ -62,8 +62,8 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
 
     The last file is left to what is carried, so that one block does not keep all files. Where no file is ready for what
     comes, the end of this one is left to notes, so that they get to the disk when there is no room for data; and of
-    that the last bytes to MARKs, without which no file can be freed, nor damage to what was synced last be told from the
-    journal's end.
+    that the last bytes to MARKs, without which no file can be freed, nor damage to what was synced last be told from an
+    end.
     """
     cdef Py_ssize_t kept, most_entries = entries_for_data(journal) if purpose == FOR_DATA else journal._capacity
     cdef bint last

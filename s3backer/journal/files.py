@@ -455,11 +455,12 @@ class JournalDirectory:
         ``settled``: no request that was sent before can take effect any more. It may be called again after it failed.
         """
         try:
-            self._check_there()
             # What has no file needs no room for the mark of its end.
             if self._has(_BEGUN) or self.numbers():
                 self._mark_end(settled)
                 reach("end-marked")
+            else:
+                self._check_there()
             self._remove_all(os.listdir(self._descriptor), settled=settled)
         except OSError as error:
             raise self._error("cannot be emptied", error) from None

@@ -1040,6 +1040,15 @@ def test_a_removed_journal_ends_quietly_with_its_mount(place: Place, caplog: pyt
     assert place.content(BLOCK, BLOCK) == b"a" * BLOCK
 
 
+def test_a_lock_that_somebody_has_removed_keeps_nothing(place: Place) -> None:
+    with place.open() as volume:
+        volume.write(BLOCK, b"a" * BLOCK)
+        for lock in place.journals.glob("*/lock"):
+            lock.unlink()
+    assert not place.files
+    assert place.content(BLOCK, BLOCK) == b"a" * BLOCK
+
+
 def test_fsync_waits_for_the_bucket_where_the_journal_was_removed(place: Place) -> None:
     """From files without names nobody could recover what it would have promised."""
     with place.open() as volume:
