@@ -21,7 +21,7 @@ Guarantees
     others could move it (no sticky bit).
   * An end that was interrupted is finished by who opens the directory next; no part of the journal is read again.
   * A file whose making failed goes before anything else changes: empty, between others or before them, it would look
-    like one that was lost.
+    like one that was lost. One whose next use failed may wait as NAME.spare, while nothing newer is made.
 """
 
 from __future__ import annotations

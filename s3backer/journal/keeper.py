@@ -5,7 +5,7 @@
                               ▼
                         the token says so ──► flush into the bucket ──► the journal is retired ──► done
 
-    s3backer-journal          prepares files and misses them; syncs now and then, so that they can be given up
+    s3backer-journal          prepares files, misses those removed; syncs now and then, so that they can be given up
     s3backer-admit            lets the token say that the journal does not have everything
 
 Nothing that the journal does not have, as it has failed or had no room for a write once, is stored before that is
