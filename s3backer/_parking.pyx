@@ -201,8 +201,8 @@ cdef class Parking:
     def wait(self, long milliseconds):
         """Wait so long for news and return them: (kind, number, offset, length, position) each; None at the end.
 
-        READ, WRITE, SYNC_WRITE, FLUSH, ZERO: a request that has to be finished. INTERRUPT: the request of that number is
-        called off. AHEAD: blocks from offset up to length are to be fetched. PRESSURE: much is unsaved. One thread
+        READ, WRITE, SYNC_WRITE, FLUSH, ZERO: a request that has to be finished. INTERRUPT: the request of that number
+        is called off. AHEAD: blocks from offset up to length are to be fetched. PRESSURE: much is unsaved. One thread
         calls it.
         """
         cdef int32_t index, first
