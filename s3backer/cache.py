@@ -105,6 +105,8 @@ class BlockCache:
         #: When blocks whose store failed are tried again, in the order in which that was.
         self._retry_at: dict[int, float] = {}
         self._outage = Outage(policy.store_limit, policy.retry_delay)
+        #: Whether a block that is left was to be tried first in an outage, the last time.
+        self._left_first = False
         #: Since when storing a block fails.
         self._failing: dict[int, float] = {}
         self._parked: deque[WriteRequest | TouchRequest] = deque()
@@ -173,7 +175,11 @@ class BlockCache:
             return None
         if now < self._held_until:
             return self._held_until
-        wake = self._backlog.next_wake(now) if self._backlog is not None and self._room_for_left() > 0 else None
+        wake = None
+        if self._backlog is not None and (lasts or self._room_for_left() > 0):
+            wake = self._backlog.next_wake(now)
+        if lasts and wake is not None:
+            wake = max(wake, self._outage.next_try)
         urgent, wanted = self._urgent(), self._flushes.sequence
         # In an outage the first of them is the first that is due.
         for block, sequence, since, _ in self._slab.dirty_blocks(
@@ -323,7 +329,7 @@ class BlockCache:
                 self._store_failed(block, attempt, error, now)
             elif fetch.left and self._backlog is not None:
                 self._backlog.failed(block, now)
-                self._fail_flushes(attempt, error)
+                self._fail_flushes(attempt, error, now)
         else:
             self.counts.blocks_read += body is not None
             self.counts.zero_blocks_read += body is None
@@ -562,10 +568,8 @@ class BlockCache:
         return self._room() - kept
 
     def _due(self, now: float) -> list[tuple[int, int]]:
-        """Return the blocks that are to be stored now, with their oldest sequence; in an outage who was not tried."""
+        """Return the blocks that are to be stored now, with their oldest sequence; in an outage the next one to try."""
         room, lasts = self._room(), self._outage.lasts
-        if lasts and (self._busy or now < self._outage.next_try):
-            room = 0
         if room <= 0:
             return []
         urgent, wanted = self._urgent(), self._flushes.sequence
@@ -577,22 +581,43 @@ class BlockCache:
             if not self._is_merging(block):
                 found.append((block, sequence))
         if lasts:
-            # Who was not tried, else who was tried first.
-            return sorted(found, key=lambda one: tried.get(one[0], 0))[:1]
+            # What somebody waits for; of that who was not tried, else who was tried first.
+            return sorted(found, key=lambda one: (one[1] > wanted, tried.get(one[0], 0)))[:1]
         return [one for one in found if self._retry_at.get(one[0], now) <= now][:room]
 
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""
-        again = not (self.given_up is not None or now < self._held_until or self._hides_a_failure)
-        if again:
-            self._fetch_left(now)
+        if self.given_up is not None or now < self._held_until or self._hides_a_failure:
+            return
+        if self._outage.lasts:
+            self._try_one(now)
+            return
+        while self._room_for_left() > 0 and self._fetch_left(now):
+            pass
+        self._store_due(now)
+
+    def _store_due(self, now: float) -> bool:
+        """Start storing what is due; False if nothing was begun."""
+        began, again = False, True
         while again:
             again = False
             for block, sequence in self._due(now):
                 self._retry_at.pop(block, None)
-                again = not self._start_store(block, sequence, now) or again
+                requested = self._start_store(block, sequence, now)
+                began, again = began or requested, again or not requested
             if again:
                 self._settle(now)
+        return began
+
+    def _try_one(self, now: float) -> None:
+        """Find out whether the outage is over; blocks in memory and those that are left take turns."""
+        if self._busy or now < self._outage.next_try:
+            return
+        self._left_first = not self._left_first
+        if self._left_first and self._fetch_left(now):
+            return
+        if not self._store_due(now) and not self._left_first:
+            self._fetch_left(now)
 
     def _spills(self, now: float) -> bool:
         """Whether what does not fit into memory is left to the journal, as nothing can be stored."""
@@ -618,11 +643,9 @@ class BlockCache:
             self._actions.append(Sync())
         return spilled
 
-    def _fetch_left(self, now: float) -> None:
-        """Bring blocks of the backlog into memory, as many as there is room for."""
-        if self._backlog is None:
-            return
-        while self._room_for_left() > 0 and (block := self._backlog.next(now)) is not None:
+    def _fetch_left(self, now: float) -> bool:
+        """Bring the next block of the backlog into memory; False if there is none now."""
+        while self._backlog is not None and (block := self._backlog.next(now)) is not None:
             if block in self._storing or self._is_merging(block):
                 # It is stored with what was left of it, and again if that fails.
                 continue
@@ -633,6 +656,8 @@ class BlockCache:
                 self._outage.begin(now, busy=self._busy)
                 fetch = self._fetch(block, urgent=False)
                 fetch.left, fetch.unasked = True, unasked
+            return True
+        return False
 
     def _store_left(self, block: int, now: float) -> None:
         assert self._backlog is not None
@@ -683,7 +708,7 @@ class BlockCache:
             self._backlog.failed(block, now)
             attempt = replace(attempt, sequence=0)
             spilled = self._journal.core.spill(block)
-        others_wait = self._fail_flushes(attempt, error)
+        others_wait = self._fail_flushes(attempt, error, now)
         if spilled:
             self._failing.pop(block, None)
         else:
@@ -691,9 +716,10 @@ class BlockCache:
             pause = 0.0 if others_wait else retry_pause(self._policy.retry_delay, lasting)
             self._retry_at[block] = now + pause
 
-    def _fail_flushes(self, attempt: Attempt, error: S3backerError) -> bool:
+    def _fail_flushes(self, attempt: Attempt, error: S3backerError, now: float) -> bool:
         """Answer the flushes that were asked before the attempt; return whether later ones wait for another."""
         self.counts.store_errors += 1
+        self._outage.pause(now)
         failed, others_wait = self._flushes.fail(attempt)
         for flush in failed:
             self._reply(flush, error)

@@ -96,6 +96,9 @@ class Outage:
             self._since = now
         if not self.lasts:
             self._failed.add(block)
+
+    def pause(self, now: float) -> None:
+        """Let some time pass before the next attempt, whyever the last one has failed."""
         self.next_try = now + retry_pause(self._retry_delay, now - self._since)
 
     def over(self, now: float) -> None:

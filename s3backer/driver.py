@@ -46,7 +46,7 @@ from s3backer.cache_calls import (
 )
 from s3backer.cache_state import WritePolicy
 from s3backer.clocks import Unchanged
-from s3backer.errors import DEFECT, CorruptObject, JournalDamaged, JournalError, S3backerError, StoreError
+from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
 from s3backer.failing import Failing
 from s3backer.failpoints import reach
 from s3backer.journal.service import WriteJournal
@@ -360,7 +360,7 @@ class Driver:
         journal = self._journal
         if journal is None or (journal.core.failed and self._slab.unsaved):
             return None
-        return self._failing.all_are(self.unsaved, (CorruptObject, JournalDamaged))
+        return self._failing.damage(self.unsaved)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,9 +12,9 @@ import logging
 import threading
 from collections.abc import Callable
 
-from s3backer.errors import S3backerError
+from s3backer.errors import CorruptObject, JournalDamaged, S3backerError
 
-#: Blocks that are remembered; with so many nobody asks for more.
+#: Blocks that are remembered.
 _MOST = 1000
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ class Failing:
         self._errors: dict[int, S3backerError] = {}
         #: Kinds of errors that were said.
         self._said: set[type[S3backerError]] = set()
+        #: Blocks whose last failure was damage; at most as many as there are in memory and in the journal.
+        self._damaged: set[int] = set()
+        self._damage: S3backerError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -40,18 +43,22 @@ class Failing:
             errors = list(self._errors.items())
         return next((error for block, error in errors if self._fails(block)), None)
 
-    def all_are(self, count: int, kinds: tuple[type[S3backerError], ...]) -> S3backerError | None:
-        """Return one of the errors if at least so many blocks have met one of these kinds last, else None."""
+    def damage(self, count: int) -> S3backerError | None:
+        """Return why, if at least so many blocks are not stored because something is damaged, else None."""
         with self._lock:
-            errors = list(self._errors.items())
-        found = [error for block, error in errors if isinstance(error, kinds) and self._fails(block)]
-        return found[0] if found and len(found) >= min(count, _MOST) else None
+            blocks, error = list(self._damaged), self._damage
+        return error if count and sum(map(self._fails, blocks)) >= count else None
 
     def failed(self, block: int, error: S3backerError) -> None:
         """Hear that a block could not be stored."""
         with self._lock:
             new = type(error) not in self._said
             self._said.add(type(error))
+            if isinstance(error, (CorruptObject, JournalDamaged)):
+                self._damaged.add(block)
+                self._damage = error
+            else:
+                self._damaged.discard(block)
             if block in self._errors or len(self._errors) < _MOST:
                 self._errors[block] = error
         if new:
@@ -66,6 +73,7 @@ class Failing:
         with self._lock:
             failing = bool(self._errors)
             self._errors.pop(block, None)
+            self._damaged.discard(block)
             self._forget()
             again = failing and not self._errors
         if again:

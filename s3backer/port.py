@@ -15,7 +15,7 @@ from collections.abc import Callable
 from s3backer._fast import Slab
 from s3backer._journal import Journal
 from s3backer._readahead import ReadAhead
-from s3backer.cache_calls import Request
+from s3backer.cache_calls import LESS_MEMORY, Request
 from s3backer.driver import Driver
 from s3backer.errors import DEFECT, Interrupted, ReadOnlyVolume, S3backerError, StoreError
 from s3backer.gate import Gate
@@ -148,12 +148,17 @@ class Port:
         taken = min(len(data), max(room, 0))
 
         def finish(error: S3backerError | None) -> None:
-            if error is None and self._write_through:
-                self._wait_for(call, self._driver.begin_flush(through))
-            elif error is None and synced:
-                self._begin_flush(call, through)
-            else:
+            if error is not None or not (synced or self._write_through):
                 through(error)
+                return
+            try:
+                if self._write_through:
+                    self._wait_for(call, self._driver.begin_flush(through))
+                else:
+                    self._begin_flush(call, through)
+            except Exception as failure:
+                # Nobody else would answer.
+                through(StoreError(f"the flush of a write cannot begin: {failure!r}", hint=LESS_MEMORY))
 
         def through(error: S3backerError | None) -> None:
             if stay.leave():

@@ -69,3 +69,18 @@ def test_it_does_not_remember_more_than_it_may(caplog: pytest.LogCaptureFixture)
     for block in range(3000):
         failing.stored(block)
     assert failing.error is None and len(said(caplog)) == 2
+
+
+def test_damage_is_told_from_an_outage_however_many_blocks_have_it() -> None:
+    gone: set[int] = set()
+    failing = Failing(lambda: 3000, lambda block: block not in gone)
+    assert failing.damage(0) is None
+    for block in range(2000):
+        failing.failed(block, DAMAGED)
+    assert failing.damage(2000) is DAMAGED and failing.damage(2001) is None
+    failing.failed(2500, AWAY)
+    failing.failed(7, AWAY)
+    assert failing.damage(2000) is None and failing.damage(1999) is DAMAGED
+    failing.stored(8)
+    gone.add(9)
+    assert failing.damage(1998) is None and failing.damage(1997) is DAMAGED

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from s3backer.errors import StoreError
-from tests.support.slow_writer import STORES, Writer
+from s3backer.errors import CorruptObject, StoreError
+from tests.support.slow_writer import BLOCK, STORES, Writer
 
 AWAY = StoreError("away", hint="Wait.")
 
@@ -120,6 +120,62 @@ def test_each_flush_has_an_attempt_of_its_own_at_once(writer: Writer) -> None:
     while writer.stores:
         writer.end(writer.stores[0])
     assert writer.answered(third) == [None]
+
+
+def test_a_flush_is_answered_although_others_write_on(writer: Writer) -> None:
+    """Attempts take 10 s; those of blocks that were written after the flush say nothing to it."""
+    write(writer, range(10))
+    pass_time(writer, 600.0)
+    while not writer.stores:
+        writer.tick(1.0)
+    flush, began, block, since = writer.flush(), writer.now, 100, writer.now
+    while not writer.answered(flush) and writer.now - began < 600:
+        writer.begin(block)
+        block += 1
+        writer.tick(1.0)
+        if writer.now - since >= 10:
+            writer.fail_stores()
+            since = writer.now
+    assert writer.answered(flush) and writer.now - began <= 40
+
+
+@pytest.mark.parametrize("refused", ["left", "written"])
+def test_blocks_that_are_left_and_those_in_memory_take_turns(journaled: Writer, refused: str) -> None:
+    """Where all of one kind are refused for ever, those of the other are stored."""
+    assert journaled.journal is not None and journaled.cache._backlog is not None
+    write(journaled, range(12))
+    journaled.journal.core.sync()
+    for block in range(12):
+        assert journaled.journal.core.spill(block)
+        journaled.cache._backlog.add(block)
+        if refused == "left" or block != 7:
+            journaled.unreadable[block] = AWAY
+    assert journaled.slab.drop_from(0) == 12
+    pass_time(journaled, 600.0)
+    for block in range(100, 110):
+        journaled.begin(block)
+    journaled.cache._left_first = refused == "left"
+    stored: set[int] = set()
+    until = journaled.now + 600.0
+    while journaled.now < until:
+        journaled.tick(0.5)
+        while journaled.stores:
+            fails = refused == "written" and journaled.stores[0].block >= 100
+            stored |= set() if fails else {journaled.stores[0].block}
+            journaled.end(journaled.stores[0], AWAY if fails else None)
+    assert stored == (set(range(100, 110)) if refused == "left" else {7})
+
+
+def test_what_is_damaged_is_not_asked_for_all_the_time_in_an_outage(journaled: Writer) -> None:
+    for block in range(STORES):
+        # They have nothing to be stored any more.
+        journaled.cache._outage.failed(block, journaled.now)
+    for block in range(20, 24):
+        # The rest of it is to be read before it can be stored.
+        journaled.unreadable[block] = CorruptObject("damaged", hint="Look.")
+        assert journaled.cache.writer.write(block * BLOCK + 512, b"x" * 512, journaled.now)[0] == 512
+    pass_time(journaled, 600.0)
+    assert 1 <= journaled.fetches < 100
 
 
 def test_a_store_that_says_nothing_keeps_writers_waiting_for_a_moment_only(journaled: Writer) -> None:

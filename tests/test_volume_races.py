@@ -287,6 +287,25 @@ def test_a_call_that_met_a_defect_keeps_no_volume_open(
     assert not closing.is_alive()
 
 
+def test_a_synchronous_write_whose_flush_cannot_begin_is_answered(
+    store: SlowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = Volume.open(store, "", options())
+
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    answers: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(volume._driver, "begin_flush", broken)
+        assert volume.port.write(Call(0), 0, b"x", 0, lambda error, taken: answers.append(error), synced=True)
+    assert [type(answer) for answer in answers] == [StoreError]
+    closing = threading.Thread(target=volume.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+
+
 @pytest.mark.parametrize("length", [BLOCK, 100])
 def test_a_write_that_met_a_defect_is_answered_once_and_its_memory_left_alone(
     store: SlowStore, monkeypatch: pytest.MonkeyPatch, length: int

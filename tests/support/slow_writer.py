@@ -42,6 +42,9 @@ class Writer:
         self.now = 0.0
         self.answers: list[tuple[object, S3backerError | None]] = []
         self.stores: list[Store] = []
+        #: What reading a block fails with; and how many were read.
+        self.unreadable: dict[int, S3backerError] = {}
+        self.fetches = 0
         self.directory: JournalDirectory | None = None
         self.journal: WriteJournal | None = None
         backlog = None
@@ -68,9 +71,13 @@ class Writer:
                 case Store():
                     self.stores.append(action)
                 case Fetch(block):
-                    # Of a block that the journal has as a whole nothing is asked of the store.
-                    assert self.journal is not None
-                    self.cache.fetched(block, self.journal.over(block, lambda: None), None, self.now)
+                    self.fetches += 1
+                    error, body = self.unreadable.get(block), None
+                    if error is None:
+                        # Of a block that the journal has as a whole nothing is asked of the store.
+                        assert self.journal is not None
+                        body = self.journal.over(block, lambda: None)
+                    self.cache.fetched(block, body, error, self.now)
                     self.take()
                 case Sync():
                     assert self.journal is not None
