@@ -16,7 +16,8 @@ nothing of the others, and a filesystem would be mixed from two times.
 Where a note in the bucket says that all of the journal is there (layouts/stored_note.py: it had failed, and its files
 could not be removed) nothing of it is put there: a mount and ``recover`` remove it, whatever token there is and
 whatever stands in its files, and a forced replay is refused. A crash in between leaves the journal and the note, or the
-note alone.
+note alone. The same goes where the note is gone and the token is this journal's and says of none: it has said of one
+since it was first put, until all was stored.
 
 Who has the directory's lock, and finds this directory and this start of the host in the token, knows that its mount has
 died. Else, as after a loss of power or in a copy of the directory, it is watched for a term whether that mount lives.
@@ -51,6 +52,7 @@ from s3backer.failpoints import reach
 from s3backer.hints import recover_command
 from s3backer.holder import Holder, quiet_in, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files, journals_directory, newest_header
+from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
 from s3backer.journal.replay import Known, Recovered, scan
 from s3backer.journal.salvage import Salvaged, salvage
@@ -214,6 +216,15 @@ def _note_of(store: ObjectStore, prefix: str, path: str) -> StoredNote | None:
     return StoredNote(store, prefix, header.session, path)
 
 
+def _header_of(directory: JournalDirectory, number: int) -> Header:
+    """Return the header of a file, whatever is behind it. Raises JournalError, HeaderError, OSError."""
+    fd = directory.open(number)
+    try:
+        return unpack_header(os.pread(fd, PAGE, 0))
+    finally:
+        os.close(fd)
+
+
 def _died_without_journal(store: ObjectStore, prefix: str, directory: JournalDirectory, found: Recovered) -> bool:
     """Whether the mount noted in a directory has died and had no journal, so that something may be lost."""
     if directory.token is None or found.sessions:
@@ -259,7 +270,38 @@ class Recoverer:
 
         What stands in the files says nothing of that: they may be damaged, and others have had the volume since.
         """
-        return self._note is not None and self._note.is_there()
+        return bool(self._witness)
+
+    @cached_property
+    def _witness(self) -> str:
+        """What says that all of it is stored, in words; "" if nothing does."""
+        if self._note is not None and self._note.is_there():
+            return "a note there"
+        return "the mount token" if self._is_disowned() else ""
+
+    def _is_disowned(self) -> bool:
+        """Whether the token in the bucket is that of a mount of this journal, and says of none.
+
+        A mount with a journal names it in its token from the first one that it puts, and one that goes on with a
+        journal does before it writes to that. One without has no files. Only ours are believed, which have a nonce.
+        """
+        values = {header.token for header in self._headers}
+        if not values:
+            return False
+        token = read_token(self._store, self._prefix)
+        return token is not None and token.value in values and bool(token.nonce) and not token.journal
+
+    @cached_property
+    def _headers(self) -> list[Header]:
+        """The headers that can be read and are this volume's, the oldest file's first."""
+        volume = volume_id(self._store.place, self._prefix)
+        found = []
+        for number in self._directory.numbers():
+            with contextlib.suppress(JournalError, HeaderError, OSError):
+                header = _header_of(self._directory, number)
+                if header.volume == volume:
+                    found.append(header)
+        return found
 
     @cached_property
     def _note(self) -> StoredNote | None:
@@ -322,9 +364,10 @@ class Recoverer:
     def _remove_stored(self, progress: Progress) -> Recovery:
         """Remove a journal that could not be removed when all of it was in the bucket."""
         log.warning(
-            "%s: all that the journal in %s holds is in the bucket, as a note there says; it is removed now",
+            "%s: all that the journal in %s holds is in the bucket, as %s says; it is removed now",
             self._url,
             self._directory.path,
+            self._witness,
         )
         self._expire_and_end(self._find_token(progress), progress)
         return Recovery(0, 0.0, 0)
@@ -332,7 +375,7 @@ class Recoverer:
     def _nothing_newer(self) -> JournalError:
         return JournalError(
             f"all that the journal in {self._directory.path} holds is in the bucket of {self._url}, or something "
-            "newer, as a note there says: nothing is replayed",
+            f"newer, as {self._witness} says: nothing is replayed",
             hint=f"Give it up: {self._way('--discard')}",
         )
 
@@ -517,6 +560,7 @@ class Recoverer:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")
         if self.stored and self._note is not None:
+            # It may not be there, where the token says it.
             self._note.remove()
         self._directory.forget_token()
 

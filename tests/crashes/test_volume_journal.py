@@ -207,6 +207,9 @@ def failed_and_left(place: Place, volume: Volume, how: str) -> None:
     volume.flush()
     with not_removable():
         disk.sync_error = errno.EIO
+        # What a sync that fails is about may stand in the files all the same.
+        volume.write(2 * BLOCK, OLD)
+        volume.flush()
         volume.write(BLOCK, NEW)
         volume.flush()
         if how == "ended":
@@ -214,6 +217,13 @@ def failed_and_left(place: Place, volume: Volume, how: str) -> None:
 
 
 OLD, NEW, NEWEST = (bytes([letter]) * BLOCK for letter in b"onN")
+
+
+def spoiled(file: Path, at: int) -> None:
+    """Let one byte of a file be another one."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
 
 
 def notes(place: Place) -> list[Path]:
@@ -240,9 +250,7 @@ def test_a_journal_that_could_not_be_removed_is_not_put_over_what_is_newer(
     (note,) = notes(left)
     assert note.read_text().split("\n")[2] == place_of_journal(left.store(), "", left.options)
     if damaged:
-        content = bytearray(left.files[0].read_bytes())
-        content[5000] ^= 1
-        left.files[0].write_bytes(content)
+        spoiled(left.files[0], 5000)
     with not_removable(), pytest.raises(JournalError):
         left.open(journal=journal)
     assert notes(left) and left.files
@@ -295,6 +303,38 @@ def test_nor_where_others_had_the_volume_since(left: Place) -> None:
         volume.write(BLOCK, NEWEST)
     assert left.content(BLOCK, BLOCK) == NEWEST
     assert not left.files and not notes(left)
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_nor_where_only_the_token_says_that_all_is_stored(
+    place: Place, journal: int, damaged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has tidied the note away, or put the bucket back without it."""
+    place.options = replace(place.options, lease=SHORT)
+    with place.killed() as volume:
+        failed_and_left(place, volume, "killed")
+    for note in notes(place):
+        note.unlink()
+    if damaged:
+        spoiled(place.files[-1], 100)
+    with opened_recoverer(place) as recoverer, pytest.raises(JournalError, match="as the mount token says: nothing is"):
+        recoverer.replay(force=True)
+    assert place.content(BLOCK, BLOCK, journal=journal) == NEW
+    assert "is in the bucket, as the mount token says" in caplog.text
+    assert not place.files and read_token(place.store(), "") is None
+
+
+@pytest.mark.parametrize("what", ["value", "nonce"])
+def test_a_token_without_a_journal_of_somebody_else_says_nothing_of_this_one(ended: Place, what: str) -> None:
+    """Of another mount, or of one before tokens said where the journal is."""
+    store = ended.store()
+    token = read_token(store, "")
+    assert token is not None and token.journal
+    other = replace(token, value=token.value ^ 1) if what == "value" else replace(token, nonce="")
+    put_token(store, "", replace(other, journal="", home=""), former=token)
+    with opened_recoverer(ended) as recoverer:
+        assert not recoverer.stored
 
 
 def test_a_disk_that_lets_itself_be_written_again_before_the_end(place: Place) -> None:
