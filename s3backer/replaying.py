@@ -74,7 +74,7 @@ class Replayer:
             with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 for offset, data, length in self._pieces(key):
                     _write_at(file, offset, data, length)
-                for start, stop in self._found.missing:
+                for start, stop in (*self._found.missing, *self._found.elsewhere):
                     # What stands there is older.
                     _write_at(file, start, None, stop - start)
                 file.flush()

@@ -106,6 +106,8 @@ class Recovered:
     written: int = 0
     #: Ranges [start, stop) of the volume that stood in it and cannot be read: see salvage.py.
     missing: list[tuple[int, int]] = field(default_factory=list)
+    #: The same, of what the bucket has.
+    elsewhere: list[tuple[int, int]] = field(default_factory=list)
     #: Number of the oldest file that was needed when it ended, 0 if that was not said.
     oldest: int = 0
 
@@ -246,12 +248,12 @@ def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> N
     end = PAGE
     while rest:
         number, fd, header = rest[0]
-        first = _first_number(fd, header)
+        first = first_number(fd, header)
         if expected is None and number == 1:
             expected = 1
         if first is None or expected not in (None, first):
             # Never begun, cut off, or the place of the damage: _check_end says which, unless one of the others goes on.
-            following = next((i for i, (_, f, h) in enumerate(rest) if _first_number(f, h) == expected), None)
+            following = next((i for i, (_, f, h) in enumerate(rest) if first_number(f, h) == expected), None)
             if following is None or expected is None:
                 break
             recovered.unused += [n for n, _, _ in rest[:following]]
@@ -272,8 +274,8 @@ def _scan_files(recovered: Recovered, files: list[tuple[int, int, Header]]) -> N
         )
 
 
-def _first_number(fd: int, header: Header) -> int | None:
-    """Return the number of a file's first record, None if it has none."""
+def first_number(fd: int, header: Header) -> int | None:
+    """Return the number of a file's first record, None if it has none at its beginning."""
     raw = os.pread(fd, RECORD_BYTES, PAGE)
     number = int.from_bytes(raw[8:16], "little")
     found, _ = check_records(raw, PAGE, header.seed, number, 0, 0)
