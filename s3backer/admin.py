@@ -230,7 +230,7 @@ def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_dir
     if directory is not None:
         directory.close()
     if is_missing(store, prefix, token):
-        other = under_another_name(token)
+        other = under_another_name(store, prefix, token)
         if other is not None:
             return VolumeInUse(
                 f"{mount} may be alive, and has a journal {other.described(url)}",

@@ -119,7 +119,7 @@ def _find_token(target: Target, place: str) -> MountToken | None:
             f"{target.url} has no journal in {place}; its mount token names {token.journal} on {token.host}",
             hint=f"Run there, as the user who mounted the volume: {way_on(str(target.url), token)}",
         )
-    other = under_another_name(token)
+    other = under_another_name(store, prefix, token)
     if other is not None:
         raise JournalError(
             f"the journal of {target.url} is {other.described(str(target.url))}",

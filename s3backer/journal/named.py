@@ -2,14 +2,17 @@
 
 A journal's directory is called after the volume, and the volume after its place: the endpoint, or the directory, as it
 was called. Where that has another name now (http://localhost for http://127.0.0.1, another path of the same directory)
-the journal is there, under the name of before. The token's value, which its directory has noted, tells that it is this
-volume's.
+the journal is there, under the name of before. So it is where somebody has renamed the directory itself. The token's
+value, which its directory has noted, tells that it is this volume's. What others than this user and root have put there
+is not looked at: no mount of theirs could have been this one, and what it says goes to commands that are run.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import stat
 from dataclasses import dataclass
 
 from s3backer.hints import unlock_command
@@ -21,13 +24,22 @@ from s3backer.url import volume_id
 
 @dataclass(frozen=True, slots=True)
 class OtherName:
-    """A journal's directory, ``path``, and the ``url`` that the volume had in the mount that wrote it."""
+    """A journal's directory, ``path``, and the ``url`` that the volume had in the mount that wrote it.
+
+    ``place``: where it has to be for this volume, "" if it is another one's by its name of then.
+    """
 
     path: str
     url: str
+    place: str = ""
 
     def hint(self, url: str, token: MountToken) -> str:
         """Return how to reach it; ``url``: what the volume is called now."""
+        if self.place:
+            # A mount that was refused has left a directory there, with no journal in it.
+            keeping = ["--backup=numbered"] if os.path.lexists(self.place) else []
+            move = shlex.join(["mv", "-T", *keeping, self.path, self.place])
+            return f"Move it back: {move}. Then run: {way_on(url, token)}"
         if self.url == url:
             # Of S3's names the endpoint is no part.
             return f"Recover it with the --endpoint-url of that mount: {way_on(url, token)}"
@@ -38,6 +50,8 @@ class OtherName:
 
     def described(self, url: str) -> str:
         """Return where it is and why it is not found."""
+        if self.place:
+            return f"in {self.path}: it was renamed, and belongs in {self.place}"
         name = "with another --endpoint-url" if self.url == url else f"as {self.url}"
         return f"in {self.path}: it was mounted {name}"
 
@@ -61,7 +75,7 @@ def is_missing(store: ObjectStore, prefix: str, token: MountToken) -> bool:
     return not has_files(path)
 
 
-def under_another_name(token: MountToken) -> OtherName | None:
+def under_another_name(store: ObjectStore, prefix: str, token: MountToken) -> OtherName | None:
     """Return the journal of a token's mount that is beside where ``is_missing`` looked; None if it is not there."""
     try:
         names = sorted(os.listdir(token.journal))
@@ -69,18 +83,36 @@ def under_another_name(token: MountToken) -> OtherName | None:
         return None
     for name in names:
         path = os.path.join(token.journal, name)
-        if noted_token(path) == token.value or is_home(path, token.home):
+        if _is_trusted(path) and (noted_token(path) == token.value or is_home(path, token.home)):
             header = newest_header(path)
             if header is not None:
-                return OtherName(path, header.url)
+                url = _printable(header.url)
+                if header.volume == volume_id(store.place, prefix):
+                    # A link to it would not be followed in its place either.
+                    return OtherName(os.path.realpath(path), url, named_path(store, prefix, token))
+                return OtherName(path, url)
     return None
+
+
+def _is_trusted(path: str) -> bool:
+    """Whether it is a directory of this user's or of root's, or a link of theirs to one."""
+    try:
+        found = os.stat(path)
+        owners = {os.lstat(path).st_uid, found.st_uid}
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and owners <= {os.geteuid(), 0}
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str:
     """Return what to do if the mount of a token that names a journal has died, as a clause."""
     if not is_missing(store, prefix, token):
         return f"mount it there again, or run there: {way_on(url, token)}. What it flushed may be in that journal only."
-    other = under_another_name(token)
+    other = under_another_name(store, prefix, token)
     if other is not None:
         return f"its journal is {other.described(url)}. {other.hint(url, token)}"
     return (

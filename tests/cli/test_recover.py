@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -202,6 +205,57 @@ def test_a_journal_under_another_name_of_the_volume_is_found(
     renamed.bucket = Path(first)
     assert run("recover", url(renamed), *where(renamed)).code == 0
     assert renamed.content(BLOCK, BLOCK) == b"a" * BLOCK
+
+
+@pytest.mark.parametrize("tried", [False, True], ids=["", "a mount was tried"])
+def test_a_journal_that_was_renamed_is_moved_back(run: Run, dead: Place, tried: bool) -> None:
+    there = directory(dead)
+    beside = there.with_name(there.name + " kept")
+    there.rename(beside)
+    if tried:
+        with pytest.raises(VolumeInUse):
+            dead.open()
+    way = f"mv -T {'--backup=numbered ' * tried}'{beside}' {there}"
+    answer = run("recover", url(dead), *where(dead))
+    assert answer.code == 9
+    assert f"is in {beside}: it was renamed, and belongs in {there}" in answer.sentence()
+    assert f"{way}. Then run: {recover(dead)}" in answer.hint() and "endpoint" not in answer.err
+    refused = run("unlock", url(dead))
+    assert refused.code == 6 and way in refused.hint()
+    with pytest.raises(VolumeInUse) as caught:
+        dead.open(journal_directory=str(dead.directory / "elsewhere"))
+    assert "it was renamed" in caught.value.hint and way in caught.value.hint
+    # The advice.
+    subprocess.run(shlex.split(way), check=True)
+    assert run("recover", url(dead), *where(dead)).code == 0
+    assert dead.content(BLOCK, BLOCK) == b"a" * BLOCK
+
+
+def test_a_link_to_a_journal_is_not_moved_in_its_place(run: Run, dead: Place) -> None:
+    there, away = directory(dead), dead.directory / "away"
+    there.rename(away)
+    (dead.journals / "link").symlink_to(away)
+    answer = run("recover", url(dead), *where(dead))
+    assert f"mv -T {away} {there}" in answer.hint()
+
+
+def test_what_others_have_put_beside_is_not_looked_at(run: Run, renamed: Place) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a directory to somebody else")
+    (there,) = {path.parent for path in renamed.files}
+    os.chown(there, 65534, 65534)
+    answer = run("recover", url(renamed), *where(renamed))
+    assert answer.code == 9 and str(there) not in answer.err
+    os.chown(there, 0, 0)
+    assert str(there) in run("recover", url(renamed), *where(renamed)).sentence()
+
+
+def test_the_name_of_before_has_no_control_characters(run: Run, renamed: Place) -> None:
+    newest = renamed.files[-1]
+    reseal(newest, 108, (len(b"file:///\x1b[31m\nx")).to_bytes(4, "little"))
+    reseal(newest, 136, b"file:///\x1b[31m\nx")
+    said = run("recover", url(renamed), *where(renamed)).err
+    assert "file:///\ufffd[31m\ufffdx" in said and "\x1b" not in said
 
 
 def test_a_journal_of_another_volume_beside_is_none_of_it(run: Run, dead: Place) -> None:
