@@ -160,8 +160,7 @@ def take_journal(
     url = volume_name(store, prefix)
     if options.read_only:
         if has_files(path):
-            way = recover_command(url, os.path.dirname(path))
-            log.warning("the journal %s may hold newer data of %s, which this brings there: %s", path, url, way)
+            _warn_of_newer(store, prefix, path)
         return None, None
     wanted = options.journaled or options.journal_directory is not None
     left = has_files(path)
@@ -216,6 +215,30 @@ def _note_of(store: ObjectStore, prefix: str, path: str) -> StoredNote | None:
     return StoredNote(store, prefix, header.session, path)
 
 
+def _is_disowned(store: ObjectStore, prefix: str, headers: Iterable[Header]) -> bool:
+    """Whether the token in the bucket is that of a mount of a journal with these headers, and says of none.
+
+    A mount with a journal names it in its token from the first one that it puts, and one that goes on with a journal
+    does before it writes to that. One without has no files. Only ours are believed, which have a nonce.
+    """
+    values = {header.token for header in headers}
+    if not values:
+        return False
+    token = read_token(store, prefix)
+    return token is not None and token.value in values and bool(token.nonce) and not token.journal
+
+
+def _warn_of_newer(store: ObjectStore, prefix: str, path: str) -> None:
+    """Say what the journal in a directory means to a mount that leaves it there."""
+    url, header = volume_name(store, prefix), newest_header(path)
+    note = _note_of(store, prefix, path)
+    if header is not None and note is not None and (note.is_there() or _is_disowned(store, prefix, [header])):
+        log.warning("all that the journal %s holds is in the bucket of %s, or something newer", path, url)
+        return
+    way = recover_command(url, os.path.dirname(path))
+    log.warning("the journal %s may hold newer data of %s, which this brings there: %s", path, url, way)
+
+
 def _header_of(directory: JournalDirectory, number: int) -> Header:
     """Return the header of a file, whatever is behind it. Raises JournalError, HeaderError, OSError."""
     fd = directory.open(number)
@@ -244,6 +267,8 @@ class Recoverer:
             options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
         )
         self._url = volume_name(store, prefix)
+        #: One that was seen, of a journal that is damaged.
+        self._other_note: StoredNote | None = None
 
     @cached_property
     def found(self) -> Recovered:
@@ -257,9 +282,31 @@ class Recoverer:
         try:
             return scan(self._directory, volume_id(self._store.place, self._prefix))
         except JournalDamaged as error:
-            error.hint += f" What is right of it is written to a file by: {self._way('--to', 'FILE')}. "
-            error.hint += "With --discard in place of --to FILE it is given up."
-            raise
+            ways = f"What is right of it is written to a file by: {self._way('--to', 'FILE')}. "
+            ways += "With --discard in place of --to FILE it is given up."
+            noted = self._noted_session()
+            if noted is None:
+                error.hint += f" {ways}"
+                raise
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(noted.created))
+            raise JournalDamaged(
+                f"{error.message}. A note in the bucket says that all that was written to it up to the mount that "
+                f"began at {when} is there, or something newer",
+                hint=f"If no mount has gone on with it after that one, nothing is lost. {ways}",
+            ) from None
+
+    def _noted_session(self) -> Header | None:
+        """Return the newest header that can be read of a session whose note is in the bucket, None without one.
+
+        The newest files, which cannot be read, may be of a later one. Where the store is away nothing is known.
+        """
+        with contextlib.suppress(StoreError):
+            for header in reversed({header.session: header for header in self._headers}.values()):
+                note = StoredNote(self._store, self._prefix, header.session, self._directory.path)
+                if note.is_there():
+                    self._other_note = note
+                    return header
+        return None
 
     def _way(self, *words: str) -> str:
         return recover_command(self._url, self._directory.place, *words)
@@ -270,26 +317,14 @@ class Recoverer:
 
         What stands in the files says nothing of that: they may be damaged, and others have had the volume since.
         """
-        return bool(self._witness)
+        return bool(self.witness)
 
     @cached_property
-    def _witness(self) -> str:
+    def witness(self) -> str:
         """What says that all of it is stored, in words; "" if nothing does."""
         if self._note is not None and self._note.is_there():
             return "a note there"
-        return "the mount token" if self._is_disowned() else ""
-
-    def _is_disowned(self) -> bool:
-        """Whether the token in the bucket is that of a mount of this journal, and says of none.
-
-        A mount with a journal names it in its token from the first one that it puts, and one that goes on with a
-        journal does before it writes to that. One without has no files. Only ours are believed, which have a nonce.
-        """
-        values = {header.token for header in self._headers}
-        if not values:
-            return False
-        token = read_token(self._store, self._prefix)
-        return token is not None and token.value in values and bool(token.nonce) and not token.journal
+        return "the mount token" if _is_disowned(self._store, self._prefix, self._headers) else ""
 
     @cached_property
     def _headers(self) -> list[Header]:
@@ -367,7 +402,7 @@ class Recoverer:
             "%s: all that the journal in %s holds is in the bucket, as %s says; it is removed now",
             self._url,
             self._directory.path,
-            self._witness,
+            self.witness,
         )
         self._expire_and_end(self._find_token(progress), progress)
         return Recovery(0, 0.0, 0)
@@ -375,7 +410,7 @@ class Recoverer:
     def _nothing_newer(self) -> JournalError:
         return JournalError(
             f"all that the journal in {self._directory.path} holds is in the bucket of {self._url}, or something "
-            f"newer, as {self._witness} says: nothing is replayed",
+            f"newer, as {self.witness} says: nothing is replayed",
             hint=f"Give it up: {self._way('--discard')}",
         )
 
@@ -489,7 +524,13 @@ class Recoverer:
         """
         found, damage = self._right_of_it()
         if not (found.files or found.unused):
-            raise damage or JournalError(
+            if damage is not None:
+                raise JournalDamaged(
+                    f"{damage.message}. Nothing of it can be read: nothing was written to {path}",
+                    hint="Keep the directory and copy it elsewhere, and see whether its disk gives more of it "
+                    f"(ddrescue). This gives it up: {self._way('--discard')}",
+                )
+            raise JournalError(
                 f"the journal of {self._url} in {self._directory.path} has no files: nothing was written to {path}",
                 hint="A mount without a journal has left a note there, no data.",
             )
@@ -562,6 +603,8 @@ class Recoverer:
         if self.stored and self._note is not None:
             # It may not be there, where the token says it.
             self._note.remove()
+        if self._other_note is not None:
+            self._other_note.remove()
         self._directory.forget_token()
 
     def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:

@@ -78,6 +78,8 @@ def _save(recoverer: Recoverer, place: str, file: str) -> None:
     with progress("reading the journal") as show:
         found, damage = recoverer.save(file, show)
     print(f"{blocks_text(len(found.pending))} of {place} written to {file}; nothing was changed")
+    if recoverer.stored:
+        print(f"All of it is in the bucket, or something newer, as {recoverer.witness} says")
     for start, stop in found.missing:
         where = f"byte {start}, in block {start // found.header.block_size}"
         print(f"missing there: {stop - start} bytes from {where}", flush=True)

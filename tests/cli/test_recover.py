@@ -14,7 +14,9 @@ import pytest
 
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalError, VolumeInUse
+from s3backer.journal.files import JournalDirectory, file_name, newest_header
 from s3backer.journal.format import PAGE
+from s3backer.journal.replay import scan
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import read_token
 from s3backer.recovery import place_of_journal
@@ -346,7 +348,41 @@ def test_where_nothing_is_right_nothing_is_written(run: Run, dead: Place) -> Non
     found = dead.directory / "found"
     answer = run("recover", url(dead), *where(dead), "--to", str(found))
     assert answer.code == 9 and "does not begin like one" in answer.sentence()
+    assert f"Nothing of it can be read: nothing was written to {found}" in answer.sentence()
+    assert "--to" not in answer.hint() and f"{recover(dead)} --discard" in answer.hint()
     assert not found.exists()
+
+
+def test_of_what_is_in_the_bucket_it_says_so(run: Run, dead: Place) -> None:
+    found = dead.directory / "found"
+    header = newest_header(str(directory(dead)))
+    assert header is not None
+    StoredNote(dead.store(), "", header.session, str(directory(dead))).put()
+    answer = run("recover", url(dead), *where(dead), "--to", str(found))
+    assert answer.code == 0
+    assert "All of it is in the bucket, or something newer, as a note there says" in answer.out
+
+
+@pytest.mark.parametrize("what", ["header", "oldest"])
+def test_damage_is_named_in_words(run: Run, place: Place, what: str) -> None:
+    with place.killed(journal=8 << 20, memory=32 << 20) as volume:
+        for turn in range(3):
+            for block in range(1, 150):
+                volume.write(block * BLOCK, bytes([turn + 65]) * BLOCK)
+            volume.flush()
+    with JournalDirectory(directory(place)) as locked:
+        used = [file.number for file in scan(locked, volume_id(place.store().place, "")).files]
+    file = directory(place) / file_name(used[0])
+    if what == "header":
+        content = bytearray(file.read_bytes())
+        content[100] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    said = run("recover", url(place), *where(place), "--to", str(place.directory / "found")).sentence()
+    assert "of an unknown number of records it is not known what was written" in said
+    damage = f"the header of {file.name}" if what == "header" else f"{file.name}, which is missing"
+    assert said.endswith(f"; damage in {damage}")
 
 
 def test_no_file_of_a_journal_that_is_not_there(run: Run, place: Place) -> None:

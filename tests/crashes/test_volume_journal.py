@@ -292,6 +292,33 @@ def test_nor_does_recover(left: Place, how: str, caplog: pytest.LogCaptureFixtur
     assert read_token(left.store(), "") is None
 
 
+@pytest.mark.parametrize("left", ["ended"], indirect=True)
+def test_the_note_of_a_journal_whose_newest_header_is_damaged_is_told(left: Place) -> None:
+    """It is not believed: a later session may have had those files."""
+    spoiled(left.files[-1], 100)
+    with pytest.raises(JournalError, match="A note in the bucket says that all that was written to it up to") as caught:
+        left.open()
+    assert "nothing is lost" in caught.value.hint and "--discard" in caught.value.hint
+    assert "older state" not in caught.value.hint
+    assert left.files and notes(left)
+    with opened_recoverer(left) as recoverer:
+        assert not recoverer.stored and recoverer.discard() is None
+    assert not left.files and not notes(left)
+    assert left.content(BLOCK, BLOCK) == NEW
+
+
+def test_to_read_only_it_is_not_newer_either(left: Place, caplog: pytest.LogCaptureFixture) -> None:
+    if read_token(left.store(), "") is not None:
+        # Then the token says so.
+        for note in notes(left):
+            note.unlink()
+    caplog.clear()
+    with left.open(read_only=True):
+        pass
+    assert "may hold newer data" not in caplog.text
+    assert f"all that the journal {left.files[0].parent} holds is in the bucket" in caplog.text
+
+
 def test_nor_where_others_had_the_volume_since(left: Place) -> None:
     """They need no force: the token says of no journal."""
     elsewhere = {"journal_directory": str(left.directory / "elsewhere")}
