@@ -363,6 +363,25 @@ def test_of_what_is_in_the_bucket_it_says_so(run: Run, dead: Place) -> None:
     assert "All of it is in the bucket, or something newer, as a note there says" in answer.out
 
 
+def test_what_is_damaged_and_in_the_bucket_is_neither_missing_nor_older_there(run: Run, place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(3 * BLOCK, b"old" * 100)
+        volume.write(3 * BLOCK, b"C" * 300)
+        volume._driver.flush()
+        volume.write(3 * BLOCK + 2000, b"newest")
+        volume.flush()
+    (file,) = (path for path in place.files if b"C" * 300 in path.read_bytes())
+    content = bytearray(file.read_bytes())
+    content[content.index(b"C" * 300) + 5] ^= 1
+    file.write_bytes(content)
+    found = place.directory / "found"
+    answer = run("recover", url(place), *where(place), "--to", str(found))
+    assert answer.code == 9 and "is damaged at byte" in answer.sentence()
+    assert "missing there" not in answer.out and "of it missing" not in answer.sentence()
+    read = found.read_bytes()[3 * BLOCK :]
+    assert read.rstrip(b"\0") == bytes(2000) + b"newest"
+
+
 @pytest.mark.parametrize("what", ["header", "oldest"])
 def test_damage_is_named_in_words(run: Run, place: Place, what: str) -> None:
     with place.killed(journal=8 << 20, memory=32 << 20) as volume:
