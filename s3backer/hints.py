@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 
 def recover_command(url: str, place: str, *words: str) -> str:
     """Return how to recover the journal of a volume; ``place``: the directory in which those of all volumes are."""
     return shlex.join(["s3backer", "recover", url, "--journal-directory", place, *words])
+
+
+def move_back_command(source: str, target: str) -> str:
+    """Return how to move a directory to its place; what stands there is renamed."""
+    keeping = ["--backup=numbered"] if os.path.lexists(target) else []
+    return shlex.join(["mv", "-T", *keeping, source, target])
 
 
 def unlock_command(url: str, *words: str) -> str:

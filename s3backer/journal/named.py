@@ -10,12 +10,11 @@ is not looked at: no mount of theirs could have been this one, and what it says 
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import stat
 from dataclasses import dataclass
 
-from s3backer.hints import unlock_command
+from s3backer.hints import move_back_command, unlock_command
 from s3backer.journal.files import has_files, is_home, newest_header, noted_token
 from s3backer.layouts.token import MountToken, way_on
 from s3backer.stores.base import ObjectStore
@@ -37,9 +36,7 @@ class OtherName:
         """Return how to reach it; ``url``: what the volume is called now."""
         if self.place:
             # A mount that was refused has left a directory there, with no journal in it.
-            keeping = ["--backup=numbered"] if os.path.lexists(self.place) else []
-            move = shlex.join(["mv", "-T", *keeping, self.path, self.place])
-            return f"Move it back: {move}. Then run: {way_on(url, token)}"
+            return f"Move it back: {move_back_command(self.path, self.place)}. Then run: {way_on(url, token)}"
         if self.url == url:
             # Of S3's names the endpoint is no part.
             return f"Recover it with the --endpoint-url of that mount: {way_on(url, token)}"
