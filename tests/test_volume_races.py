@@ -298,7 +298,8 @@ def test_a_synchronous_write_whose_flush_cannot_begin_is_answered(
     answers: list[object] = []
     with monkeypatch.context() as patch:
         patch.setattr(volume._driver, "begin_flush", broken)
-        assert volume.port.write(Call(0), 0, b"x", 0, lambda error, taken: answers.append(error), synced=True)
+        data = b"x" * BLOCK
+        assert volume.port.write(Call(0), 0, data, 0, lambda error, taken: answers.append(error), synced=True)
     assert [type(answer) for answer in answers] == [StoreError]
     closing = threading.Thread(target=volume.close, daemon=True)
     closing.start()
