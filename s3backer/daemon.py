@@ -407,8 +407,14 @@ class _Daemon:
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             _reporting(volume, lambda: self._unmount(volume, mount, operations, file), progress)
-            answer = {"pid": os.getpid(), "mountpoint": mount.mountpoint, "settles_in": volume.settles_in}
+            answer: dict[str, object] = {
+                "pid": os.getpid(),
+                "mountpoint": mount.mountpoint,
+                "settles_in": volume.settles_in,
+            }
             left = volume.left_unsaved()
+            if volume.journal_left is not None:
+                answer["journal_left"] = volume.journal_left
             return answer if left is None else answer | {"left_unsaved": _told(left)}
 
         def ended(_: Mapping[str, object], progress: Progress) -> dict[str, object]:

@@ -94,11 +94,11 @@ def _unmount(ident: str) -> None:
             if isinstance(seconds, float) and seconds > 0:
                 print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
             left = None if answer is None else answer.get("left_unsaved")
+            journal_left = None if answer is None else answer.get("journal_left")
             try:
                 end = call(ident, "ended", on_progress=report) or {}
                 left = end.get("error") or left
-                if isinstance(end.get("journal_left"), str):
-                    print(f"s3backer: {end['journal_left']}", file=sys.stderr)
+                journal_left = end.get("journal_left") or journal_left
             except DaemonSilent:
                 raise
             except S3backerError:
@@ -106,6 +106,8 @@ def _unmount(ident: str) -> None:
                 pass
             if process is not None and isinstance(pid, int):
                 _wait_for_end(process, pid)
+            if isinstance(journal_left, str):
+                print(f"s3backer: {journal_left}", file=sys.stderr)
             if isinstance(left, dict):
                 result(left)
     finally:

@@ -37,7 +37,9 @@ Run = Callable[..., Answer]
 _STOPPED = """
 import os, signal, socket, sys
 listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
+# The whole path may be longer than the name of a socket.
+os.chdir(os.path.dirname(sys.argv[1]))
+listener.bind(os.path.basename(sys.argv[1]))
 listener.listen()
 os.kill(os.getpid(), signal.SIGSTOP)
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from s3backer.backlog import Backlog
@@ -60,7 +61,8 @@ class CrashWorld(World):
 
     def make_cache(self, policy: WritePolicy) -> BlockCache:
         if self.found is None:
-            token = new_token(self.random)
+            # As that of a mount with a journal: one that names none says that all is stored.
+            token = replace(new_token(self.random), journal=self.directory.path)
             self.directory.note_token(token.value)
             self.token = write_token(self.store.inner, _PREFIX, "", token, former=None)
         self.journal = WriteJournal(
