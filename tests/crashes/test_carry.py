@@ -54,6 +54,17 @@ def damage(place: Place, source: random.Random) -> tuple[bytearray, dict[str, St
     return content, kept
 
 
+def damaged_place(directory: Path, stuck: range) -> tuple[Place, random.Random]:
+    """Return a place in which the objects of these blocks, too, are damaged."""
+    place, source = Place(directory, EncodingOptions()), random.Random(3)
+    damage(place, source)
+    store = place.store()
+    for block in stuck:
+        store.put(block_name(block), b"damaged")
+    store.close()
+    return place, source
+
+
 def write(volume: Volume, source: random.Random, content: bytearray, bytes_left: int) -> None:
     """Write a part of each damaged block, then whole blocks of the others, again and again."""
     for block in STUCK:
@@ -77,14 +88,8 @@ def put(volume: Volume, content: bytearray, offset: int, data: bytes) -> None:
 
 def test_a_fast_writer_leaves_time_to_carry(tmp_path: Path) -> None:
     """What is stuck would keep all files before it is looked at, if nobody slowed the writer down."""
-    place = Place(tmp_path, EncodingOptions())
-    source = random.Random(3)
-    damage(place, source)
-    store = place.store()
     stuck = range(1, 17)
-    for block in stuck:
-        store.put(block_name(block), b"damaged")
-    store.close()
+    place, source = damaged_place(tmp_path, stuck)
     with place.open(journal=JOURNAL, write_delay=0.0) as volume:
         for block in stuck:
             volume.write(block * BLOCK + 512, source.randbytes(BLOCK - 512))
@@ -96,14 +101,8 @@ def test_a_fast_writer_leaves_time_to_carry(tmp_path: Path) -> None:
 
 def test_more_than_can_be_carried_keeps_nobody_from_ending(tmp_path: Path) -> None:
     """Writers wait for ever then. Who ends the volume has them told, and what was flushed is in the journal."""
-    place = Place(tmp_path, EncodingOptions())
-    source = random.Random(3)
-    damage(place, source)
-    store = place.store()
     stuck = range(1, 91)
-    for block in stuck:
-        store.put(block_name(block), b"damaged")
-    store.close()
+    place, source = damaged_place(tmp_path, stuck)
     volume = place.open(journal=JOURNAL, write_delay=0.0)
     written = [source.randbytes(BLOCK - 512) for _ in stuck]
     for block, data in zip(stuck, written, strict=True):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY
+from s3backer.cache_calls import Done
 from s3backer.errors import S3backerError, StoreUnreachable
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
@@ -26,6 +28,18 @@ def nothing() -> None:
     """Do nothing."""
 
 
+def at_once(done: Done) -> None:
+    """Flush into a bucket that has everything."""
+    done(None)
+
+
+def kept(
+    small: SmallJournal, *, in_bucket: Callable[[Done], object] = at_once, admit: Callable[[], None] = nothing
+) -> Keeper:
+    """Return who keeps a journal."""
+    return Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, admit=admit, note=NOTE, disown=nothing)
+
+
 def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
@@ -37,7 +51,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
         assert callable(done)
         done(None)
 
-    keeper = Keeper(small.journal, in_bucket=in_bucket, on_room=nothing, admit=nothing, note=NOTE, disown=nothing)
+    keeper = kept(small, in_bucket=in_bucket)
     disk.sync_error = errno.EIO
     small.write(0, b"x")
     assert asked.wait(20)
@@ -55,14 +69,7 @@ def test_it_ends_while_a_failed_journal_is_being_given_up(tmp_path: Path) -> Non
 def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(
-        small.journal,
-        in_bucket=lambda done: done(None),
-        on_room=nothing,
-        admit=nothing,
-        note=NOTE,
-        disown=nothing,
-    )
+    keeper = kept(small)
     for error in (0, errno.EIO):
         disk.sync_error = error
         small.write(0, b"x")
@@ -86,14 +93,7 @@ def test_an_answer_that_meets_a_defect_keeps_nobody_waiting(tmp_path: Path, capl
 def test_a_defect_while_it_syncs_or_gives_up_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SmallJournal(tmp_path / "j")
     disk = FaultyDisk(small.core)
-    keeper = Keeper(
-        small.journal,
-        in_bucket=lambda done: done(None),
-        on_room=nothing,
-        admit=nothing,
-        note=NOTE,
-        disown=nothing,
-    )
+    keeper = kept(small)
 
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
@@ -136,14 +136,7 @@ def test_nobody_waits_for_the_request_that_admits_that_the_disk_was_full_once(
         if attempts == 1:
             raise StoreUnreachable("the store is away", hint="Wait.")
 
-    keeper = Keeper(
-        small.journal,
-        in_bucket=lambda done: done(None),
-        on_room=nothing,
-        admit=admit,
-        note=NOTE,
-        disown=nothing,
-    )
+    keeper = kept(small, admit=admit)
     disk.write_error = errno.ENOSPC
     assert small.core.write(0, b"x" * BLOCK, 0.0) == (0, JOURNAL_BUSY)
     disk.write_error = 0
