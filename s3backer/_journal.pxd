@@ -120,6 +120,8 @@ cdef class Journal:
     cdef pthread_mutex_t _lock
     cdef pthread_cond_t _synced
     cdef pthread_cond_t _work
+    # How many spares there are to be, as who waits for work asked last.
+    cdef int32_t _spares_asked
     cdef bint _made
     # The map.
     cdef Entry *_entry
@@ -161,6 +163,8 @@ cdef class Journal:
     cdef uint64_t _sequence
     cdef uint64_t _durable
     cdef uint64_t _durable_sequence
+    # What the last record says is durable.
+    cdef uint64_t _told
     cdef bint _syncing
     # A write is in the slab and not in a file.
     cdef bint _behind
@@ -192,7 +196,8 @@ cdef class Journal:
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done
     ) noexcept nogil
     cdef bint all_durable(self) noexcept nogil
-    cdef int sync_all(self) noexcept nogil
+    cdef int make_durable(self) noexcept nogil
+    cdef void tell_durable(self) noexcept nogil
     # Inside.
     cdef int _write_batch(
         self, uint64_t offset, const unsigned char *data, Py_ssize_t length, double now, Py_ssize_t *done

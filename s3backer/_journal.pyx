@@ -292,13 +292,19 @@ cdef class Journal:
         pthread_mutex_unlock(&self._lock)
         return durable
 
-    cdef int sync_all(self) noexcept nogil:
-        """Do what ``sync`` does; return 0 or the errno with which the journal failed."""
+    cdef int make_durable(self) noexcept nogil:
+        """Sync what was appended before; return 0 or the errno with which the journal failed."""
         cdef int error
         pthread_mutex_lock(&self._lock)
         error = sync_up_to_now(self)
         pthread_mutex_unlock(&self._lock)
         return error
+
+    cdef void tell_durable(self) noexcept nogil:
+        """Write down what is durable. To be called after a sync, when nobody waits for it any more."""
+        pthread_mutex_lock(&self._lock)
+        tell_durable(self)
+        pthread_mutex_unlock(&self._lock)
 
     def sync(self):
         """Return the sequence up to which all is on the disk, when everything appended before the call is.
@@ -307,7 +313,8 @@ cdef class Journal:
         """
         cdef int error
         with nogil:
-            error = self.sync_all()
+            error = self.make_durable()
+            self.tell_durable()
         if error:
             raise self.failure
         return self.durable
@@ -660,6 +667,7 @@ cdef class Journal:
         s3b_deadline(&until, seconds)
         with nogil:
             pthread_mutex_lock(&self._lock)
+            self._spares_asked = spares
             work = has_work(self, spares)
             while not work and pthread_cond_timedwait(&self._work, &self._lock, &until) == 0:
                 work = has_work(self, spares)

@@ -167,6 +167,7 @@ cdef int append(
         return reason
     journal._tail, journal._next_tail = journal._next_tail, journal._tail
     journal._written, journal._no_room = journal.number, False
+    journal._told = journal._durable
     if kind != _MARK:
         journal._wanted = journal.number
     if kind == _DATA or kind == _ZEROS:

@@ -3,7 +3,8 @@
 cdef int sync_up_to_now(Journal journal) noexcept nogil:
     """Return 0 when all that has been appended is on the disk, else the error with which the journal failed.
 
-    One thread syncs for all who asked before it began; the others wait for it.
+    One thread syncs for all who asked before it began; the others wait for it. What is durable then is told to nobody
+    yet: see ``tell_durable``.
     """
     cdef uint64_t target = journal._wanted
     if journal._failure:
@@ -56,12 +57,17 @@ cdef void lead_sync(Journal journal) noexcept nogil:
         s3b_publish(&journal._durable, number)
         s3b_publish(&journal._durable_sequence, sequence)
         journal._named_durable = named
-        if not journal._failure and mark_fits(journal, 2):
-            # In case nothing else is written soon; it gets to the disk some time.
-            mark(journal)
     journal._syncing = False
     pthread_cond_broadcast(&journal._synced)
-    pthread_cond_signal(&journal._work)
+    if has_work(journal, journal._spares_asked):
+        # Not every time: the one who is woken has a core of its own to wake, which takes longer than all else here.
+        pthread_cond_signal(&journal._work)
+
+
+cdef void tell_durable(Journal journal) noexcept nogil:
+    """Write down what is durable, in case nothing else is written soon; it gets to the disk some time."""
+    if journal._told < journal._durable and not journal._failure and mark_fits(journal, 2):
+        mark(journal)
 
 
 cdef bint mark_fits(Journal journal, Py_ssize_t count) noexcept nogil:
@@ -83,8 +89,11 @@ cdef bint mark(Journal journal) noexcept nogil:
 
 cdef int give_up_files(Journal journal) noexcept nogil:
     """Write and sync that the files of which nothing is needed are not; return the error if the journal failed."""
+    cdef int error
     if not mark_fits(journal, 1):
         begin_file(journal, next_file(journal, journal._newest_used))
     if not journal._failure and mark(journal):
         journal._wanted = journal.number
-    return sync_up_to_now(journal)
+    error = sync_up_to_now(journal)
+    tell_durable(journal)
+    return error

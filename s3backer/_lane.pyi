@@ -1,5 +1,7 @@
 """Types of the fast lane; what each piece guarantees stands in ``_lane.pyx``."""
 
+from collections.abc import Callable
+
 from s3backer._fast import Slab
 from s3backer._journal import Journal
 from s3backer._parking import Parking
@@ -24,6 +26,7 @@ class Lane:
         slow_writes: bool = False,
         direct_io: bool = False,
         lazy_fsync: bool = False,
+        reach: Callable[[str], None] | None = None,
     ) -> None: ...
     def serve(self) -> int: ...
     def finish(self, number: int, error: int, body: Buffer | None = None, taken: int = 0) -> None: ...

@@ -9,13 +9,15 @@
     WRITE            answered when the slab, and the journal, has it; parked, with its data, where there is no room or a
                      sector is missing; parked as made, to be answered later, where room is becoming scarce, and
                      under ``direct_io`` one with O_SYNC or O_DSYNC, after which the kernel asks for no flush
-    FLUSH, FSYNC     answered where nothing is unsaved, or the journal is on the disk; else parked
+    FLUSH, FSYNC     answered where nothing is unsaved, or the journal is on the disk; else, with a journal, one thread
+                     syncs it here, and the others are parked, as are those where that failed
     FALLOCATE        punching and zeroing ranges are parked, every other mode is EOPNOTSUPP
     INTERRUPT        its request is parked: it is called off; llfuse has it: dropped; else the kernel is to ask again
     INIT, OPEN       llfuse's replies are completed on their way back with what libfuse 2.9 cannot say
 
 Guarantees
-  * Nothing that waits holds a thread of ``serve``: cached reads go on while writers, misses and flushes wait.
+  * Nothing that waits holds a thread of ``serve``, but for one that waits for the journal's disk: cached reads go on
+    while writers, misses and flushes wait.
   * No memory is allocated for a request that is answered at once. What is parked takes its data's length.
   * Each request is answered exactly once, also when it is interrupted; after ``close`` nothing is sent any more.
   * When ``set_end`` returns, no write that was let in by the old end is under way.
@@ -73,6 +75,7 @@ cdef class Lane:
     ``journal``: what writes go to besides the slab, if there is one. ``slow_writes``: every write is parked.
     ``direct_io``: the kernel is to keep nothing of the disk.
     ``lazy_fsync``: FLUSH and FSYNC are answered at once, whatever is unsaved.
+    ``reach``: what to call at each failpoint, if any is armed.
     """
 
     cdef int _device
@@ -88,6 +91,8 @@ cdef class Lane:
     cdef Slab _slab
     cdef Journal _journal
     cdef bint _journaled
+    cdef object _reach
+    cdef bint _armed
     cdef ReadAhead _ahead
     # Changed by set_end: while ``_shut``, writes are parked.
     cdef uint64_t _end
@@ -124,6 +129,7 @@ cdef class Lane:
         bint slow_writes=False,
         bint direct_io=False,
         bint lazy_fsync=False,
+        reach=None,
     ):
         self._nowhere = open(b"/dev/null", O_RDWR | O_CLOEXEC)
         if self._nowhere < 0:
@@ -134,6 +140,7 @@ cdef class Lane:
         self._inode, self._handle, self._end = inode, handle, end
         self._pressure, self._slow_writes = pressure, slow_writes
         self._direct_io, self._lazy_fsync = direct_io, lazy_fsync
+        self._reach, self._armed = reach, reach is not None
         self.parking = Parking()
 
     def __dealloc__(self):
@@ -201,8 +208,10 @@ cdef class Lane:
         elif head.opcode == FUSE_FSYNC or head.opcode == FUSE_FLUSH:
             if self._lazy_fsync or self._all_saved():
                 self._answer(unique, 0, NULL, 0)
-            else:
+            elif not (self._journaled and self.parking.begin_sync(unique)):
                 self._park(FLUSH_KIND, unique, 0, 0, 0, NULL)
+            else:
+                self._sync(unique)
         elif head.opcode == FUSE_FALLOCATE:
             self._allocate(unique, <fuse_fallocate_in *>body)
         else:
@@ -300,6 +309,29 @@ cdef class Lane:
         saved = self._slab.unsaved == 0
         pthread_mutex_unlock(&self._slab._lock)
         return saved
+
+    cdef void _sync(self, uint64_t unique) noexcept nogil:
+        """Sync the journal for a flush and answer it; where that fails it is parked, as all others are then.
+
+        To hand it to another thread takes longer than a fast disk's sync.
+        """
+        cdef int error
+        if self._armed:
+            self._at(b"before-sync")
+        error = self._journal.make_durable()
+        if self._armed and not error:
+            self._at(b"synced")
+        if error:
+            # An interruption finds it in one place or in both.
+            self._park(FLUSH_KIND, unique, 0, 0, 0, NULL)
+        if self.parking.end_sync() and error and self.parking.call_off(unique) == TAKEN_BACK:
+            self._answer(unique, -EINTR, NULL, 0)
+        if not error:
+            self._answer(unique, 0, NULL, 0)
+            self._journal.tell_durable()
+
+    cdef void _at(self, const char *failpoint) noexcept with gil:
+        self._reach(failpoint.decode())
 
     cdef void _interrupt(self, uint64_t unique, uint64_t of) noexcept nogil:
         """Call off a parked request; llfuse's need nothing, as they end soon.

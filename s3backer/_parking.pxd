@@ -56,6 +56,9 @@ cdef class Parking:
     cdef int _hint_count
     cdef bint _pressed
     cdef bint _ended
+    # What a thread of the lane itself syncs the journal for, 0: nothing; and whether that was called off meanwhile.
+    cdef uint64_t _syncing
+    cdef bint _called_off
     cdef uint64_t _waited
 
     # False where there is no memory.
@@ -67,6 +70,9 @@ cdef class Parking:
     cdef Parked leave(self, int32_t number) noexcept nogil
     # Call off the request of this number of the kernel's.
     cdef Found call_off(self, uint64_t unique) noexcept nogil
+    # Sync for this request in place of parking it; False where another one is synced for. Then, whether it was called off.
+    cdef bint begin_sync(self, uint64_t unique) noexcept nogil
+    cdef bint end_sync(self) noexcept nogil
     # Blocks [start, stop) will be read; much is unsaved; nothing more comes.
     cdef void hint(self, uint64_t start, uint64_t stop) noexcept nogil
     cdef void press(self) noexcept nogil

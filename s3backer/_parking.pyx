@@ -134,8 +134,28 @@ cdef class Parking:
                     self._interrupted += 1
                     pthread_cond_signal(&self._news)
             break
+        if found == NOT_FOUND and self._syncing == unique:
+            self._called_off = True
+            found = NOTED
         pthread_mutex_unlock(&self._lock)
         return found
+
+    cdef bint begin_sync(self, uint64_t unique) noexcept nogil:
+        cdef bint begun
+        pthread_mutex_lock(&self._lock)
+        begun = self._syncing == 0
+        if begun:
+            self._syncing, self._called_off = unique, False
+        pthread_mutex_unlock(&self._lock)
+        return begun
+
+    cdef bint end_sync(self) noexcept nogil:
+        cdef bint called_off
+        pthread_mutex_lock(&self._lock)
+        called_off = self._called_off
+        self._syncing, self._called_off = 0, False
+        pthread_mutex_unlock(&self._lock)
+        return called_off
 
     cdef void hint(self, uint64_t start, uint64_t stop) noexcept nogil:
         pthread_mutex_lock(&self._lock)

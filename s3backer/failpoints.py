@@ -25,6 +25,11 @@ def arm(name: str, count: int = 1, *, stop: bool = False) -> None:
     _name, _left, _signal = name, count, signal.SIGSTOP if stop else signal.SIGKILL
 
 
+def armed() -> bool:
+    """Return whether there is anything to reach."""
+    return bool(_name)
+
+
 def reach(name: str) -> None:
     """Die or stop here, if that was asked for."""
     global _left

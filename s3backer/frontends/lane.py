@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-from s3backer import _lane, _parking
+from s3backer import _lane, _parking, failpoints
 from s3backer.errors import Interrupted, StoreError
 from s3backer.frontends.errnos import errno_of
 from s3backer.logs import RateLimited
@@ -105,6 +105,7 @@ class FastLane:
             slow_writes=port.slow_writes,
             direct_io=direct_io,
             lazy_fsync=lazy_fsync,
+            reach=failpoints.reach if failpoints.armed() else None,
         )
         port.on_end = self.lane.set_end
         port.on_lost = self.lane.slow_down
