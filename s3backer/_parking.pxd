@@ -70,7 +70,7 @@ cdef class Parking:
     cdef Parked leave(self, int32_t number) noexcept nogil
     # Call off the request of this number of the kernel's.
     cdef Found call_off(self, uint64_t unique) noexcept nogil
-    # Sync for this request in place of parking it; False where another one is synced for. Then, whether it was called off.
+    # Sync for this request in place of parking it; False where one is synced for. Then: whether it was called off.
     cdef bint begin_sync(self, uint64_t unique) noexcept nogil
     cdef bint end_sync(self) noexcept nogil
     # Blocks [start, stop) will be read; much is unsaved; nothing more comes.
