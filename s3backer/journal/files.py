@@ -40,6 +40,7 @@ from typing import Self
 from s3backer.errors import JournalError, JournalFull, JournalGone, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
+from s3backer.layouts.token import LONGEST_PLACE, can_tell
 from s3backer.logs import state_directory
 from s3backer.units import format_size
 
@@ -189,6 +190,12 @@ class JournalDirectory:
         #: Names under which a file may stand whose making failed.
         self._unfinished: list[str] = []
         self._descriptor = self._lock = -1
+        if not can_tell(self.place):
+            raise JournalError(
+                f"{os.fsencode(self.place)!r}, where journals are to be, is not a name that the mount token can say: "
+                f"printable, in UTF-8, and up to {LONGEST_PLACE} bytes as a URL has them",
+                hint=_ELSEWHERE,
+            )
         try:
             self._make_directories(self.place)
             self._check_place()

@@ -25,7 +25,8 @@ while the note is put               fails     token, or both   goes on with it, 
 after that, before the token        fails     both             removes it
 when the token says of no journal   returns   both             removes it
 at an end, when the token is gone   returned  note             removes it
-an end where the note is refused    failed    token            goes on with it; the end says so
+an end where the note is refused    failed    token            removes it
+and the token cannot be changed     failed    token            goes on with it; the end says so
 
 It removes it also where others have had the volume since, and where what is in the files is damaged; not while their
 disk does not let it. Where it goes on, what they hold is put over what was stored since and not flushed.
@@ -246,7 +247,12 @@ class Keeper:
             return
         except JournalError as error:
             if self.left is None:
-                self._note_patiently()
+                try:
+                    self._note_patiently()
+                except StoreError:
+                    # The token stays, and says it alone.
+                    self._disown()
+                    raise
                 self._leave(error)
             return
         reach("journal-ended")

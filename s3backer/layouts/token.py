@@ -60,6 +60,8 @@ _REMOVALS = 10
 _SHORTEST, _LONGEST = 1.0, 3600.0
 #: Bytes of which no token has so many.
 _LARGEST = 1 << 20
+#: Most bytes, as a URL has them, of the directory of a journal: S3 takes 2 KiB of metadata in all.
+LONGEST_PLACE = 1024
 #: Seconds between two reports of a wait.
 _LOOK = 0.2
 
@@ -123,7 +125,7 @@ def read_token(store: ObjectStore, prefix: str) -> MountToken | None:
         _printable(began),
         found.info.etag,
         note,
-        _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, ""))),
+        _printable(unquote(found.info.metadata.get(JOURNAL_METADATA, "")), LONGEST_PLACE),
         lease,
         arriving,
         owed,
@@ -144,6 +146,11 @@ def _parse_lease(text: str) -> tuple[float, float, float]:
     if not all(map(math.isfinite, (term, arriving, owed))):
         return _LONGEST, _LONGEST, _LONGEST
     return min(max(term, _SHORTEST), _LONGEST), min(max(arriving, 0.0), _LONGEST), min(max(owed, 0.0), _LONGEST)
+
+
+def can_tell(place: str) -> bool:
+    """Return whether a token can say that a journal is in this directory, for programs and for people."""
+    return place.isprintable() and len(quote(place)) <= LONGEST_PLACE
 
 
 def new_token(
@@ -319,5 +326,5 @@ def watch_token(
     return token
 
 
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isprintable())[:255]
+def _printable(text: str, most: int = 255) -> str:
+    return "".join(c for c in text if c.isprintable())[:most]

@@ -433,6 +433,28 @@ def test_while_it_cannot_be_noted_no_flush_succeeds_and_no_end(
     assert place.content(BLOCK, BLOCK) == NEW
 
 
+def test_where_the_note_is_refused_at_the_end_the_token_says_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = place.open()
+    disk = faulty(volume)
+    volume.write(BLOCK, OLD)
+    volume.flush()
+    refused = AccessDenied("the store refuses notes", hint="Let it.")
+    with not_removable(), monkeypatch.context() as patch:
+        patch.setattr(StoredNote, "put", _raise(refused))
+        disk.sync_error = errno.EIO
+        # The journal has this as well, but nobody knows whether its disk has.
+        volume.write(BLOCK, NEW)
+        with pytest.raises(AccessDenied):
+            volume.flush()
+        # This one it does not have.
+        volume.write(BLOCK, NEWEST)
+        with pytest.raises(AccessDenied):
+            volume.close()
+    assert place.files and read_token(place.store(), "") is not None
+    assert place.content(BLOCK, BLOCK) == NEWEST
+    assert not place.files
+
+
 def _raise(error: Exception) -> Callable[..., None]:
     def put(self: object) -> None:
         raise error

@@ -240,6 +240,15 @@ def test_a_place_in_which_others_could_move_it(tmp_path: Path) -> None:
         JournalDirectory(place / "j").close()
 
 
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xff"), "a\nb", "/".join(["\u00e4" * 100] * 2)], ids=repr)
+def test_a_place_that_the_token_cannot_say(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    with pytest.raises(JournalError, match="the mount token can say") as caught:
+        JournalDirectory(place / "j")
+    # It can be printed, and nothing was made.
+    assert str(caught.value).isprintable() and not list(tmp_path.iterdir())
+
+
 def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "j"
     path.mkdir()
