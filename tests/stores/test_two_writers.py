@@ -280,18 +280,20 @@ def test_the_token_waits_for_no_limit_of_speed(place: Place) -> None:
 
 
 @both
-def test_whether_a_server_heeds_the_end_of_a_signature(place: Place) -> None:
+def test_whether_a_server_heeds_the_end_of_a_signature(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     store = place.store()
     with Volume.open(store, "", OPTIONS) as volume:
         volume.write(0, b"x" * 2 * BLOCK)
         volume.flush()
         assert store.conditions and store._heeds_expiry
         assert store.arriving == pytest.approx(3 * TIMEOUT + 0.2)
+        assert "signatures" not in caplog.text
         anonymous = S3Store(place.bucket, replace(place._options, anonymous=True))
         anonymous.conditions = True
         anonymous.fence.put_up("s3backer-mounted", lambda wait: 60.0)
         anonymous._try_expiry()
         assert anonymous.arriving > 900
+        assert f"the service of {anonymous.name} takes requests whose signatures have ended" in caplog.text
 
 
 def test_a_server_that_is_busy_says_nothing_of_signatures(place: Place) -> None:
