@@ -33,8 +33,9 @@ from s3backer.layouts.token import (
     watch_token,
     way_on,
 )
+from s3backer.left_journal import place_of_journal
 from s3backer.opening import VolumeOptions, volume_name
-from s3backer.recovery import expires_in, place_of_journal
+from s3backer.recovery import expires_in
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
 from s3backer.volume import Volume
 

@@ -31,12 +31,12 @@ from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
 from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.journal.files import has_files
+from s3backer.left_journal import place_of_journal
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
 from s3backer.mountpoint import loop_devices, wait_for_size
 from s3backer.opening import VolumeOptions
 from s3backer.process import has_memory_limit, open_standard_descriptors, prepare_process
-from s3backer.recovery import place_of_journal
 from s3backer.signals import Signals
 from s3backer.stores import open_store
 from s3backer.stores.base import ObjectStore

@@ -32,33 +32,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from s3backer.clocks import boot_time
 from s3backer.errors import (
     JournalDamaged,
     JournalError,
     ObjectNotFound,
-    StoreError,
-    UsageError,
     VolumeInUse,
 )
 from s3backer.failpoints import reach
-from s3backer.hints import recover_command
 from s3backer.holder import Holder, quiet_in, wait_until_quiet
-from s3backer.journal.files import JournalDirectory, has_files, journals_directory, newest_header
-from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.identity import NeedsETags, Ours, Refuse, decide
-from s3backer.journal.replay import Known, Recovered, scan
-from s3backer.journal.salvage import Salvaged, salvage
+from s3backer.journal.replay import Known, Recovered
+from s3backer.journal.salvage import Salvaged
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import ClassicLayout
-from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import (
     MountToken,
     claim_token,
@@ -69,11 +62,11 @@ from s3backer.layouts.token import (
     settle,
     watch_token,
 )
-from s3backer.opening import VolumeOptions, find_layout, volume_name
+from s3backer.left_journal import LeftJournal
+from s3backer.opening import VolumeOptions, find_layout
 from s3backer.replaying import Progress, Replayer
 from s3backer.stores.base import ObjectStore
 from s3backer.units import exact_size, format_size
-from s3backer.url import volume_id
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +108,6 @@ class Inheritance:
     quiet_at: float
 
 
-def place_of_journal(store: ObjectStore, prefix: str, options: VolumeOptions) -> str:
-    """Return the directory of a volume's journal on this host."""
-    return os.path.join(
-        os.path.realpath(options.journal_directory or journals_directory()), volume_id(store.place, prefix).hex()
-    )
-
-
 def expires_in(
     store: ObjectStore, directory: JournalDirectory, files: Iterable[int], token: MountToken | None
 ) -> float:
@@ -141,121 +127,6 @@ def expires_in(
     return max(0.0, lasting - age if age >= -_NOTE_AGE else lasting) if changed else 0.0
 
 
-def take_journal(
-    store: ObjectStore, prefix: str, options: VolumeOptions, progress: Progress
-) -> tuple[JournalDirectory | None, Inheritance | None]:
-    """Return the locked directory for the next mount, and what that takes over of one that has died.
-
-    What cannot be taken over is recovered before. ``progress`` is called at least every second or so, and may raise,
-    which ends it. No directory where ``options`` want none, or there can be none and no journal is wanted. Raises
-    JournalError, VolumeInUse and what opening a volume raises; the journal is kept then.
-    """
-    try:
-        path = place_of_journal(store, prefix, options)
-    except UsageError:
-        if options.journaled:
-            raise
-        # Who has no place for journals has none.
-        return None, None
-    url = volume_name(store, prefix)
-    if options.read_only:
-        if has_files(path):
-            _warn_of_newer(store, prefix, path)
-        return None, None
-    wanted = options.journaled or options.journal_directory is not None
-    left = has_files(path)
-    if not wanted and not left:
-        return None, None
-    try:
-        directory = JournalDirectory(path)
-    except VolumeInUse as locked:
-        token = None
-        # Where the store is away the lock says enough.
-        with contextlib.suppress(StoreError):
-            token = read_token(store, prefix)
-        raise VolumeInUse(in_use(url, token).message if token else locked.message, hint=locked.hint) from None
-    except JournalError as error:
-        if left and (note := _note_of(store, prefix, path)) is not None and note.is_there():
-            error.hint = "All of it is in the bucket, as a note there says: mount with another --journal-directory."
-        if options.journaled and not left:
-            error.hint += " Or mount it with --journal none."
-        if options.journaled or left:
-            raise
-        log.info("%s; after a crash the next mount will have to watch whether this one is alive", error.message)
-        return None, None
-    try:
-        recoverer = Recoverer(store, prefix, options, directory)
-        if not recoverer.stored and recoverer.found.pending:
-            log.warning("%s was not unmounted", url)
-        died = not recoverer.stored and _died_without_journal(store, prefix, directory, recoverer.found)
-        recovery = recoverer.adopt(progress) if options.journaled else recoverer.replay(progress)
-        if isinstance(recovery, Inheritance):
-            return directory, recovery
-        if recovery.blocks:
-            log.warning("%s: %s", url, recovery)
-        elif died:
-            log.warning("%s was not unmounted, by a mount without a journal: what it had not stored is lost", url)
-        if wanted:
-            return directory, None
-    except BaseException:
-        directory.close()
-        raise
-    directory.close()
-    return None, None
-
-
-def _note_of(store: ObjectStore, prefix: str, path: str) -> StoredNote | None:
-    """Return the note of the journal in a directory, put or not; None where no file of it says which that is.
-
-    Nothing but the newest header is read: the records may be damaged.
-    """
-    header = newest_header(path)
-    if header is None or header.volume != volume_id(store.place, prefix):
-        return None
-    return StoredNote(store, prefix, header.session, path)
-
-
-def _is_disowned(store: ObjectStore, prefix: str, headers: Iterable[Header]) -> bool:
-    """Whether the token in the bucket is that of a mount of a journal with these headers, and says of none.
-
-    A mount with a journal names it in its token from the first one that it puts, and one that goes on with a journal
-    does before it writes to that. One without has no files. Only ours are believed, which have a nonce.
-    """
-    values = {header.token for header in headers}
-    if not values:
-        return False
-    token = read_token(store, prefix)
-    return token is not None and token.value in values and bool(token.nonce) and not token.journal
-
-
-def _warn_of_newer(store: ObjectStore, prefix: str, path: str) -> None:
-    """Say what the journal in a directory means to a mount that leaves it there."""
-    url, header = volume_name(store, prefix), newest_header(path)
-    note = _note_of(store, prefix, path)
-    if header is not None and note is not None and (note.is_there() or _is_disowned(store, prefix, [header])):
-        log.warning("all that the journal %s holds is in the bucket of %s, or something newer", path, url)
-        return
-    way = recover_command(url, os.path.dirname(path))
-    log.warning("the journal %s may hold newer data of %s, which this brings there: %s", path, url, way)
-
-
-def _header_of(directory: JournalDirectory, number: int) -> Header:
-    """Return the header of a file, whatever is behind it. Raises JournalError, HeaderError, OSError."""
-    fd = directory.open(number)
-    try:
-        return unpack_header(os.pread(fd, PAGE, 0))
-    finally:
-        os.close(fd)
-
-
-def _died_without_journal(store: ObjectStore, prefix: str, directory: JournalDirectory, found: Recovered) -> bool:
-    """Whether the mount noted in a directory has died and had no journal, so that something may be lost."""
-    if directory.token is None or found.sessions:
-        return False
-    token = read_token(store, prefix)
-    return token is not None and token.value == directory.token and not token.journal
-
-
 class Recoverer:
     """One journal and the volume that it belongs to. The directory stays its owner's."""
 
@@ -266,98 +137,21 @@ class Recoverer:
         self._options = replace(
             options, read_only=False, list_blocks=False, disk_cache=None, journal=0, max_dirty=0, write_delay=0.0
         )
-        self._url = volume_name(store, prefix)
-        #: One that was seen, of a journal that is damaged.
-        self._other_note: StoredNote | None = None
-
-    @cached_property
-    def found(self) -> Recovered:
-        """What is in the journal. Raises JournalError where it is not what was written, or not this volume's."""
-        if self._directory.lost:
-            raise JournalDamaged(
-                f"the journal of {self._url} in {self._directory.path} has no files any more, and was not ended: what "
-                "its mount had flushed and not stored yet was in them",
-                hint=f"Put them back if you can. This gives them up; look at the volume then: {self._way('--discard')}",
-            )
-        try:
-            return scan(self._directory, volume_id(self._store.place, self._prefix))
-        except JournalDamaged as error:
-            ways = f"What is right of it is written to a file by: {self._way('--to', 'FILE')}. "
-            ways += "With --discard in place of --to FILE it is given up."
-            noted = self._noted_session()
-            if noted is None:
-                error.hint += f" {ways}"
-                raise
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(noted.created))
-            raise JournalDamaged(
-                f"{error.message}. A note in the bucket says that all that was written to it up to the mount that "
-                f"began at {when} is there, or something newer",
-                hint=f"If no mount has gone on with it after that one, nothing is lost. {ways}",
-            ) from None
-
-    def _noted_session(self) -> Header | None:
-        """Return the newest header that can be read of a session whose note is in the bucket, None without one.
-
-        The newest files, which cannot be read, may be of a later one. Where the store is away nothing is known.
-        """
-        with contextlib.suppress(StoreError):
-            for header in reversed({header.session: header for header in self._headers}.values()):
-                note = StoredNote(self._store, self._prefix, header.session, self._directory.path)
-                if note.is_there():
-                    self._other_note = note
-                    return header
-        return None
-
-    def _way(self, *words: str) -> str:
-        return recover_command(self._url, self._directory.place, *words)
-
-    @cached_property
-    def stored(self) -> bool:
-        """Whether the bucket says that all of the journal is there: its files could not be removed then.
-
-        What stands in the files says nothing of that: they may be damaged, and others have had the volume since.
-        """
-        return bool(self.witness)
-
-    @cached_property
-    def witness(self) -> str:
-        """What says that all of it is stored, in words; "" if nothing does."""
-        if self._note is not None and self._note.is_there():
-            return "a note there"
-        return "the mount token" if _is_disowned(self._store, self._prefix, self._headers) else ""
-
-    @cached_property
-    def _headers(self) -> list[Header]:
-        """The headers that can be read and are this volume's, the oldest file's first."""
-        volume = volume_id(self._store.place, self._prefix)
-        found = []
-        for number in self._directory.numbers():
-            with contextlib.suppress(JournalError, HeaderError, OSError):
-                header = _header_of(self._directory, number)
-                if header.volume == volume:
-                    found.append(header)
-        return found
-
-    @cached_property
-    def _note(self) -> StoredNote | None:
-        return _note_of(self._store, self._prefix, self._directory.path)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is no file of a journal."""
-        return not (self.found.files or self.found.unused) and self._directory.token is None
+        #: What is in it, and whether all of that is in the bucket.
+        self.left = LeftJournal(store, prefix, directory)
+        self._url = self.left.url
 
     def replay(self, progress: Progress = lambda done, total: None, *, force: bool = False) -> Recovery:
         """Bring what is not in the bucket there, then remove the journal and the token.
 
         ``force``: also where somebody else may have written to the volume since, but not what the bucket has already.
         """
-        if self.stored:
+        if self.left.stored:
             if force:
                 raise self._nothing_newer()
             return self._remove_stored(progress)
-        token = None if self.empty else self._find_token(progress, force=force)
-        if not self.found.pending:
+        token = None if self.left.empty else self._find_token(progress, force=force)
+        if not self.left.found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
         return self._replay(token, self._layout(token, force=force), progress)
@@ -368,10 +162,10 @@ class Recoverer:
         It cannot be where the disk has no room for more files, or there are too many of them, because it was killed
         again and again: those that there are have to go first.
         """
-        if self.stored:
+        if self.left.stored:
             return self._remove_stored(progress)
-        found = self.found
-        token = None if self.empty else self._find_token(progress)
+        found = self.left.found
+        token = None if self.left.empty else self._find_token(progress)
         ours = token is not None and isinstance(decide(token.value, found), Ours)
         if not found.files or not (found.pending or ours):
             self._expire_and_end(token, progress)
@@ -402,7 +196,7 @@ class Recoverer:
             "%s: all that the journal in %s holds is in the bucket, as %s says; it is removed now",
             self._url,
             self._directory.path,
-            self.witness,
+            self.left.witness,
         )
         self._expire_and_end(self._find_token(progress), progress)
         return Recovery(0, 0.0, 0)
@@ -410,13 +204,13 @@ class Recoverer:
     def _nothing_newer(self) -> JournalError:
         return JournalError(
             f"all that the journal in {self._directory.path} holds is in the bucket of {self._url}, or something "
-            f"newer, as {self.witness} says: nothing is replayed",
-            hint=f"Give it up: {self._way('--discard')}",
+            f"newer, as {self.left.witness} says: nothing is replayed",
+            hint=f"Give it up: {self.left.way('--discard')}",
         )
 
     def _layout(self, token: MountToken | None, *, force: bool) -> ClassicLayout:
         """Return the volume that the journal's writes belong to; raise why they may not be written there."""
-        verdict = decide(None if token is None else token.value, self.found)
+        verdict = decide(None if token is None else token.value, self.left.found)
         if token is not None and token.copy is not None:
             raise in_use(self._url, token)
         if not isinstance(verdict, Ours):
@@ -426,16 +220,16 @@ class Recoverer:
                 "%s: %s. By force all %d blocks are put over what is there now, also where that is newer",
                 self._url,
                 self._doubts(verdict),
-                len(self.found.pending),
+                len(self.left.found.pending),
             )
         layout, metadata = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
-        beyond = sum(block >= layout.block_count for block in self.found.pending)
+        beyond = sum(block >= layout.block_count for block in self.left.found.pending)
         if beyond and (metadata is None or metadata.size != layout.size):
             raise JournalError(
                 f"{beyond} blocks in the journal in {self._directory.path} lie beyond the end of {self._url}, if its "
                 f"size is {exact_size(layout.size)}",
-                hint=f"Give the size that it had. This writes them to a file: {self._way('--to', 'FILE')}",
+                hint=f"Give the size that it had. This writes them to a file: {self.left.way('--to', 'FILE')}",
             )
         return layout
 
@@ -449,13 +243,13 @@ class Recoverer:
             layout.confirm = holder.confirm
             self._wait_until(until, progress)
             holder.settled()
-            beyond = Replayer(self.found, progress).store(self._store, layout, self._options)
+            beyond = Replayer(self.left.found, progress).store(self._store, layout, self._options)
             settle(self._store, self._url)
             reach("replayed")
         finally:
             holder.stop()
         self._end(holder.token, holder)
-        return Recovery(len(self.found.pending), self.found.files[0].header.created, beyond)
+        return Recovery(len(self.left.found.pending), self.left.found.files[0].header.created, beyond)
 
     def _find_token(self, progress: Progress, *, force: bool = False) -> MountToken | None:
         """Return the token, if there is one, when its mount is dead, or not known to be one of this directory's.
@@ -480,7 +274,7 @@ class Recoverer:
         store, source = self._store, random.SystemRandom()
         mine = new_token(
             source,
-            value=self.found.header.token,
+            value=self.left.found.header.token,
             journal=self._directory.place,
             lease=self._options.lease,
             arriving=store.arriving,
@@ -512,7 +306,7 @@ class Recoverer:
         """
         blocks = None
         with contextlib.suppress(JournalDamaged):
-            blocks = 0 if self.stored else len(self.found.pending)
+            blocks = 0 if self.left.stored else len(self.left.found.pending)
         self._expire_and_end(self._find_token(progress), progress)
         return blocks
 
@@ -522,13 +316,13 @@ class Recoverer:
         Returns what was written. Of a journal that is damaged that is what is right of it, and what is wrong with it is
         returned, too. Raises JournalError where there is nothing of a journal.
         """
-        found, damage = self._right_of_it()
+        found, damage = self.left.right_of_it()
         if not (found.files or found.unused):
             if damage is not None:
                 raise JournalDamaged(
                     f"{damage.message}. Nothing of it can be read: nothing was written to {path}",
                     hint="Keep the directory and copy it elsewhere, and see whether its disk gives more of it "
-                    f"(ddrescue). This gives it up: {self._way('--discard')}",
+                    f"(ddrescue). This gives it up: {self.left.way('--discard')}",
                 )
             raise JournalError(
                 f"the journal of {self._url} in {self._directory.path} has no files: nothing was written to {path}",
@@ -542,15 +336,9 @@ class Recoverer:
             damage = JournalDamaged(
                 f"{damage.message}. What is right of the journal is in {path}; {'; '.join(found.losses)}",
                 hint="The journal is kept. Copy it elsewhere, and look at what is in that file. After that this gives "
-                f"it up: {self._way('--discard')}",
+                f"it up: {self.left.way('--discard')}",
             )
         return found, damage
-
-    def _right_of_it(self) -> tuple[Recovered, JournalDamaged | None]:
-        try:
-            return self.found, None
-        except JournalDamaged as error:
-            return salvage(self._directory, volume_id(self._store.place, self._prefix)), error
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -564,7 +352,7 @@ class Recoverer:
         """Whether a token is that of a mount that had this directory, or a copy of it."""
         values = {self._directory.token}
         with contextlib.suppress(JournalError):
-            values |= {session.token for session in self.found.sessions}
+            values |= {session.token for session in self.left.found.sessions}
         return token.value in values or self._died_here(token)
 
     def _died_here(self, token: MountToken) -> bool:
@@ -575,7 +363,7 @@ class Recoverer:
         """Return for how many seconds nothing may be written. ``token``: see ``_find_token``; it is dead, or taken."""
         files: list[int] = []
         with contextlib.suppress(JournalError):
-            files = [file.number for file in self.found.files]
+            files = [file.number for file in self.left.found.files]
         seconds = expires_in(self._store, self._directory, files, token)
         if token is None or self._died_here(token):
             return seconds
@@ -600,24 +388,21 @@ class Recoverer:
             if other is not None:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")
-        if self.stored and self._note is not None:
-            # It may not be there, where the token says it.
-            self._note.remove()
-        if self._other_note is not None:
-            self._other_note.remove()
+        self.left.remove_notes()
         self._directory.forget_token()
 
     def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:
         """Return why it is not replayed where somebody else may have had the volume."""
+        to_file = self.left.way("--to", "FILE")
         ways = (
-            f"Write its blocks to a file and compare: {self._way('--to', 'FILE')}. With --force in place of --to FILE "
-            "it is replayed: where the volume was used since, that puts older data over newer. With --discard it is "
-            "given up. It is kept until then."
+            f"Write its blocks to a file and compare: {to_file}. With --force in place of --to FILE it is replayed: "
+            "where the volume was used since, that puts older data over newer. With --discard it is given up. It is "
+            "kept until then."
         )
         if isinstance(verdict, NeedsETags) and token is not None:
             return VolumeInUse(
                 f"{self._url} is mounted {token.describe()}, and the journal in {self._directory.path} has "
-                f"{len(self.found.pending)} blocks of an earlier mount (token {self.found.header.token:08x})",
+                f"{len(self.left.found.pending)} blocks of an earlier mount (token {self.left.found.header.token:08x})",
                 hint=f"Unmount it there first. {ways}",
             )
         return JournalError(self._doubts(verdict), hint=ways)
@@ -633,10 +418,8 @@ class Recoverer:
             if changed
             else f"its {len(verdict.blocks)} blocks are as it knew them, but others may have been changed"
         )
-        return (
-            f"the journal in {self._directory.path} belongs to the mount with token {self.found.header.token:08x}, "
-            f"which the bucket of {self._url} does not have any more: {what}"
-        )
+        mount = f"the mount with token {self.left.found.header.token:08x}"
+        return f"the journal in {self._directory.path} belongs to {mount}, which the bucket of {self._url} does not have any more: {what}"
 
     def _is_as_known(self, layout: ClassicLayout, block: int, known: Known) -> bool:
         try:
@@ -646,7 +429,7 @@ class Recoverer:
         return etag == known.etag
 
     def _check_geometry(self, layout: ClassicLayout) -> None:
-        block_size = self.found.header.block_size
+        block_size = self.left.found.header.block_size
         if block_size != layout.block_size:
             raise JournalError(
                 f"the journal in {self._directory.path} was written with blocks of {exact_size(block_size)}, the "

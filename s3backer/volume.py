@@ -36,13 +36,14 @@ from s3backer.gate import Gate
 from s3backer.geometry import MemoryPlan, check_geometry
 from s3backer.hints import recover_command
 from s3backer.holder import Holder, give_up
+from s3backer.inheriting import take_journal
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import count_down, settle
 from s3backer.opening import VolumeOptions, prepare, volume_name
 from s3backer.port import Port
-from s3backer.recovery import Inheritance, take_journal
+from s3backer.recovery import Inheritance
 from s3backer.resizing import Resizer
 from s3backer.stores.base import Buffer, ObjectStore
 from s3backer.telemetry.bill import Budget, bill

@@ -14,7 +14,8 @@ from s3backer.hints import unlock_command
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.journal.named import is_missing, named_path, under_another_name
 from s3backer.layouts.token import MountToken, in_use, read_token, way_on
-from s3backer.recovery import Recoverer, place_of_journal
+from s3backer.left_journal import place_of_journal
+from s3backer.recovery import Recoverer
 from s3backer.units import blocks_text
 
 _DISCARD = Option("--discard", "discard", "Give the journal up: what is not in the bucket is lost.")
@@ -78,8 +79,8 @@ def _save(recoverer: Recoverer, place: str, file: str) -> None:
     with progress("reading the journal") as show:
         found, damage = recoverer.save(file, show)
     print(f"{blocks_text(len(found.pending))} of {place} written to {file}; nothing was changed")
-    if recoverer.stored:
-        print(f"All of it is in the bucket, or something newer, as {recoverer.witness} says")
+    if recoverer.left.stored:
+        print(f"All of it is in the bucket, or something newer, as {recoverer.left.witness} says")
     for start, stop in found.missing:
         where = f"byte {start}, in block {start // found.header.block_size}"
         print(f"missing there: {stop - start} bytes from {where}", flush=True)

@@ -10,7 +10,7 @@ Guarantees
   * It is no part of the volume: whoever lists blocks passes over it, as over every foreign object, and so does the
     original. It does not keep anybody from mounting, and a mount without a journal never asks for it.
 
-Where it is gone before the journal is, the mount token tells the same, as long as that is there (recovery.py).
+Where it is gone before the journal is, the mount token tells the same, as long as that is there (left_journal.py).
 
 It is removed after the journal, by who gives that up, and by ``erase``. What a crash between the two leaves, or a
 journal that nobody ever sees again, is one small object.

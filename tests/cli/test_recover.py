@@ -19,7 +19,7 @@ from s3backer.journal.format import PAGE
 from s3backer.journal.replay import scan
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import read_token
-from s3backer.recovery import place_of_journal
+from s3backer.left_journal import place_of_journal
 from s3backer.url import volume_id
 from tests.support.commands import Run, tree
 from tests.support.journals import resealed

@@ -19,7 +19,8 @@ from s3backer.errors import JournalDamaged, JournalError, ReadOnlyVolume, S3back
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.classic import META_BLOCK_SIZE, META_SIZE, block_name
 from s3backer.layouts.token import claim_token, new_token, put_token, read_token, remove_token
-from s3backer.recovery import Recoverer, place_of_journal
+from s3backer.left_journal import place_of_journal
+from s3backer.recovery import Recoverer
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 from tests.support.mounts import wait_until

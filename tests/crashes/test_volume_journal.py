@@ -38,8 +38,9 @@ from s3backer.journal.files import JournalDirectory, System
 from s3backer.layouts.classic import block_name, parse_block_name
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
+from s3backer.left_journal import place_of_journal
 from s3backer.opening import VolumeOptions
-from s3backer.recovery import Recoverer, Recovery, expires_in, place_of_journal
+from s3backer.recovery import Recoverer, Recovery, expires_in
 from s3backer.stores.base import ObjectStore
 from s3backer.stores.directory import DirectoryStore
 from s3backer.stores.memory import MemoryStore
@@ -302,7 +303,7 @@ def test_the_note_of_a_journal_whose_newest_header_is_damaged_is_told(left: Plac
     assert "older state" not in caught.value.hint
     assert left.files and notes(left)
     with opened_recoverer(left) as recoverer:
-        assert not recoverer.stored and recoverer.discard() is None
+        assert not recoverer.left.stored and recoverer.discard() is None
     assert not left.files and not notes(left)
     assert left.content(BLOCK, BLOCK) == NEW
 
@@ -361,7 +362,7 @@ def test_a_token_without_a_journal_of_somebody_else_says_nothing_of_this_one(end
     other = replace(token, value=token.value ^ 1) if what == "value" else replace(token, nonce="")
     put_token(store, "", replace(other, journal="", home=""), former=token)
     with opened_recoverer(ended) as recoverer:
-        assert not recoverer.stored
+        assert not recoverer.left.stored
 
 
 def test_a_disk_that_lets_itself_be_written_again_before_the_end(place: Place) -> None:
@@ -1311,6 +1312,6 @@ def test_a_volume_in_use_is_called_that_although_the_store_is_away(
         def away(*_: object, **__: object) -> None:
             raise StoreUnreachable("the store cannot be reached", hint="Wait.")
 
-        monkeypatch.setattr("s3backer.recovery.read_token", away)
+        monkeypatch.setattr("s3backer.inheriting.read_token", away)
         with pytest.raises(VolumeInUse, match="in use by another process"):
             place.open()
