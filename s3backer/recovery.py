@@ -419,7 +419,8 @@ class Recoverer:
             else f"its {len(verdict.blocks)} blocks are as it knew them, but others may have been changed"
         )
         mount = f"the mount with token {self.left.found.header.token:08x}"
-        return f"the journal in {self._directory.path} belongs to {mount}, which the bucket of {self._url} does not have any more: {what}"
+        gone = f"which the bucket of {self._url} does not have any more"
+        return f"the journal in {self._directory.path} belongs to {mount}, {gone}: {what}"
 
     def _is_as_known(self, layout: ClassicLayout, block: int, known: Known) -> bool:
         try:
