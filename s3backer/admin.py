@@ -267,7 +267,7 @@ def _home_of(
         path = place_of_journal(store, prefix, VolumeOptions(journal_directory=journal_directory))
         if has_files(path):
             directory = JournalDirectory(path)
-            if directory.home == token.home:
+            if directory.is_home_of(token.home, token.nonce):
                 return directory
             directory.close()
     return None

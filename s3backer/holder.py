@@ -208,9 +208,12 @@ class Holder:
                 directory.note_busy()
             except JournalError as error:
                 # What it says is too old from here on: the next token does not name it as home.
-                log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error)
-                self._directory = None
+                self._leave_home(error)
         return seconds
+
+    def _leave_home(self, error: JournalError) -> None:
+        log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error)
+        self._directory = None
 
     def _put(self, **changes: str) -> None:
         if self._store.conditions is not True:
@@ -230,6 +233,12 @@ class Holder:
                 token = self._pending
             else:
                 self._sent.append(token.nonce)
+                if token.home and self._directory is not None:
+                    try:
+                        self._directory.note_nonce(token.nonce)
+                    except JournalError as error:
+                        self._leave_home(error)
+                        token = replace(token, home="")
             self._pending = token
             try:
                 self._token = put_token(self._store, self._prefix, token, former=self._token)
@@ -334,6 +343,7 @@ def take(
             if owed:
                 # Whoever comes next, should this process die, counts from here.
                 directory.note_busy()
+            directory.note_nonce(token.nonce)
             token = replace(token, home=directory.home)
         except JournalError as error:
             if journal:

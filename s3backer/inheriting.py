@@ -11,7 +11,7 @@ from s3backer.hints import recover_command
 from s3backer.journal.files import JournalDirectory, has_files, newest_header
 from s3backer.journal.replay import Recovered
 from s3backer.layouts.token import in_use, read_token
-from s3backer.left_journal import is_disowned, note_of, place_of_journal
+from s3backer.left_journal import disowning_token, note_of, place_of_journal
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.recovery import Inheritance, Recoverer
 from s3backer.replaying import Progress
@@ -87,7 +87,7 @@ def _warn_of_newer(store: ObjectStore, prefix: str, path: str) -> None:
     """Say what the journal in a directory means to a mount that leaves it there."""
     url, header = volume_name(store, prefix), newest_header(path)
     note = note_of(store, prefix, path)
-    if header is not None and note is not None and (note.is_there() or is_disowned(store, prefix, [header])):
+    if header is not None and note is not None and (note.is_there() or disowning_token(store, prefix, [header])):
         log.warning("all that the journal %s holds is in the bucket of %s, or something newer", path, url)
         return
     way = recover_command(url, os.path.dirname(path))

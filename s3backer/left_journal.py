@@ -20,7 +20,7 @@ from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
 from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.salvage import salvage
 from s3backer.layouts.stored_note import StoredNote
-from s3backer.layouts.token import read_token
+from s3backer.layouts.token import MountToken, read_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ObjectStore
 from s3backer.url import volume_id
@@ -44,17 +44,17 @@ def note_of(store: ObjectStore, prefix: str, path: str) -> StoredNote | None:
     return StoredNote(store, prefix, header.session, path)
 
 
-def is_disowned(store: ObjectStore, prefix: str, headers: Iterable[Header]) -> bool:
-    """Whether the token in the bucket is that of a mount of a journal with these headers, and says of none.
+def disowning_token(store: ObjectStore, prefix: str, headers: Iterable[Header]) -> MountToken | None:
+    """Return the token in the bucket if it is that of a mount of a journal with these headers, and says of none.
 
     A mount with a journal names it in its token from the first one that it puts, and one that goes on with a journal
     does before it writes to that. One without has no files. Only ours are believed, which have a nonce.
     """
     values = {header.token for header in headers}
-    if not values:
-        return False
-    token = read_token(store, prefix)
-    return token is not None and token.value in values and bool(token.nonce) and not token.journal
+    token = read_token(store, prefix) if values else None
+    if token is None or token.value not in values or not token.nonce or token.journal:
+        return None
+    return token
 
 
 def _header_of(directory: JournalDirectory, number: int) -> Header:
@@ -131,7 +131,9 @@ class LeftJournal:
         """What says that all of it is stored, in words; "" if nothing does."""
         if self._note is not None and self._note.is_there():
             return "a note there"
-        return "the mount token" if is_disowned(self._store, self._prefix, self._headers) else ""
+        token = disowning_token(self._store, self._prefix, self._headers)
+        # That of a copy of this one says nothing of what was written here.
+        return "the mount token" if token is not None and not self._directory.is_older(token.home, token.nonce) else ""
 
     @cached_property
     def _headers(self) -> list[Header]:

@@ -42,6 +42,7 @@ from s3backer.errors import (
     JournalDamaged,
     JournalError,
     ObjectNotFound,
+    S3backerError,
     VolumeInUse,
 )
 from s3backer.failpoints import reach
@@ -66,7 +67,7 @@ from s3backer.left_journal import LeftJournal
 from s3backer.opening import VolumeOptions, find_layout
 from s3backer.replaying import Progress, Replayer
 from s3backer.stores.base import ObjectStore
-from s3backer.units import exact_size, format_size
+from s3backer.units import blocks_text, exact_size, format_size
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class Recoverer:
         if not self.left.found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
-        return self._replay(token, self._layout(token, force=force), progress)
+        return self._replay(token, self._layout(token, force=force), progress, force=force)
 
     def adopt(self, progress: Progress = lambda done, total: None) -> Inheritance | Recovery:
         """Take the volume over, with the journal as it is; where that cannot be, replay what there is of it.
@@ -166,7 +167,7 @@ class Recoverer:
             return self._remove_stored(progress)
         found = self.left.found
         token = None if self.left.empty else self._find_token(progress)
-        ours = token is not None and isinstance(decide(token.value, found), Ours)
+        ours = token is not None and isinstance(self._decide(token), Ours)
         if not found.files or not (found.pending or ours):
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
@@ -210,7 +211,7 @@ class Recoverer:
 
     def _layout(self, token: MountToken | None, *, force: bool) -> ClassicLayout:
         """Return the volume that the journal's writes belong to; raise why they may not be written there."""
-        verdict = decide(None if token is None else token.value, self.left.found)
+        verdict = self._decide(token)
         if token is not None and token.copy is not None:
             raise in_use(self._url, token)
         if not isinstance(verdict, Ours):
@@ -219,33 +220,43 @@ class Recoverer:
             log.warning(
                 "%s: %s. By force all %d blocks are put over what is there now, also where that is newer",
                 self._url,
-                self._doubts(verdict),
+                self._doubts(verdict, token),
                 len(self.left.found.pending),
             )
         layout, metadata = find_layout(self._store, self._prefix, self._options)
         self._check_geometry(layout)
         beyond = sum(block >= layout.block_count for block in self.left.found.pending)
-        if beyond and (metadata is None or metadata.size != layout.size):
+        said = metadata is not None and metadata.size == layout.size
+        if beyond and not (said and isinstance(verdict, Ours)):
             raise JournalError(
-                f"{beyond} blocks in the journal in {self._directory.path} lie beyond the end of {self._url}, if its "
-                f"size is {exact_size(layout.size)}",
-                hint=f"Give the size that it had. This writes them to a file: {self.left.way('--to', 'FILE')}",
+                f"what the journal in {self._directory.path} holds of {blocks_text(beyond)} lies beyond the end of "
+                f"{self._url}, if its size is {exact_size(layout.size)}",
+                hint=("Make it as large as it was (s3backer resize)" if said else "Give the size that it had")
+                + f". This writes them to a file: {self.left.way('--to', 'FILE')}",
             )
         return layout
 
-    def _replay(self, token: MountToken | None, layout: ClassicLayout, progress: Progress) -> Recovery:
+    def _replay(
+        self, token: MountToken | None, layout: ClassicLayout, progress: Progress, *, force: bool = False
+    ) -> Recovery:
         # As of now: what is noted next is that this replay has begun.
         quiet = self._quiet_in(token)
         until = time.monotonic() + quiet
-        holder = self._hold(token, quiet, covered=False)
+        holder, replayer = self._hold(token, quiet, covered=False), Replayer(self.left.found, progress)
         try:
             reach("replay-begins")
             layout.confirm = holder.confirm
             self._wait_until(until, progress)
             holder.settled()
-            beyond = Replayer(self.left.found, progress).store(self._store, layout, self._options)
+            beyond = replayer.store(self._store, layout, self._options)
             settle(self._store, self._url)
             reach("replayed")
+        except BaseException:
+            if force and token is None and not replayer.began:
+                # Nothing of it is there yet. With this token the next mount would put it there unasked.
+                with contextlib.suppress(S3backerError):
+                    holder.give_back(patient=False)
+            raise
         finally:
             holder.stop()
         self._end(holder.token, holder)
@@ -282,6 +293,10 @@ class Recoverer:
             covered=covered,
             home=self._directory.home,
         )
+        try:
+            self._directory.note_nonce(mine.nonce)
+        except JournalError:
+            mine = replace(mine, home="")
         if mine.owed:
             # Whoever comes next, should this process die, counts from here.
             with contextlib.suppress(JournalError):
@@ -350,6 +365,8 @@ class Recoverer:
 
     def _is_mine(self, token: MountToken) -> bool:
         """Whether a token is that of a mount that had this directory, or a copy of it."""
+        if self._is_older(token):
+            return False
         values = {self._directory.token}
         with contextlib.suppress(JournalError):
             values |= {session.token for session in self.left.found.sessions}
@@ -357,7 +374,14 @@ class Recoverer:
 
     def _died_here(self, token: MountToken) -> bool:
         """Whether the token's mount is known to be dead: it had this directory, which is locked now."""
-        return token.home == self._directory.home
+        return self._directory.is_home_of(token.home, token.nonce)
+
+    def _is_older(self, token: MountToken | None) -> bool:
+        """Whether the token's mount went on after this directory was copied: what stands in it is older."""
+        return token is not None and self._directory.is_older(token.home, token.nonce)
+
+    def _decide(self, token: MountToken | None) -> Ours | NeedsETags | Refuse:
+        return decide(None if token is None or self._is_older(token) else token.value, self.left.found)
 
     def _quiet_in(self, token: MountToken | None) -> float:
         """Return for how many seconds nothing may be written. ``token``: see ``_find_token``; it is dead, or taken."""
@@ -399,16 +423,23 @@ class Recoverer:
             "where the volume was used since, that puts older data over newer. With --discard it is given up. It is "
             "kept until then."
         )
+        if token is not None and self._is_older(token):
+            return JournalError(self._doubts(verdict, token), hint=f"Use that one, if it is there. {ways}")
         if isinstance(verdict, NeedsETags) and token is not None:
             return VolumeInUse(
                 f"{self._url} is mounted {token.describe()}, and the journal in {self._directory.path} has "
                 f"{len(self.left.found.pending)} blocks of an earlier mount (token {self.left.found.header.token:08x})",
                 hint=f"Unmount it there first. {ways}",
             )
-        return JournalError(self._doubts(verdict), hint=ways)
+        return JournalError(self._doubts(verdict, token), hint=ways)
 
-    def _doubts(self, verdict: NeedsETags | Refuse) -> str:
+    def _doubts(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> str:
         """Return what speaks against replaying it."""
+        if token is not None and self._is_older(token):
+            return (
+                f"the journal in {self._directory.path} is older than what {self._url} has: it is a copy, whose mount "
+                f"has gone on elsewhere since, {token.describe()}"
+            )
         if isinstance(verdict, Refuse):
             return verdict.reason
         layout, _ = find_layout(self._store, self._prefix, self._options)

@@ -34,11 +34,13 @@ class Replayer:
         self._found, self._progress = found, progress
         self._shown = (0, found.data_bytes)
         self._failing_since: float | None = None
+        #: Whether something of it may be in the bucket.
+        self.began = False
 
     def store(self, store: ObjectStore, layout: ClassicLayout, options: VolumeOptions) -> int:
         """Write all of it to the volume, and return how many bytes lay beyond its end.
 
-        Raises what storing raises when that is final, or has lasted for a minute; the store is closed then.
+        Raises what storing raises when that is final, or has lasted for a minute; if it had begun the store is closed.
         """
         plan = options.plan(layout.block_size, layout.codec.copies)
         slab = _fast.Slab(layout.block_size, plan.slots, plan.dirty_limit)
@@ -47,6 +49,7 @@ class Replayer:
         try:
             for offset, data, length in self._pieces(layout.codec.secret):
                 reach("replay-write")
+                self.began = True
                 fitting = max(0, min(length, layout.size - offset))
                 beyond += length - fitting
                 if fitting and data is not None:
@@ -57,8 +60,9 @@ class Replayer:
                     self._wait(driver, lambda done: driver.begin_zero(start, part, done))  # noqa: B023
             self._wait(driver, driver.begin_flush)
         except BaseException:
-            # Whatever waits for another attempt ends now.
-            store.close()
+            if self.began:
+                # Whatever waits for another attempt ends now.
+                store.close()
             raise
         finally:
             driver.abandon()

@@ -307,8 +307,10 @@ class Volume:
         """
         with self._closing:
             if not self._closed:
-                self._close(_harmless(progress), _harmless(waits))
-                self._closed = True
+                try:
+                    self._close(_harmless(progress), _harmless(waits))
+                finally:
+                    self._closed = True
 
     def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
@@ -346,7 +348,6 @@ class Volume:
                     with contextlib.suppress(JournalError):
                         self._keeper.journal.core.sync()
                     self._keeper.end(keep=True)
-                self._closed = True
                 if left is not None:
                     raise left
         finally:

@@ -9,6 +9,7 @@
                      removed
     ``busy``         changed every second while requests that change the bucket may be under way; there, from before
                      the token is, with the time 0 until then: to change it needs no room
+    ``nonces``       which tokens of that value this host has put: see nonces.py
 
 Guarantees
   * A file has the name NUMBER.journal only while its header is on the disk.
@@ -40,6 +41,8 @@ from typing import Self
 from s3backer.errors import JournalError, JournalFull, JournalGone, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
+from s3backer.journal.nonces import Nonces
+from s3backer.journal.system import SAFE, System
 from s3backer.layouts.token import LONGEST_PLACE, can_tell
 from s3backer.logs import state_directory
 from s3backer.units import format_size
@@ -66,43 +69,6 @@ _NEEDED = (
 #: Permissions of others than the owner.
 _OTHERS, _OTHERS_WRITE = 0o077, 0o022
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class System:
-    """The system calls that change a journal's directory; tests put a recording one in its place."""
-
-    def create(self, name: str, directory: int) -> int:
-        """Make a file that is not there and return its descriptor."""
-        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, 0o600, dir_fd=directory)
-
-    def allocate(self, fd: int, length: int) -> None:
-        """Give a file all of its blocks, close to each other."""
-        os.posix_fallocate(fd, 0, length)
-
-    def write(self, fd: int, data: bytes, position: int) -> None:
-        """Write all of the data."""
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(fd, view, position)
-            view, position = view[count:], position + count
-
-    def sync(self, fd: int) -> None:
-        """Return when a file's content, or a directory's, is on the disk."""
-        os.fsync(fd)
-
-    def settle(self, fd: int) -> None:
-        """Let what is read of a file be what the disk has, and raise if the disk has not what was written."""
-        os.fdatasync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def rename(self, old: str, new: str, directory: int) -> None:
-        """Give a file another name in its directory."""
-        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
-
-    def remove(self, name: str, directory: int) -> None:
-        """Remove a file."""
-        os.unlink(name, dir_fd=directory)
 
 
 def journals_directory() -> Path:
@@ -149,7 +115,7 @@ def _read_token(name: str, directory: int | None) -> int | None:
 
 def _read(name: str, directory: int | None, length: int) -> bytes:
     """Return the beginning of a file. Not blocking: a FIFO would wait."""
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=directory), "rb") as file:
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=directory), "rb") as file:
         return file.read(length)
 
 
@@ -200,10 +166,11 @@ class JournalDirectory:
             self._make_directories(self.place)
             self._check_place()
             self._make_directories(self.path)
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | SAFE)
             self._check_private()
             self._take_lock()
             self._clean()
+            self._nonces = Nonces(self._system, self._descriptor)
         except OSError as error:
             self.close()
             hint = _NEEDED if has_files(self.path) else _ELSEWHERE
@@ -257,7 +224,7 @@ class JournalDirectory:
                 os.fchmod(self._descriptor, 0o700)
 
     def _take_lock(self) -> None:
-        self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | _SAFE, 0o600, dir_fd=self._descriptor)
+        self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | SAFE, 0o600, dir_fd=self._descriptor)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -270,7 +237,7 @@ class JournalDirectory:
         """Finish an end that was interrupted, and remove what was being prepared."""
         names = os.listdir(self._descriptor)
         if _ENDED in names:
-            fd = os.open(_ENDED, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+            fd = os.open(_ENDED, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=self._descriptor)
             try:
                 settled = os.read(fd, len(_SETTLED)) == _SETTLED
             finally:
@@ -347,7 +314,7 @@ class JournalDirectory:
         mode = os.O_RDWR if writable else os.O_RDONLY
         try:
             # Not blocking: a FIFO would wait.
-            fd = os.open(file_name(number), mode | os.O_NONBLOCK | _SAFE, dir_fd=self._descriptor)
+            fd = os.open(file_name(number), mode | os.O_NONBLOCK | SAFE, dir_fd=self._descriptor)
         except OSError as error:
             raise self._error(f"has a file {file_name(number)} that cannot be opened", error) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -542,12 +509,35 @@ class JournalDirectory:
         except OSError as error:
             raise self._cannot_take("a note", error) from None
 
+    def note_nonce(self, nonce: str) -> None:
+        """Note the nonce of a token that is about to be put. Raises JournalError."""
+        try:
+            self._nonces.note(nonce)
+        except OSError as error:
+            raise self._cannot_take("a note", error) from None
+
+    def is_home_of(self, home: str, nonce: str) -> bool:
+        """Whether a token with these was put by who had this directory, and so has died: see ``home``."""
+        return home == self.home and not self.is_older(home, nonce)
+
+    def is_older(self, home: str, nonce: str) -> bool:
+        """Whether a token of the same mount was put after this directory was copied from its own. Raises JournalError.
+
+        Not to be known where that had no home: it could note nothing.
+        """
+        try:
+            noted = self._nonces.noted()
+        except OSError as error:
+            raise self._error("cannot be read", error) from None
+        return bool(home) and noted is not None and nonce not in noted
+
     def forget_token(self) -> None:
         """Note that the token was removed, or is none of ours. Raises JournalError."""
         try:
             for name in (_TOKEN, _BUSY):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
+            self._nonces.forget()
         except OSError as error:
             raise self._error("cannot be changed", error) from None
 

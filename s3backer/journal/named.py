@@ -78,9 +78,10 @@ def under_another_name(store: ObjectStore, prefix: str, token: MountToken) -> Ot
         names = sorted(os.listdir(token.journal))
     except OSError:
         return None
-    for name in names:
-        path = os.path.join(token.journal, name)
-        if _is_trusted(path) and (noted_token(path) == token.value or is_home(path, token.home)):
+    paths = [os.path.join(token.journal, name) for name in names]
+    # A copy of it has the same value noted, and may be older.
+    for path in sorted(paths, key=lambda path: not is_home(path, token.home)):
+        if _is_trusted(path) and (is_home(path, token.home) or noted_token(path) == token.value):
             header = newest_header(path)
             if header is not None:
                 url = _printable(header.url)

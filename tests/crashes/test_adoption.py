@@ -206,7 +206,7 @@ def test_what_lies_beyond_the_end_goes(place: Place, caplog: pytest.LogCaptureFi
     with place.killed() as volume:
         volume.write(SIZE - BLOCK, b"z" * BLOCK)
         volume.write(BLOCK, b"a" * BLOCK)
-    with pytest.raises(JournalError, match=r"1 blocks in the journal .* lie beyond the end .* if its size is 2MiB"):
+    with pytest.raises(JournalError, match=r"holds of 1 block lies beyond the end .* if its size is 2MiB"):
         opened(place, size=SIZE // 2, force=True)
     # Where the volume itself says so they go.
     metadata = {META_BLOCK_SIZE: str(BLOCK), META_SIZE: str(SIZE // 2)}

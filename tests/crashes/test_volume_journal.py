@@ -34,7 +34,8 @@ from s3backer.errors import (
     WrongPassword,
 )
 from s3backer.holder import Holder, take
-from s3backer.journal.files import JournalDirectory, System
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.system import System
 from s3backer.layouts.classic import block_name, parse_block_name
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token, write_token
@@ -457,10 +458,10 @@ def test_where_the_note_is_refused_at_the_end_the_token_says_it(place: Place, mo
 
 
 def _raise(error: Exception) -> Callable[..., None]:
-    def put(self: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise error
 
-    return put
+    return refuse
 
 
 def test_erase_removes_notes_too(left: Place) -> None:
@@ -719,7 +720,9 @@ def test_the_last_renewal_of_who_died_comes_late(ended: Place, monkeypatch: pyte
         recoverer = Recoverer(ended.store(), "", ended.options, directory)
 
         def late(*_: object, **__: object) -> None:
-            put_token(ended.store(), "", found.anew(random.Random(1)), former=found)
+            token = found.anew(random.Random(1))
+            directory.note_nonce(token.nonce)
+            put_token(ended.store(), "", token, former=found)
 
         monkeypatch.setattr("s3backer.recovery.wait_until_quiet", late)
         recoverer.replay()
@@ -856,6 +859,57 @@ class Refusing(DirectoryStore):
 
     def put(self, *_: Any, **__: Any) -> str:
         raise AccessDenied("the store refuses it", hint="Look.")
+
+
+def test_a_forced_replay_that_ends_before_it_began_leaves_nothing_to_the_next_mount(place: Place) -> None:
+    """With the journal's own token there the next mount would put it over what is newer."""
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    unlock_volume(place.store(), "", force=True)
+    with place.open(journal_directory=str(place.directory / "elsewhere")) as volume:
+        volume.write(BLOCK, NEW)
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        recoverer = Recoverer(place.store(), "", place.options, directory)
+        with pytest.raises(KeyboardInterrupt):
+            recoverer.replay(interrupted, force=True)
+    assert read_token(place.store(), "") is None
+    with pytest.raises(JournalError, match="no token"):
+        place.open()
+    assert place.content(BLOCK, BLOCK, journal_directory=str(place.directory / "elsewhere")) == NEW
+
+
+def test_a_forced_replay_into_a_smaller_volume_gives_nothing_up(place: Place) -> None:
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.write(SIZE - BLOCK, OLD)
+        volume.flush()
+    shutil.rmtree(place.bucket)
+    place.bucket.mkdir()
+    create_volume(place.store(), "", size=SIZE // 2, block_size=BLOCK)
+    before = place.objects
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        recoverer = Recoverer(place.store(), "", place.options, directory)
+        with pytest.raises(JournalError, match="holds of 1 block lies beyond the end") as refused:
+            recoverer.replay(force=True)
+    assert refused.value.hint.startswith("Make it as large as it was (s3backer resize). ")
+    assert place.files and place.objects == before
+
+
+def test_a_volume_whose_end_failed_is_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = place.open()
+    volume.write(BLOCK, NEW)
+    refused = AccessDenied("the store refuses it", hint="Let it.")
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "delete", _raise(refused))
+        with pytest.raises(AccessDenied):
+            volume.close()
+    volume.close()
+    assert not notes(place)
 
 
 def test_a_replay_that_is_refused_ends_and_keeps_the_journal(place: Place) -> None:

@@ -13,7 +13,7 @@ import pytest
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalDamaged
-from s3backer.journal.files import System
+from s3backer.journal.system import System
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal
 from tests.support.power_loss import Calls
 

@@ -20,7 +20,7 @@ import pytest
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FAILED, JOURNAL_FULL
 from s3backer.errors import JournalError, JournalGone
-from s3backer.journal.files import System
+from s3backer.journal.system import System
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, being_read, scan_path
 from tests.support.power_loss import Calls, FaultyDisk
 

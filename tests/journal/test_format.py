@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from s3backer._checksum import crc32c
 from s3backer.errors import JournalDamaged, JournalError, VolumeInUse
-from s3backer.journal.files import JournalDirectory, System, journals_directory
+from s3backer.journal.files import JournalDirectory, journals_directory
 from s3backer.journal.format import (
     PAGE,
     Header,
@@ -27,6 +27,7 @@ from s3backer.journal.format import (
     unpack_texts,
 )
 from s3backer.journal.replay import Intent, Known, scan
+from s3backer.journal.system import System
 from tests.golden.make_journal import GOLDEN, WRITES
 from tests.support.journal_twin import PlainRecord, plain_scan
 from tests.support.journals import MOUNT, VOLUME, SmallJournal, files_of, resealed, scan_path

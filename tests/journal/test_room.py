@@ -14,8 +14,9 @@ from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.errors import JournalError, UsageError
 from s3backer.journal.default import default_size
-from s3backer.journal.files import JournalDirectory, System, has_files
+from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.journal.service import file_bytes_for
+from s3backer.journal.system import System
 from s3backer.mount_request import MountRequest, with_default_journal
 from s3backer.mountpoint import Mount
 from s3backer.opening import VolumeOptions

@@ -11,10 +11,11 @@ from typing import Any
 from s3backer import _fast
 from s3backer._checksum import crc32c
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL, Journal
-from s3backer.journal.files import JournalDirectory, System
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import PAGE, Record
 from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.service import Mount, WriteJournal
+from s3backer.journal.system import System
 from s3backer.stores.base import Buffer
 
 BLOCK = 2048

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from s3backer._journal import Journal
-from s3backer.journal.files import System
+from s3backer.journal.system import System
 
 SECTOR = 512
 
