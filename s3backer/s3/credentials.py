@@ -5,8 +5,8 @@
     credentials  options · botocore's chain: environment, profile, files, SSO, roles, container, instance
 
 Credentials are looked up at the first request and refreshed by botocore before they expire. While new ones cannot be
-had those in use go on, until S3 says that they have expired. Those of assumed roles are
-kept where the AWS command line keeps them, if it does, so that a code for MFA that was given there does here as well.
+had those in use go on, until S3 refuses them: then they are looked up anew. Those of assumed roles are kept where the
+AWS command line keeps them, if it does, so that a code for MFA that was given there does here as well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CACHING = ("assume-role", "assume-role-with-web-identity", "sso")
 _LOOK_AGAIN = 30.0
 #: Seconds for which others wait for the one who looks for credentials.
 _LOOKING = 60.0
-#: Seconds for which credentials are new: many requests are told at once that the old ones have expired.
+#: Seconds for which credentials are new: many requests are told at once that the old ones are refused.
 _JUST_NOW = 5.0
 #: Seconds for which it holds that there are no new ones: each of many requests would wait for their source in turn.
 _FAILED = 3.0

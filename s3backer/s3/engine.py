@@ -77,7 +77,9 @@ _AT_ONCE = 0.001
 _LOOK = 0.01
 #: Bytes of the largest answer that is no object: a listing of 1000 keys of 1024 bytes, all escaped, takes 4 MB.
 LARGEST_DOCUMENT = 16 << 20
-_EXPIRED_KEYS = ("ExpiredToken", "TokenRefreshRequired")
+_EXPIRED_KEYS = frozenset({"ExpiredToken", "TokenRefreshRequired"})
+#: What is answered to keys that were replaced by others, and to wrong ones.
+_REFUSED_KEYS = frozenset({"InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +150,8 @@ class Engine:
         self.policy = RetryPolicy(first_pause=options.first_pause)
         #: Whether the service has ever answered: one that has not is rather a mistaken URL than an outage.
         self._known = False
+        #: Whether a request has ever succeeded: keys that are refused before that are wrong rather than replaced.
+        self._accepted = False
         self.limiter = Limiter(options.connections, timeout=options.timeout)
         self._hedging = Hedging(time.monotonic)
         self._upload = Pace(options.upload_limit, time.monotonic)
@@ -221,6 +225,7 @@ class Engine:
                     raise self._failure(request, answer, boot_time() - sent_at, region)
                 problem = verify(answer) if verify else None
                 if problem is None:
+                    self._accepted = True
                     return answer
                 altered += 1
                 raise Failure(problem, retried=altered < MAX_ALTERED)
@@ -476,7 +481,7 @@ class Engine:
         key = request.resource
         fault = parse_fault(answer.body)
         code = fault.code if fault else ""
-        correction = self._correct(answer, fault, asked)
+        correction = self._correct(key, answer, fault, asked)
         if correction is not None:
             return correction
         error: S3backerError
@@ -509,11 +514,14 @@ class Engine:
             at_once=expired,
         )
 
-    def _correct(self, answer: Answer, fault: Fault | None, asked: str) -> Failure | None:
-        """Follow the server's clock, or to the bucket's region, where the answer says that ours was wrong."""
+    def _correct(self, key: str, answer: Answer, fault: Fault | None, asked: str) -> Failure | None:
+        """Use other credentials, the server's clock, or the bucket's region, where the answer says that ours is wrong.
+
+        None where there is nothing to correct, or no way to.
+        """
         code = fault.code if fault else ""
-        if code in _EXPIRED_KEYS and not self._options.anonymous:
-            return self._renew(messages.explain_fault(self.place, "", answer, fault))
+        if code in _EXPIRED_KEYS or (code in _REFUSED_KEYS and self._accepted):
+            return self._renew(messages.explain_fault(self.place, key, answer, fault))
         if code == "RequestTimeTooSkewed":
             return Failure(self._clock_off(), retried=False)
         region = messages.region_of(answer, fault)
@@ -530,15 +538,18 @@ class Engine:
             )
         return None
 
-    def _renew(self, error: S3backerError) -> Failure:
-        """Look for other credentials, because the server says that these have expired."""
+    def _renew(self, error: S3backerError) -> Failure | None:
+        """Look for other credentials, because the server refuses these; None if there are none."""
+        if self._options.anonymous:
+            return None
         try:
             found = self._environment.renew()
         except AccessDenied as why:
             return Failure(why, retried=True, unsettled=False)
-        if found:
-            log.info("the credentials have expired; there are new ones")
-        return Failure(error, retried=False, unsettled=False, at_once=found)
+        if not found:
+            return None
+        log.info("the service refuses the credentials in use; there are others now")
+        return Failure(error, retried=False, unsettled=False, at_once=True)
 
     def _clock_off(self) -> S3backerError:
         return messages.clock_off(self.place, self._server_clock.ahead or None)

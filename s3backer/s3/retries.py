@@ -9,6 +9,7 @@
     is none          S3's, or XML that breaks off                           attempts in all
     403              for a write that took longer than its signature lasts  again
     clock, region    that the server says are others                        at once, with those
+    credentials      that it refuses, where others are found                at once, with those
     anything else                                                           final
 
 Pauses are exponential with full jitter: each is drawn between 0 and a ceiling that doubles. Retry-After makes a

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from s3backer.errors import UsageError
+from s3backer.errors import AccessDenied, UsageError
 from s3backer.s3.credentials import Environment, parse_endpoint
 from s3backer.stores.options import StoreOptions
 from s3backer.stores.s3 import S3Store
-from tests.support.talks import options_for
+from tests.support.nasty import NastyServer, fault
+from tests.support.talks import OK, options_for
 
 
 @pytest.mark.parametrize(
@@ -103,3 +104,63 @@ def test_an_environment_that_cannot_be_used(options, problem):
     with pytest.raises(UsageError, match=problem) as caught:
         Environment(StoreOptions(**options))
     assert caught.value.hint
+
+
+#: What services answer to keys that are not theirs, or not any more, and what the user is told.
+REFUSED = {
+    "InvalidAccessKeyId": (fault(403, "InvalidAccessKeyId"), "does not know this access key"),
+    "SignatureDoesNotMatch": (fault(403, "SignatureDoesNotMatch"), "refuses the signature .* for s3://bucket/key$"),
+    "InvalidToken": (fault(400, "InvalidToken"), "not valid any more"),
+}
+refused = pytest.mark.parametrize(("answer", "told"), REFUSED.values(), ids=REFUSED)
+
+
+def keys_file(directory, name: str) -> None:
+    text = f"[default]\naws_access_key_id = {name}\naws_secret_access_key = s\n"
+    (directory / "SHARED_CREDENTIALS_FILE").write_text(text)
+
+
+def keys_used(server: NastyServer) -> list[str]:
+    return [request.headers["authorization"].split("Credential=")[1].split("/")[0] for request in server.requests]
+
+
+def a_store(server: NastyServer) -> S3Store:
+    return S3Store("bucket", StoreOptions(endpoint_url=server.url, region="r", patience=5.0))
+
+
+@refused
+def test_keys_that_were_replaced_while_running_are_used(no_configuration, answer, told):
+    keys_file(no_configuration, "old")
+    with NastyServer(OK, answer, OK, OK) as server:
+        store = a_store(server)
+        store.get("key")
+        keys_file(no_configuration, "new")
+        for _ in range(2):
+            store.get("key")
+        store.close()
+    assert keys_used(server) == ["old", "old", "new", "new"]
+
+
+@refused
+def test_keys_that_are_refused_and_stay_are_an_error(no_configuration, answer, told):
+    keys_file(no_configuration, "old")
+    with NastyServer(OK, answer) as server:
+        store = a_store(server)
+        store.get("key")
+        with pytest.raises(AccessDenied, match=told) as caught:
+            store.get("key")
+        assert caught.value.hint
+        store.close()
+    assert len(server.requests) == 2
+
+
+@refused
+def test_keys_that_never_worked_are_not_looked_up_anew(monkeypatch, no_configuration, answer, told):
+    keys_file(no_configuration, "wrong")
+    monkeypatch.setattr(Environment, "renew", lambda self: pytest.fail("looked for other keys"))
+    with NastyServer(answer) as server:
+        store = a_store(server)
+        with pytest.raises(AccessDenied, match=told):
+            store.get("key")
+        store.close()
+    assert len(server.requests) == 1
