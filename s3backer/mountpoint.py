@@ -222,13 +222,14 @@ def unmount(path: str, *, lazy: bool = False) -> None:
 
 def loop_devices(file: str, sys_block: str = "/sys/block") -> Sequence[str]:
     """Return the loop devices that are attached to this file, such as ``/dev/loop0``."""
-    devices = []
+    devices, name = [], os.fsencode(file)
     for entry in Path(sys_block).glob("loop*/loop/backing_file"):
         try:
-            backing = entry.read_text().rstrip("\n")
+            # Those of others may be on files whose names are no text.
+            backing = entry.read_bytes().removesuffix(b"\n")
         except OSError:
             continue
-        if backing == file:
+        if backing == name:
             devices.append(f"/dev/{entry.parts[-3]}")
     return sorted(devices)
 
