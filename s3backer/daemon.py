@@ -34,7 +34,7 @@ from s3backer.journal.files import has_files
 from s3backer.left_journal import place_of_journal
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal
-from s3backer.mountpoint import loop_devices, wait_for_size
+from s3backer.mountpoint import in_the_way, loop_devices, wait_for_size
 from s3backer.opening import VolumeOptions
 from s3backer.process import has_memory_limit, open_standard_descriptors, prepare_process
 from s3backer.signals import Signals
@@ -352,20 +352,20 @@ class _Daemon:
         logging.shutdown()
         os._exit(_INTERRUPTED)
 
-    def _unmount(self, volume: Volume, mount: FuseMount, operations: DiskOperations, file: str) -> None:
+    def _unmount(self, volume: Volume, mount: FuseMount, operations: DiskOperations) -> None:
         """Unmount if nobody uses it, and make serving end; nothing where that was done before. Raises MountError."""
         with self._unmounting:
             if self._stop_asked or self._ending.is_set():
                 return
             if _stays_open(operations):
                 # Storing may take long, and would be for nothing.
-                raise _in_the_way(mount.mountpoint, file, os.strerror(errno.EBUSY))
+                raise in_the_way(mount.mountpoint, os.strerror(errno.EBUSY), dead=False)
             if not volume.lost:
                 volume.flush()
             try:
                 mount.unmount()
             except OSError as error:
-                raise _in_the_way(mount.mountpoint, file, error.strerror) from None
+                raise in_the_way(mount.mountpoint, error.strerror, dead=False) from None
             self._request_stop()
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────────────────
@@ -406,7 +406,7 @@ class _Daemon:
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
-            _reporting(volume, lambda: self._unmount(volume, mount, operations, file), progress)
+            _reporting(volume, lambda: self._unmount(volume, mount, operations), progress)
             answer: dict[str, object] = {
                 "pid": os.getpid(),
                 "mountpoint": mount.mountpoint,
@@ -465,16 +465,6 @@ def _stays_open(operations: DiskOperations) -> bool:
     while operations.open_files and time.monotonic() < deadline:
         time.sleep(0.02)
     return operations.open_files > 0
-
-
-def _in_the_way(mountpoint: str, file: str, reason: str | None) -> MountError:
-    devices = loop_devices(file)
-    return MountError(
-        f"{mountpoint} cannot be unmounted: {reason}",
-        hint=f"Unmount what is on it, then: losetup -d {' '.join(devices)}"
-        if devices
-        else f"See who uses it, and close that: fuser -vm {mountpoint}",
-    )
 
 
 def _left_to_store(volume: Volume) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 
 
 def recover_command(url: str, place: str, *words: str) -> str:
@@ -20,3 +21,11 @@ def move_back_command(source: str, target: str) -> str:
 def unlock_command(url: str, *words: str) -> str:
     """Return how to remove the mount token of a volume."""
     return shlex.join(["s3backer", "unlock", *words, url])
+
+
+def free_command(devices: Sequence[str], dead_mount: str = "") -> str:
+    """Return how to detach loop devices, if there are any, and to remove a mount without a daemon, if one is named."""
+    commands = [["losetup", "-d", *devices]] if devices else []
+    if dead_mount:
+        commands.append(["fusermount", "-u", dead_mount])
+    return " && ".join(map(shlex.join, commands))

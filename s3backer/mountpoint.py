@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3backer.errors import MountError, UsageError
+from s3backer.hints import free_command
 
 FUSE_TYPE = "fuse.s3backer"
 _MNT_DETACH = 2
@@ -119,7 +120,7 @@ def _unusable(path: str, error: OSError) -> MountError:
     if error.errno in _DEAD:
         return MountError(
             f"mount point {path} is a dead mount: the process that served it is gone",
-            hint=f"Remove it first: {_undo(path)}",
+            hint=_way_to_free(path, dead=True) or f"Remove it first: {_undo(path)}",
         )
     return MountError(
         f"mount point {path} cannot be used: {error.strerror}", hint="Check the path and its permissions."
@@ -128,6 +129,20 @@ def _unusable(path: str, error: OSError) -> MountError:
 
 def _undo(path: str) -> str:
     return f"fusermount -u {path}"
+
+
+def in_the_way(path: str, reason: str | None, *, dead: bool) -> MountError:
+    """Return the error for a mount that cannot be removed, with who uses it; ``dead``: no daemon serves it."""
+    return MountError(
+        f"{path} cannot be unmounted: {reason}",
+        hint=_way_to_free(path, dead=dead) or f"See who uses it, and close that: fuser -vm {path}",
+    )
+
+
+def _way_to_free(path: str, *, dead: bool) -> str:
+    """Return how to free a mount from the loop devices that are on its files; empty if there are none."""
+    devices = loop_devices(path)
+    return f"Unmount what is on it, then: {free_command(devices, path if dead else '')}" if devices else ""
 
 
 def _check_apart(path: str, directory: str) -> None:
@@ -220,16 +235,16 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         raise OSError(code, done.stderr.strip() or os.strerror(code), path)
 
 
-def loop_devices(file: str, sys_block: str = "/sys/block") -> Sequence[str]:
-    """Return the loop devices that are attached to this file, such as ``/dev/loop0``."""
-    devices, name = [], os.fsencode(file)
+def loop_devices(path: str, sys_block: str = "/sys/block") -> Sequence[str]:
+    """Return the loop devices, such as ``/dev/loop0``, that are attached to this file, or to one below this mount."""
+    devices, name = [], os.fsencode(path)
     for entry in Path(sys_block).glob("loop*/loop/backing_file"):
         try:
             # Those of others may be on files whose names are no text.
             backing = entry.read_bytes().removesuffix(b"\n")
         except OSError:
             continue
-        if backing == name:
+        if backing == name or backing.startswith(name + b"/"):
             devices.append(f"/dev/{entry.parts[-3]}")
     return sorted(devices)
 

@@ -12,7 +12,7 @@ import click
 from s3backer.cli.common import Target, options, unsaved_progress
 from s3backer.control import call, control_path, result, stopped
 from s3backer.errors import DaemonSilent, MountError, S3backerError
-from s3backer.mountpoint import FUSE_TYPE, find_mount, resolve_mountpoint, unmount
+from s3backer.mountpoint import FUSE_TYPE, find_mount, in_the_way, resolve_mountpoint, unmount
 
 #: Seconds for a daemon to say which mount it serves, while others may be the one that is looked for.
 _SILENCE = 2.0
@@ -129,7 +129,5 @@ def _unmount_without_daemon(path: str) -> None:
     try:
         unmount(path)
     except OSError as error:
-        raise MountError(
-            f"{path} cannot be unmounted: {error.strerror}", hint=f"See who uses it: fuser -vm {path}"
-        ) from None
+        raise in_the_way(path, error.strerror, dead=True) from None
     print(f"unmounted {path}; no daemon answered for it")
