@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import BinaryIO
 from s3backer import _fast
 from s3backer.cache_calls import Done
 from s3backer.driver import Driver, Waiter
-from s3backer.errors import AccessDenied, BucketNotFound, S3backerError, UsageError, VolumeInUse
+from s3backer.errors import AccessDenied, BucketNotFound, S3backerError, UsageError, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.journal.replay import Recovered
 from s3backer.layouts.classic import ClassicLayout
@@ -71,22 +72,33 @@ class Replayer:
     def save(self, path: str, key: bytes | None) -> None:
         """Write it to a new file, each byte at its place on the volume; ``key``: what that is encrypted with.
 
-        What is missing of it is zeros there.
+        What is missing of it is zeros there. However this fails or is interrupted, it leaves no file.
         """
         try:
             # Of a volume that only its owner may read.
             with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                for offset, data, length in self._pieces(key):
-                    _write_at(file, offset, data, length)
-                for start, stop in (*self._found.missing, *self._found.elsewhere):
-                    # What stands there is older.
-                    _write_at(file, start, None, stop - start)
-                file.flush()
-                os.fsync(file.fileno())
+                try:
+                    self._write(file, key)
+                except BaseException:
+                    # A part of it looks like all of it.
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+                    raise
         except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from None
+            larger = "Free some space, or name a file on a larger disk."
+            hint = larger if is_full(error) else "Name another file."
+            raise UsageError(f"{path} cannot be written: {error.strerror}", hint=hint) from None
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, file: BinaryIO, key: bytes | None) -> None:
+        for offset, data, length in self._pieces(key):
+            _write_at(file, offset, data, length)
+        for start, stop in (*self._found.missing, *self._found.elsewhere):
+            # What stands there is older.
+            _write_at(file, start, None, stop - start)
+        file.flush()
+        os.fsync(file.fileno())
 
     def _wait(self, driver: Driver, begin: Callable[[Done], object]) -> None:
         """Do one thing; raise when what it needs fails for good, or for too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -9,9 +10,11 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
+from s3backer import replaying
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalError, VolumeInUse
 from s3backer.journal.files import JournalDirectory, file_name, newest_header
@@ -308,6 +311,47 @@ def test_a_file_that_only_its_owner_can_read(run: Run, dead: Place) -> None:
     link.symlink_to(dead.directory / "precious")
     answer = run("recover", url(dead), *where(dead), "--to", str(link))
     assert answer.code == 2 and "File exists" in answer.sentence()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "Free some space, or name a file on a larger disk."),
+        (OSError(errno.EIO, "Input/output error"), 2, "Name another file."),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=["full", "broken", "interrupted"],
+)
+def test_a_part_of_it_is_not_left(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int, hint: str
+) -> None:
+    with place.killed() as volume:
+        for block in range(1, 5):
+            volume.write(block * BLOCK, b"a" * BLOCK)
+        volume.flush()
+    found, write, written = place.directory / "found", replaying._write_at, list[Any]()
+
+    def write_some(file: BinaryIO, *piece: Any) -> None:
+        if len(written) == 2:
+            file.flush()
+            assert found.stat().st_size
+            raise failure
+        written.append(piece)
+        write(file, *piece)
+
+    before = tree(place.directory)
+    with monkeypatch.context() as patched:
+        patched.setattr(replaying, "_write_at", write_some)
+        answer = run("recover", url(place), *where(place), "--to", str(found))
+    assert answer.code == code
+    if hint:
+        assert f"{found} cannot be written: {failure.args[1]}" in answer.sentence()
+        assert answer.hint() == hint
+    assert tree(place.directory) == before
+    assert run("recover", url(place), *where(place), "--to", str(found)).code == 0
+    # Nor does it take away what was there before.
+    assert run("recover", url(place), *where(place), "--to", str(found)).code == 2
+    assert found.exists()
 
 
 @pytest.mark.parametrize("payload", [True, False], ids=["payload", "head"])
