@@ -7,6 +7,7 @@
 Guarantees
   * No handler set up here writes a registered secret, an Authorization header, a signature or a password:
     every record passes ``Redacting`` first, tracebacks included.
+  * No line is lost because a name in it is not UTF-8: what is not is shown escaped.
   * ``RateLimited`` turns a storm of equal events into one line and a count.
 """
 
@@ -170,7 +171,7 @@ def configure_logging(
     guard = redacting or Redacting()
     handler = logging.StreamHandler(sys.stderr) if foreground else _background_handler(ident)
     if not isinstance(handler, logging.handlers.SysLogHandler):
-        handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        handler.setFormatter(_Formatter(FORMAT, DATE_FORMAT))
     handler.addFilter(guard)
     root = logging.getLogger()
     for old in list(root.handlers):
@@ -198,13 +199,20 @@ def _background_handler(ident: str) -> logging.Handler:
         except OSError:
             continue
         syslog.append_nul = False
-        syslog.setFormatter(logging.Formatter(f"{ident}[{os.getpid()}]: %(message)s"))
+        syslog.setFormatter(_Formatter(f"{ident}[{os.getpid()}]: %(message)s"))
         return syslog
     try:
         return _PrivateFileHandler(state_directory(), f"{ident}.log")
     except (OSError, UsageError):
         # A log that cannot be opened is no reason to leave a disk unmounted.
         return logging.NullHandler()
+
+
+class _Formatter(logging.Formatter):
+    """Makes lines that can be written everywhere: what is not UTF-8 in names is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode(errors="backslashreplace").decode()
 
 
 class _PrivateFileHandler(logging.handlers.RotatingFileHandler):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
 import socket
 import stat
@@ -199,6 +201,27 @@ def test_without_syslog_the_background_writes_a_private_file(monkeypatch: pytest
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
         assert (directory / name).stat().st_size <= 2000
     assert (directory / "one.log").read_text().endswith(" INFO: line 399\n")
+
+
+@pytest.mark.parametrize("where", ["stderr", "syslog", "file"])
+def test_names_that_are_no_text_are_written_escaped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    stderr = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr(logs, "SYSLOG_SOCKETS", (tmp_path / "log",) if where == "syslog" else ())
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "log"))
+        listener.setblocking(False)
+        configure_logging(where == "stderr", False, False, ident="one")
+        logging.getLogger("s3backer").info("%s is mounted on /mnt/é", os.fsdecode(b"file:///b\xe9"))
+        stderr.flush()
+        said = stderr.buffer.getvalue()
+        if where != "stderr":
+            assert said == b""
+            said = listener.recv(4096) if where == "syslog" else (tmp_path / "s3backer" / "one.log").read_bytes()
+    assert said.rstrip().endswith("file:///b\\udce9 is mounted on /mnt/é".encode())
 
 
 def test_a_log_that_is_a_symbolic_link_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
