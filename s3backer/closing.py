@@ -26,7 +26,7 @@ class ClosingProgress:
     """Shows how write-back at the end goes: a bar on a terminal, else a line now and then.
 
     Called with (blocks left, blocks at the start) several times a second. A store that takes nothing is
-    mentioned once, and once more when it goes on.
+    mentioned once, and once more when it goes on; the line comes again when it says something new.
     """
 
     def __init__(self, *, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,6 +34,8 @@ class ClosingProgress:
         self._clock = clock
         self._limited = RateLimited(log)
         self._left: int | None = None
+        #: What the last line said.
+        self._told: int | None = None
         self._moved = self._said = clock()
         self._bar: Callable[[int, int, str], None] | None = None
         self._stack = contextlib.ExitStack()
@@ -63,8 +65,8 @@ class ClosingProgress:
             )
         if self._terminal and total:
             self._show_bar(total - left, total, "storing blocks")
-        elif left and now - self._said >= _LINE_SECONDS:
-            self._said = now
+        elif left and left != self._told and now - self._said >= _LINE_SECONDS:
+            self._said, self._told = now, left
             log.info("%d of %d blocks are left to store", left, total)
 
     def waits(self, seconds: float) -> None:
