@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from s3backer.errors import DaemonSilent, S3backerError, UsageError, out_of_memory
+from s3backer.hints import command_line
 from s3backer.stores.base import ObjectStore
 from s3backer.url import volume_id
 
@@ -374,7 +375,8 @@ def _open_directory(path: Path, *, create: bool) -> int:
         os.close(directory)
         raise S3backerError(
             f"the control directory {path} is not private to this user",
-            hint=f"Make it so, or remove it: chown {os.geteuid()} {path}; chmod 700 {path}",
+            hint=f"Make it so, or remove it: {command_line('chown', str(os.geteuid()), str(path))}; "
+            f"{command_line('chmod', '700', str(path))}",
         )
     return directory
 

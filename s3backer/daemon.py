@@ -30,6 +30,7 @@ from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
 from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
 from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
+from s3backer.hints import unmount_command
 from s3backer.journal.files import has_files
 from s3backer.left_journal import place_of_journal
 from s3backer.logs import Redacting, configure_logging
@@ -453,9 +454,9 @@ def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:
         except DaemonSilent as silent:
             return VolumeInUse(f"{error.message}; {silent.message}", hint=silent.hint)
         if facts is not None:
-            place = facts.get("mountpoint")
+            place = str(facts.get("mountpoint"))
             message = f"{error.message}, here on {place} by process {facts.get('pid')}"
-            return VolumeInUse(message, hint=f"Unmount it first: s3backer unmount {place}")
+            return VolumeInUse(message, hint=f"Unmount it first: {unmount_command(place)}")
     return error
 
 

@@ -47,6 +47,7 @@ from collections.abc import Iterator
 
 from s3backer._checksum import crc32c, crc64nvme
 from s3backer.errors import UsageError
+from s3backer.hints import command_line
 from s3backer.layouts.copies import Copy
 
 MAGIC = b"s3bcopy\n"
@@ -297,7 +298,8 @@ def _open_directory(path: str) -> int:
         os.close(directory)
         raise UsageError(
             f"others than this user can write to {path}",
-            hint=f"Make it private (chmod 700 {path}), or name another place with --disk-cache-directory.",
+            hint=f"Make it private ({command_line('chmod', '700', path)}), or name another place with "
+            "--disk-cache-directory.",
         )
     return directory
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3backer.errors import MountError, UsageError
-from s3backer.hints import free_command
+from s3backer.hints import command_line, detach_command, fusermount_command
 
 FUSE_TYPE = "fuse.s3backer"
 _MNT_DETACH = 2
@@ -86,7 +86,9 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise MountError(f"mount point {path} does not exist", hint=f"Create it: mkdir -p {path}") from None
+        raise MountError(
+            f"mount point {path} does not exist", hint=f"Create it: {command_line('mkdir', '-p', path)}"
+        ) from None
     except OSError as error:
         raise _unusable(path, error) from None
     if not stat.S_ISDIR(status.st_mode):
@@ -100,7 +102,7 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
             raise _unusable(path, error) from None
         raise MountError(
             f"{mounted.source} is already mounted on {path}",
-            hint=f"Use another directory, or unmount it first: {_undo(path)}",
+            hint=f"Use another directory, or unmount it first: {fusermount_command(path)}",
         )
     try:
         with os.scandir(path) as entries:
@@ -120,29 +122,28 @@ def _unusable(path: str, error: OSError) -> MountError:
     if error.errno in _DEAD:
         return MountError(
             f"mount point {path} is a dead mount: the process that served it is gone",
-            hint=_way_to_free(path, dead=True) or f"Remove it first: {_undo(path)}",
+            hint=_way_to_free(path, dead=True) or f"Remove it first: {fusermount_command(path)}",
         )
     return MountError(
         f"mount point {path} cannot be used: {error.strerror}", hint="Check the path and its permissions."
     )
 
 
-def _undo(path: str) -> str:
-    return f"fusermount -u {path}"
-
-
 def in_the_way(path: str, reason: str | None, *, dead: bool) -> MountError:
     """Return the error for a mount that cannot be removed, with who uses it; ``dead``: no daemon serves it."""
     return MountError(
         f"{path} cannot be unmounted: {reason}",
-        hint=_way_to_free(path, dead=dead) or f"See who uses it, and close that: fuser -vm {path}",
+        hint=_way_to_free(path, dead=dead) or f"See who uses it, and close that: {command_line('fuser', '-vm', path)}",
     )
 
 
 def _way_to_free(path: str, *, dead: bool) -> str:
     """Return how to free a mount from the loop devices that are on its files; empty if there are none."""
     devices = loop_devices(path)
-    return f"Unmount what is on it, then: {free_command(devices, path if dead else '')}" if devices else ""
+    if not devices:
+        return ""
+    then = f" && {fusermount_command(path)}" if dead else ""
+    return f"Unmount what is on it, then: {detach_command(devices)}{then}"
 
 
 def _check_apart(path: str, directory: str) -> None:

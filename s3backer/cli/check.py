@@ -16,6 +16,7 @@ from s3backer.cli.check_report import Repairs, print_json, print_text
 from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, PRICES, SIZE, Option, volume_options, whole
 from s3backer.errors import CorruptObject, StoreError, UsageError
+from s3backer.hints import check_command, unmount_command
 from s3backer.logs import state_directory
 from s3backer.telemetry.prices import CURRENT, Prices, dollars
 from s3backer.units import format_size
@@ -48,7 +49,7 @@ def command(url: str, **values: Any) -> int:
         raise UsageError("--yes is about repairing", hint="Give --repair too, or leave it out.")
     with Target(url, values) as target:
         if values["repair"]:
-            target.refuse_if_served(f"Unmount it first: s3backer unmount {target.url}")
+            target.refuse_if_served(f"Unmount it first: {unmount_command(str(target.url))}")
         daemon = target.ask("info")
         subject = find_subject(
             target.store,
@@ -92,7 +93,7 @@ class _Command:
             left = {kind for kind in left if state.counts.kinds[kind] > done.done[kind]}
         if done is None and next(self._planned(), None) is not None:
             if state.path is not None and not self._values["as_json"]:
-                print(f"some of it can be repaired: s3backer check {self._url} --repair --resume")
+                print(f"some of it can be repaired: {check_command(self._url, '--repair', '--resume')}")
         elif done is None or done.performed or not done.planned:
             state.discard()
         if left == {"unreadable"}:
@@ -112,7 +113,7 @@ class _Command:
                 check.run(show)
         except KeyboardInterrupt:
             if check.state.path is not None:
-                print(f"go on with: s3backer check {self._url} --resume", file=sys.stderr)
+                print(f"go on with: {check_command(self._url, '--resume')}", file=sys.stderr)
             raise
 
     def _announce(self, objects: int) -> None:

@@ -11,6 +11,7 @@ from s3backer.admin import erase_volume, inspect_volume
 from s3backer.cli.common import Target, options, progress
 from s3backer.config import Option
 from s3backer.errors import UsageError, VolumeNotFound
+from s3backer.hints import unmount_command
 from s3backer.layouts.token import read_token
 from s3backer.units import format_size
 
@@ -29,7 +30,7 @@ def command(url: str, **values: Any) -> None:
 
 def erase(target: Target, *, yes: bool, force: bool) -> None:
     """Erase a volume after asking; shared with the original's form."""
-    target.refuse_if_served(f"Unmount it first: s3backer unmount {target.url}")
+    target.refuse_if_served(f"Unmount it first: {unmount_command(str(target.url))}")
     if not yes:
         _confirm(target)
     # An unfinished copy may be nothing but its mark.

@@ -13,6 +13,7 @@ from s3backer.cache_file import CacheFile
 from s3backer.cache_import import CacheImport, Progress, plan_import
 from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, SIZE, Option, volume_options
+from s3backer.hints import unmount_command
 from s3backer.units import format_size
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def command(file: str, url: str, **values: Any) -> None:
     """
     force = bool(values.pop("force"))
     with CacheFile(file) as cache, Target(url, values) as target:
-        target.refuse_if_served(f"Unmount it first: s3backer unmount {target.url}")
+        target.refuse_if_served(f"Unmount it first: {unmount_command(str(target.url))}")
         blocks = len(cache.dirty_blocks)
         opening = volume_options({**with_password(values), "default_block_size": cache.header.block_size})
         plan = plan_import(cache, target.store, target.url.prefix, opening)

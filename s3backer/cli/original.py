@@ -20,6 +20,7 @@ from s3backer.cli.original_words import FORM, Words, parse
 from s3backer.cli.unlock import unlock
 from s3backer.config import password_file
 from s3backer.errors import S3backerError, UsageError
+from s3backer.hints import command_line
 from s3backer.original_options import ORIGINAL
 from s3backer.url import VolumeURL, check_bucket, checked_prefix
 
@@ -216,7 +217,7 @@ def _check_cache_file(path: str | None, url: str) -> None:
         if cache.dirty_blocks:
             raise UsageError(
                 f"{path} has {len(cache.dirty_blocks)} blocks that are not in the bucket",
-                hint=f"Bring them there first: s3backer import-cache {path} {url}",
+                hint=f"Bring them there first: {command_line('s3backer', 'import-cache', path, url)}",
             )
 
 

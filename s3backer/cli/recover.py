@@ -10,7 +10,7 @@ import click
 from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
 from s3backer.errors import JournalError, UsageError
-from s3backer.hints import unlock_command
+from s3backer.hints import unlock_command, unmount_command
 from s3backer.journal.files import JournalDirectory, has_files
 from s3backer.journal.named import is_missing, named_path, under_another_name
 from s3backer.layouts.token import MountToken, in_use, read_token, way_on
@@ -42,7 +42,7 @@ def command(url: str, **values: Any) -> None:
         raise UsageError("--discard, --to and --force exclude each other", hint="Give one of them.")
     discard, to, force = bool(values.pop("discard")), values.pop("to"), bool(values.pop("force"))
     with Target(url, values) as target:
-        target.refuse_if_served(f"That mount is alive. End it with: s3backer unmount {target.url}")
+        target.refuse_if_served(f"That mount is alive. End it with: {unmount_command(str(target.url))}")
         opening = volume_options(with_password(values))
         place = place_of_journal(target.store, target.url.prefix, opening)
         if to is not None:

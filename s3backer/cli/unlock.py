@@ -9,6 +9,7 @@ import click
 from s3backer.admin import unlock_volume
 from s3backer.cli.common import Target, options
 from s3backer.config import Option
+from s3backer.hints import unmount_command
 
 _FORCE = Option("--force", "force", "Give up what the dead mount has left in a journal.")
 
@@ -29,7 +30,7 @@ def command(url: str, **values: Any) -> None:
 
 def unlock(target: Target, *, force: bool = False) -> None:
     """Remove the token and say whose it was; shared with the original's form."""
-    target.refuse_if_served(f"That mount is alive. End it with: s3backer unmount {target.url}")
+    target.refuse_if_served(f"That mount is alive. End it with: {unmount_command(str(target.url))}")
     token = unlock_volume(target.store, target.url.prefix, force=force)
     print(
         f"{target.url} was not locked"

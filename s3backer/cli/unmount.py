@@ -12,6 +12,7 @@ import click
 from s3backer.cli.common import Target, options, unsaved_progress
 from s3backer.control import call, control_path, result, stopped
 from s3backer.errors import DaemonSilent, MountError, S3backerError
+from s3backer.hints import fusermount_command
 from s3backer.mountpoint import FUSE_TYPE, find_mount, in_the_way, resolve_mountpoint, unmount
 
 #: Seconds for a daemon to say which mount it serves, while others may be the one that is looked for.
@@ -73,7 +74,7 @@ def _daemon_of(path: str) -> str | None:
         except DaemonSilent as error:
             raise MountError(
                 f"{path} is left as it is: {error.who}, which may serve it, {error.what}",
-                hint=f"{error.hint.rstrip('.')}; if it serves another volume: fusermount -u {path}",
+                hint=f"{error.hint.rstrip('.')}; if it serves another volume: {fusermount_command(path)}",
             ) from None
     return None
 

@@ -40,6 +40,7 @@ from typing import Self
 
 from s3backer.errors import JournalError, JournalFull, JournalGone, VolumeInUse, is_full
 from s3backer.failpoints import reach
+from s3backer.hints import command_line
 from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
 from s3backer.journal.nonces import Nonces
 from s3backer.journal.system import SAFE, System
@@ -202,7 +203,8 @@ class JournalDirectory:
         if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
             raise JournalError(
                 f"others than this user can write to {self.place}, where journals are",
-                hint=f"Make it private (chmod go-w {self.place}), or name another place with --journal-directory.",
+                hint=f"Make it private ({command_line('chmod', 'go-w', self.place)}), or name another place with "
+                "--journal-directory.",
             )
 
     def _check_private(self) -> None:
@@ -216,7 +218,7 @@ class JournalDirectory:
         if facts.st_mode & _OTHERS_WRITE:
             raise JournalError(
                 f"others than this user can write to the journal's directory {self.path}",
-                hint=f"See whether all in it is yours, then: chmod 700 {self.path}",
+                hint=f"See whether all in it is yours, then: {command_line('chmod', '700', self.path)}",
             )
         if facts.st_mode & _OTHERS:
             # As after a copy. Not every filesystem can.

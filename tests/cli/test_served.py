@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
 from s3backer.mountpoint import FUSE_TYPE, Mount
 from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL
+from tests.support.cache_files import put_cache_file
 from tests.support.commands import Run, stopped_daemon, tree
 
 
@@ -104,8 +106,9 @@ class Daemon:
         self.process.send_signal(self.last_signal)
 
 
-@pytest.fixture
-def daemon(volume: Path, sockets: Path) -> Iterator[Daemon]:
+@contextlib.contextmanager
+def serving(volume: Path, sockets: Path) -> Iterator[Daemon]:
+    """Serve a volume."""
     write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(
@@ -119,6 +122,12 @@ def daemon(volume: Path, sockets: Path) -> Iterator[Daemon]:
         for thread in threading.enumerate():
             if thread.name == "ending":
                 thread.join()
+
+
+@pytest.fixture
+def daemon(volume: Path, sockets: Path) -> Iterator[Daemon]:
+    with serving(volume, sockets) as daemon:
+        yield daemon
 
 
 def test_info_is_the_daemons(run: Run, daemon: Daemon) -> None:
@@ -340,3 +349,21 @@ def test_unmount_does_not_wait_for_the_end_of_a_daemon_that_is_stopped(run: Run,
     daemon.last_signal = signal.SIGSTOP
     answer = run("unmount", daemon.mountpoint)
     assert answer.code == 1 and "it is stopped" in answer.sentence()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("check", "--repair"), ("erase", "--yes"), ("recover",), ("unlock",), ("import-cache",)],
+    ids=lambda words: words[0],
+)
+def test_the_way_to_unmount_it_can_be_run_as_it_stands(
+    run: Run, volume: Path, sockets: Path, words: tuple[str, ...]
+) -> None:
+    odd = volume.rename(volume.parent / "it's a volume; not two")
+    command, *more = words
+    if command == "import-cache":
+        more.append(str(put_cache_file(volume.parent / "cache", [], block_size=64 << 10, token=1)))
+    with serving(odd, sockets) as daemon:
+        answer = run(command, *more, f"file://{odd}")
+        assert answer.code == 6 and f"{daemon.url} is mounted here" in answer.sentence()
+    assert shlex.split(answer.hint().partition(": ")[2]) == ["s3backer", "unmount", f"file://{odd}"]

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -325,6 +326,22 @@ def test_a_dead_mount(volume: Workbench, other: Workbench) -> None:
         subprocess.run(["fusermount", "-u", mount.mountpoint], check=True, timeout=PATIENCE)
         with other.mounted(mountpoint=str(mount.mountpoint)):
             assert mount.file.stat().st_size == SIZE
+
+
+@without_lane
+def test_what_is_told_to_run_can_be_run_whatever_the_mount_point_is_called(volume: Workbench) -> None:
+    place = volume.directory / "it's a place; not two"
+    _, said = volume.run(mountpoint=str(place))
+    subprocess.run(said.rpartition("Create it: ")[2], shell=True, check=True, timeout=PATIENCE)
+    assert place.is_dir()
+    with volume.mounted(mountpoint=str(place)) as mount:
+        _, said = volume.run()
+        assert shlex.split(said.rpartition("Unmount it first: ")[2]) == ["s3backer", "unmount", str(place)]
+        mount.signal(signal.SIGKILL)
+        mount.wait()
+        _, said = volume.run(mountpoint=str(place))
+        subprocess.run(said.rpartition("Remove it first: ")[2], shell=True, check=True, timeout=PATIENCE)
+        assert volume.mounts() == []
 
 
 def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> None:
