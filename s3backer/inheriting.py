@@ -46,7 +46,7 @@ def take_journal(
     if not wanted and not left:
         return None, None
     try:
-        directory = JournalDirectory(path)
+        directory = open_journal(store, prefix, path)
     except VolumeInUse as locked:
         token = None
         # Where the store is away the lock says enough.
@@ -54,8 +54,6 @@ def take_journal(
             token = read_token(store, prefix)
         raise VolumeInUse(in_use(url, token).message if token else locked.message, hint=locked.hint) from None
     except JournalError as error:
-        if left and (note := note_of(store, prefix, path)) is not None and note.is_there():
-            error.hint = "All of it is in the bucket, as a note there says: mount with another --journal-directory."
         if options.journaled and not left:
             error.hint += " Or mount it with --journal none."
         if options.journaled or left:
@@ -81,6 +79,20 @@ def take_journal(
         raise
     directory.close()
     return None, None
+
+
+def open_journal(store: ObjectStore, prefix: str, path: str) -> JournalDirectory:
+    """Return the directory of a volume's journal, locked.
+
+    Raises what JournalDirectory raises; JournalError says so where nothing in the directory is needed any more.
+    """
+    try:
+        return JournalDirectory(path)
+    except JournalError as error:
+        note = note_of(store, prefix, path)
+        if note is not None and note.is_there():
+            error.hint = "All of it is in the bucket, as a note there says: mount with another --journal-directory."
+        raise
 
 
 def _warn_of_newer(store: ObjectStore, prefix: str, path: str) -> None:

@@ -11,7 +11,8 @@ from s3backer.cli.common import Target, options, progress, with_password
 from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE, Option, volume_options
 from s3backer.errors import JournalError, UsageError
 from s3backer.hints import unlock_command, unmount_command
-from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.inheriting import open_journal
+from s3backer.journal.files import has_files
 from s3backer.journal.named import is_missing, named_path, under_another_name
 from s3backer.layouts.token import MountToken, in_use, read_token, way_on
 from s3backer.left_journal import place_of_journal
@@ -55,7 +56,7 @@ def command(url: str, **values: Any) -> None:
                 raise JournalError(f"{said}; nothing was written to {to}", hint=_LOOK_ELSEWHERE)
             print(said)
             return
-        with JournalDirectory(place) as directory:
+        with open_journal(target.store, target.url.prefix, place) as directory:
             recoverer = Recoverer(target.store, target.url.prefix, opening, directory)
             if discard:
                 _discard(recoverer, place)

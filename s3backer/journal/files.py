@@ -63,10 +63,6 @@ _BUSY = "busy"
 _LOOK = "Look at that directory."
 _FULL = "Free some space there, or put it elsewhere with --journal-directory."
 _ELSEWHERE = "Name another place with --journal-directory."
-_NEEDED = (
-    "What a mount has left is in it: let this user write to it (a disk that is mounted read-only: mount -o "
-    "remount,rw), and try again."
-)
 #: Permissions of others than the owner.
 _OTHERS, _OTHERS_WRITE = 0o077, 0o022
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -140,6 +136,16 @@ def newest_header(path: str) -> Header | None:
     return None
 
 
+def _way_to_use(path: str) -> str:
+    """Return what to try where something is left in a directory that cannot be written to."""
+    copying = f"mkdir DIR && {command_line('cp', '-a', path, 'DIR')}"
+    return (
+        "What a mount has left is in it: let this user write to it (a disk that is mounted read-only: mount -o "
+        f"remount,rw), and try again. Or copy it to a disk that can be written to ({copying}), and give that with "
+        "--journal-directory DIR."
+    )
+
+
 def file_name(number: int) -> str:
     """Return the name of a file in use, or ready to be used."""
     return f"{number:08d}.journal"
@@ -174,7 +180,7 @@ class JournalDirectory:
             self._nonces = Nonces(self._system, self._descriptor)
         except OSError as error:
             self.close()
-            hint = _NEEDED if has_files(self.path) else _ELSEWHERE
+            hint = _way_to_use(self.path) if has_files(self.path) else _ELSEWHERE
             raise self._error("cannot be used", error, hint=hint) from None
         except BaseException:
             self.close()

@@ -407,6 +407,32 @@ def test_of_what_is_in_the_bucket_it_says_so(run: Run, dead: Place) -> None:
     assert "All of it is in the bucket, or something newer, as a note there says" in answer.out
 
 
+@pytest.mark.parametrize("more", [(), ("--discard",), ("--to", "found"), ("--force",)])
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_directory_that_cannot_be_written_to(
+    run: Run, dead: Place, monkeypatch: pytest.MonkeyPatch, noted: bool, more: tuple[str, ...]
+) -> None:
+    """As a mount says it."""
+
+    def refuse(self: JournalDirectory) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    header = newest_header(str(directory(dead)))
+    assert header is not None
+    if noted:
+        StoredNote(dead.store(), "", header.session, str(directory(dead))).put()
+    monkeypatch.setattr(JournalDirectory, "_take_lock", refuse)
+    with pytest.raises(JournalError) as caught:
+        dead.open()
+    answer = run("recover", url(dead), *where(dead), *more)
+    assert answer.code == 9
+    assert (answer.sentence(), answer.hint()) == (caught.value.message, caught.value.hint)
+    if noted:
+        assert answer.hint().startswith("All of it is in the bucket, as a note there says: mount with another ")
+    else:
+        assert f"(mkdir DIR && cp -a {directory(dead)} DIR), and give that with --journal-directory" in answer.hint()
+
+
 def test_what_is_damaged_and_in_the_bucket_is_neither_missing_nor_older_there(run: Run, place: Place) -> None:
     with place.killed() as volume:
         volume.write(3 * BLOCK, b"old" * 100)

@@ -589,10 +589,35 @@ def test_a_journal_that_cannot_be_gone_on_with(journaled: Bench, tmp_path: Path)
             said, hint = text.splitlines()
             assert said.endswith(" cannot be used: Read-only file system")
             assert hint.startswith("What a mount has left is in it: ") and "mount -o remount,rw" in hint
-            assert "--journal" not in hint
+            assert "--journal none" not in hint
         run("mount", "-o", "remount,rw", str(small))
         with journaled.mounted(volume=where) as mount:
             assert read(mount, len(DATA)) == DATA
+
+
+@without_lane
+def test_a_journal_on_a_disk_that_is_read_only_is_copied(journaled: Bench, tmp_path: Path) -> None:
+    """What is said to try helps, and what is left there does no harm."""
+    with small_disk(tmp_path / "small", "8m") as small:
+        where = {"journal_directory": str(small)}
+        with journaled.mounted(volume=where) as mount:
+            write(mount, DATA, sync=True)
+            kill(mount)
+        run("mount", "-o", "remount,ro", str(small))
+        _, text = journaled.run(volume=where)
+        copying = text.partition("that can be written to (")[2].partition(")")[0]
+        assert copying.startswith("mkdir DIR && cp -a ")
+        subprocess.run(copying, shell=True, check=True, cwd=tmp_path, timeout=60)
+        journaled.command("recover", "--journal-directory", str(tmp_path / "DIR"))
+        assert not journaled.token.exists()
+        with journaled.mounted() as mount:
+            assert read(mount, len(DATA)) == DATA
+            write(mount, DATA[::-1], sync=True)
+        run("mount", "-o", "remount,rw", str(small))
+        code, text = journaled.run(volume=where)
+        assert code == 9 and "somebody else may have written to it since" in text
+        with journaled.mounted() as mount:
+            assert read(mount, len(DATA)) == DATA[::-1]
 
 
 @without_lane
