@@ -57,7 +57,7 @@ from s3backer.cache_calls import (
     retry_pause,
 )
 from s3backer.cache_state import Attempt, Flushes, Outage, PendingFetch, WritePolicy
-from s3backer.errors import S3backerError, StoreError
+from s3backer.errors import ObjectVanished, S3backerError, StoreError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
@@ -322,7 +322,7 @@ class BlockCache:
                 else:
                     self._reply(writer, error)
             attempt = Attempt(fetch.store_sequence, fetch.flushes)
-            if fetch.stores and isinstance(error, StoreError):
+            if fetch.stores and isinstance(error, StoreError) and not isinstance(error, ObjectVanished):
                 # Damage says nothing of others.
                 self._outage.failed(block, now)
             if attempt.sequence:

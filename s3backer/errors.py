@@ -12,6 +12,7 @@ any of these. ``exit_code`` is stable: scripts may rely on it.
     │   ├── AccessDenied     4   wrong key, no permission, clock off
     │   ├── BucketNotFound   5   the bucket (or the directory) does not exist
     │   ├── ObjectNotFound   5   no such key
+    │   ├── ObjectVanished   3   no such key any more
     │   └── PreconditionFailed 6 a conditional request lost
     ├── WrongPassword        4   it does not decrypt what is there
     ├── VolumeNotFound       5   there is no volume at this URL
@@ -103,6 +104,10 @@ class ObjectNotFound(StoreError):
     def __init__(self, key: str) -> None:
         super().__init__(f"there is no object {key!r}")
         self.key = key
+
+
+class ObjectVanished(StoreError):
+    """An object that was there is not there any more: what it held is lost, and is not zeros."""
 
 
 class PreconditionFailed(StoreError):

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from s3backer.errors import CorruptObject, JournalDamaged, S3backerError
+from s3backer.errors import CorruptObject, JournalDamaged, ObjectVanished, S3backerError
 
 #: Blocks that are remembered.
 _MOST = 1000
@@ -54,7 +54,7 @@ class Failing:
         with self._lock:
             new = type(error) not in self._said
             self._said.add(type(error))
-            if isinstance(error, (CorruptObject, JournalDamaged)):
+            if isinstance(error, (CorruptObject, JournalDamaged, ObjectVanished)):
                 self._damaged.add(block)
                 self._damage = error
             else:

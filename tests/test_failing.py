@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from s3backer.errors import CorruptObject, StoreUnreachable
+from s3backer.errors import CorruptObject, ObjectVanished, S3backerError, StoreUnreachable
 from s3backer.failing import Failing
 
 DAMAGED = CorruptObject("object 'x' is damaged", hint="Look.")
+VANISHED = ObjectVanished("object 'x' has vanished", hint="Look.")
 AWAY = StoreUnreachable("it is away", hint="Wait.")
 
 
@@ -71,16 +72,17 @@ def test_it_does_not_remember_more_than_it_may(caplog: pytest.LogCaptureFixture)
     assert failing.error is None and len(said(caplog)) == 2
 
 
-def test_damage_is_told_from_an_outage_however_many_blocks_have_it() -> None:
+@pytest.mark.parametrize("lost", [DAMAGED, VANISHED], ids=["damaged", "vanished"])
+def test_damage_is_told_from_an_outage_however_many_blocks_have_it(lost: S3backerError) -> None:
     gone: set[int] = set()
     failing = Failing(lambda: 3000, lambda block: block not in gone)
     assert failing.damage(0) is None
     for block in range(2000):
-        failing.failed(block, DAMAGED)
-    assert failing.damage(2000) is DAMAGED and failing.damage(2001) is None
+        failing.failed(block, lost)
+    assert failing.damage(2000) is lost and failing.damage(2001) is None
     failing.failed(2500, AWAY)
     failing.failed(7, AWAY)
-    assert failing.damage(2000) is None and failing.damage(1999) is DAMAGED
+    assert failing.damage(2000) is None and failing.damage(1999) is lost
     failing.stored(8)
     gone.add(9)
-    assert failing.damage(1998) is None and failing.damage(1997) is DAMAGED
+    assert failing.damage(1998) is None and failing.damage(1997) is lost

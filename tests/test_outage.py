@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3backer.errors import CorruptObject, StoreError
+from s3backer.errors import CorruptObject, ObjectVanished, S3backerError, StoreError
 from tests.support.slow_writer import BLOCK, STORES, Writer
 
 AWAY = StoreError("away", hint="Wait.")
@@ -176,6 +176,18 @@ def test_what_is_damaged_is_not_asked_for_all_the_time_in_an_outage(journaled: W
         assert journaled.cache.writer.write(block * BLOCK + 512, b"x" * 512, journaled.now)[0] == 512
     pass_time(journaled, 600.0)
     assert 1 <= journaled.fetches < 100
+
+
+@pytest.mark.parametrize("lost", [CorruptObject("damaged", hint="Look."), ObjectVanished("vanished", hint="Look.")])
+def test_what_is_lost_for_ever_makes_no_outage(journaled: Writer, lost: S3backerError) -> None:
+    """However many blocks of that kind there are, others are stored as always."""
+    for block in range(20, 20 + 2 * STORES):
+        journaled.unreadable[block] = lost
+        assert journaled.cache.writer.write(block * BLOCK + 512, b"x" * 512, journaled.now)[0] == 512
+    pass_time(journaled, 60.0)
+    write(journaled, range(40, 40 + STORES))
+    journaled.tick(1.0)
+    assert len(journaled.stores) == STORES
 
 
 def test_a_store_that_says_nothing_keeps_writers_waiting_for_a_moment_only(journaled: Writer) -> None:

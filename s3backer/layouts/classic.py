@@ -36,7 +36,7 @@ from functools import partial
 from typing import Protocol
 
 from s3backer.codec.block import PLAIN, BadBlock, BlockCodec, Encoded, parse_encoding
-from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
+from s3backer.errors import CorruptObject, ObjectNotFound, ObjectVanished, PreconditionFailed
 from s3backer.layouts.copies import Copies, Copy, is_strong
 from s3backer.layouts.etags import ETags
 from s3backer.layouts.listing import POSITIONS, Claim, is_in, walk
@@ -245,7 +245,7 @@ class ClassicLayout:
                 found = self._store.get_unless(key, copy.etag, at_most=self.most_stored)
         except ObjectNotFound:
             if self._end_read(block, this, present=False) and this.expected:
-                raise StoreError(
+                raise ObjectVanished(
                     f"object {key!r} was in {self._store.name} and has vanished",
                     hint="Somebody deleted it, or the store lost it; its data is not zeros.",
                 ) from None

@@ -404,6 +404,19 @@ def test_what_cannot_be_stored_stays_in_the_journal_at_the_end(place: Place, mon
     assert place.content(8 * BLOCK, BLOCK) == b"c" * BLOCK
 
 
+def test_so_does_a_part_of_a_block_whose_object_has_vanished(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of that block is lost: waiting would not bring it back."""
+    monkeypatch.setattr("s3backer.driver._STUCK", 0.5)
+    place.store().put(block_name(8), b"o" * BLOCK)
+    volume = opened(place, Watched(place, 0.0))
+    wait_until(lambda: bool(volume.facts()["surveyed"]), "it knows which objects there are")
+    place.store().delete(block_name(8))
+    volume.write(8 * BLOCK + 512, b"a" * 512)
+    with pytest.raises(StoreError, match=r"1 blocks of .* cannot be stored: object '00000008' was in .* has vanished"):
+        volume.close()
+    assert place.files
+
+
 def test_an_outage_at_the_end_is_waited_for_although_something_is_damaged(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
