@@ -18,8 +18,8 @@ Guarantees
     write answered before it is in the bucket, and fails if storing one of those blocks fails in an attempt that began
     after the flush was asked; the failure of an earlier attempt says nothing about now. Failed blocks stay dirty and
     are tried again.
-  * A block has at most one Fetch and one Store under way. A fetched body is used only if no Store of that
-    block began meanwhile (it could be older than what was stored); otherwise it is fetched again.
+  * A block has at most one Fetch and one Store under way. A fetched body is used only if meanwhile no Store of that
+    block began, and it was not left (it could be older than what has gone there); otherwise it is fetched again.
   * What the journal holds of a block is forgotten once the bucket holds that or a later write. A journal that has
     failed takes no more; writes then go to the slab alone.
   * Dirty data leaves the slab only into the bucket, or when the disk of the journal has it. When too much is dirty,
@@ -632,7 +632,7 @@ class BlockCache:
         spilled = False
         for block, *_ in self._slab.dirty_blocks(_SPILLED):
             # What has a fetch under way is needed in a moment.
-            if block not in self._fetches and self._journal.core.spill(block):
+            if block not in self._fetches and self._leave(block):
                 self._backlog.add(block)
                 self._retry_at.pop(block, None)
                 self._failing.pop(block, None)
@@ -642,6 +642,19 @@ class BlockCache:
             self._syncing = True
             self._actions.append(Sync())
         return spilled
+
+    def _leave(self, block: int) -> bool:
+        """Leave a dirty block to the journal; False if that does not have all of it on the disk."""
+        assert self._journal is not None
+        if not self._journal.core.spill(block):
+            return False
+        self._overtake(block)
+        return True
+
+    def _overtake(self, block: int) -> None:
+        """Hear that something newer than what is on its way into memory may leave it."""
+        if block in self._fetches:
+            self._fetches[block].stale = True
 
     def _fetch_left(self, now: float) -> bool:
         """Bring the next block of the backlog into memory; False if there is none now."""
@@ -684,9 +697,8 @@ class BlockCache:
             error = StoreError(f"no memory for a copy of block {block}", hint=LESS_MEMORY)
             self._store_failed(block, Attempt(sequence, self._flushes.asked), error, now)
             return True
-        if block in self._fetches:
-            # What it brings may be older: the journal had something of the block when it began.
-            self._fetches[block].stale = True
+        # The journal had something of the block when a fetch of it began.
+        self._overtake(block)
         if body is None and absent:
             if self._journal is not None:
                 self._journal.done(block, as_of, "")
@@ -707,7 +719,7 @@ class BlockCache:
             # The backlog has it again. A flush waits for all that is left, whatever came after it.
             self._backlog.failed(block, now)
             attempt = replace(attempt, sequence=0)
-            spilled = self._journal.core.spill(block)
+            spilled = self._leave(block)
         others_wait = self._fail_flushes(attempt, error, now)
         if spilled:
             self._failing.pop(block, None)

@@ -27,12 +27,23 @@ VOLUME = bytes(32)
 X = 5
 
 
+class Slab(_fast.Slab):
+    """One for whose copies there may be no memory."""
+
+    lacks_memory = False
+
+    def begin_store(self, block: int) -> tuple[int, int, bytes | None]:
+        if self.lacks_memory:
+            raise MemoryError
+        return super().begin_store(block)
+
+
 class Steps:
     """A cache whose jobs wait in ``jobs`` until ``do`` does one."""
 
     def __init__(self, path: Path, *, delay: float = 3600.0) -> None:
         self.store = MemoryStore()
-        self.slab = _fast.Slab(BLOCK, 6, 3)
+        self.slab = Slab(BLOCK, 6, 3)
         self.layout = ClassicLayout(self.store, "p/", block_size=BLOCK, size=24 * BLOCK)
         for block in range(24):
             self.store.put(self.layout.key(block), bytes([block]) * BLOCK)
@@ -98,16 +109,20 @@ class Steps:
 
     def do(self, job: Job, *, away: bool = False) -> None:
         self.jobs.remove(job)
+        self.end(job, None if away or not isinstance(job, Fetch) else self.fetched(job.block), away=away)
+
+    def end(self, job: Job, body: bytes | None, *, away: bool = False) -> None:
+        """End a job; ``body``: what a Fetch has brought."""
         error = StoreError("away", hint="Wait.") if away else None
         match job:
             case Sync():
                 self.core.sync()
                 self.cache.synced(self.now)
             case Fetch(block):
-                self.cache.fetched(block, None if away else self.fetched(block), error, self.now)
-            case Store(block, body, as_of):
+                self.cache.fetched(block, body, error, self.now)
+            case Store(block, copy, as_of):
                 if not away:
-                    self.journal.done(block, as_of, self.layout.write(block, body))
+                    self.journal.done(block, as_of, self.layout.write(block, copy))
                 self.cache.stored(block, error, self.now)
         self.take()
 
@@ -115,6 +130,17 @@ class Steps:
         self.core.sync()
         assert self.core.spill(block)
         self.backlog.add(block)
+
+    def read_others(self) -> None:
+        """Read so many other blocks that what is clean leaves memory."""
+        for other in range(10, 20):
+            self.read(other)
+            for job in [job for job in self.jobs if isinstance(job, Fetch) and job.block == other]:
+                self.do(job)
+
+    def evict(self, block: int) -> None:
+        self.read_others()
+        assert not self.slab.contains(block)
 
     def run(self, hours: float = 1.0) -> None:
         """Do all that comes, and let time pass in between."""
@@ -146,11 +172,7 @@ def test_a_fetch_that_was_overtaken_by_a_store_that_failed_keeps_the_block(steps
     steps.core.sync()
     steps.tick(2.0)
     steps.do(next(job for job in steps.jobs if isinstance(job, Store)), away=True)
-    for block in range(10, 20):
-        steps.read(block)
-        for job in [job for job in steps.jobs if isinstance(job, Fetch) and job.block == block]:
-            steps.do(job)
-    assert not steps.slab.contains(X)
+    steps.evict(X)
     steps.tick(2.0)
     steps.do(fetch)
     steps.run()
@@ -158,6 +180,31 @@ def test_a_fetch_that_was_overtaken_by_a_store_that_failed_keeps_the_block(steps
     steps.run()
     assert steps.answered(flush) == [None]
     assert steps.layout.read(X) == b"a" * 512 + b"b" * 512
+
+
+def test_a_fetch_brings_nothing_older_where_a_copy_had_no_memory(steps: Steps) -> None:
+    """The block is left to the journal again while it is fetched, and leaves memory before that has ended."""
+    steps.write(X * BLOCK, b"a" * 512)
+    steps.leave(X)
+    steps.backlog.failed(X, steps.now)
+    steps.evict(X)
+    steps.read(X, 512, 512)
+    (fetch,) = [job for job in steps.jobs if job == Fetch(X, urgent=True)]
+    steps.jobs.remove(fetch)
+    older = steps.fetched(X)
+    steps.write(X * BLOCK, b"b" * 512)
+    steps.write(X * BLOCK + 512, b"c" * 512)
+    steps.core.sync()
+    steps.slab.lacks_memory = True
+    steps.tick(2.0)
+    assert steps.cache.counts.memory_errors
+    steps.slab.lacks_memory = False
+    steps.read_others()
+    steps.end(fetch, older)
+    request = steps.read(X)
+    steps.run()
+    assert bytes(request.filled()) == b"b" * 512 + b"c" * 512
+    assert steps.layout.read(X) == b"b" * 512 + b"c" * 512
 
 
 def test_a_flush_does_not_wait_for_the_age_of_what_was_left(steps: Steps) -> None:
@@ -223,10 +270,7 @@ def test_who_reads_what_was_written_since_the_backlog_began_to_fetch_gets_it(
     """The rest of its block cannot be had, and is not needed any more. Who still needs it is told so."""
     steps.write(X * BLOCK, b"a" * 512)
     steps.leave(X)
-    for block in range(10, 20):
-        steps.read(block)
-        steps.do(next(job for job in steps.jobs if job == Fetch(block, urgent=True)))
-    assert not steps.slab.contains(X)
+    steps.evict(X)
     (fetch,) = [job for job in steps.jobs if isinstance(job, Fetch)]
     if rest_is_written:
         steps.write(X * BLOCK + 512, b"b" * 512)
