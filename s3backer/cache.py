@@ -28,7 +28,8 @@ Guarantees
   * A block that is left has no slot in which a sector is valid without what the journal has of it: whoever fetches it
     puts that over what the bucket has. The backlog brings such blocks into memory, where they are touched and stored.
     A flush is answered when nothing is left. These are blocks of an earlier mount; and where nothing can be stored,
-    and memory is full, the oldest that the journal has on the disk, so that writers wait for the journal only.
+    and memory is full, the oldest that the journal has on the disk, so that writers wait for the journal only. A block
+    that was touched is not left before it was stored: the journal has its bytes, and not that it was touched.
   * Nothing is stored before ``held_until``: until then requests of an earlier mount may still arrive. Nothing is stored
     that the journal does not have, as it has failed or had no room, before that was admitted where others see it.
 """
@@ -102,6 +103,8 @@ class BlockCache:
         self._fetches: dict[int, PendingFetch] = {}
         self._storing: dict[int, Attempt] = {}
         self._storing_zeros: set[int] = set()
+        #: Blocks that were touched, and not stored since.
+        self._touched: set[int] = set()
         #: When blocks whose store failed are tried again, in the order in which that was.
         self._retry_at: dict[int, float] = {}
         self._outage = Outage(policy.store_limit, policy.retry_delay)
@@ -457,6 +460,7 @@ class BlockCache:
     def _touch(self, request: TouchRequest, now: float) -> int | None:
         block = request.block
         if self._slab.touch(block, now):
+            self._touched.add(block)
             return None
         if not self._layout.known_absent(block):
             return block
@@ -464,6 +468,7 @@ class BlockCache:
             self._lacks_room = True
             return self._NO_SLOT
         self._slab.touch(block, now)
+        self._touched.add(block)
         return None
 
     def _write(self, request: WriteRequest, now: float) -> int | None:
@@ -644,9 +649,9 @@ class BlockCache:
         return spilled
 
     def _leave(self, block: int) -> bool:
-        """Leave a dirty block to the journal; False if that does not have all of it on the disk."""
+        """Leave a dirty block to the journal; False if that does not have on the disk why it is to be stored."""
         assert self._journal is not None
-        if not self._journal.core.spill(block):
+        if block in self._touched or not self._journal.core.spill(block):
             return False
         self._overtake(block)
         return True
@@ -699,6 +704,8 @@ class BlockCache:
             return True
         # The journal had something of the block when a fetch of it began.
         self._overtake(block)
+        touched = block in self._touched
+        self._touched.discard(block)
         if body is None and absent:
             if self._journal is not None:
                 self._journal.done(block, as_of, "")
@@ -706,7 +713,7 @@ class BlockCache:
             self.counts.zeros_skipped += 1
             self._failing.pop(block, None)
             return False
-        self._storing[block] = Attempt(sequence, self._flushes.asked)
+        self._storing[block] = Attempt(sequence, self._flushes.asked, touched)
         if body is None:
             self._storing_zeros.add(block)
         self._actions.append(Store(block, body, as_of))
@@ -715,6 +722,8 @@ class BlockCache:
     def _store_failed(self, block: int, attempt: Attempt, error: S3backerError, now: float) -> None:
         """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""
         spilled = False
+        if attempt.touched:
+            self._touched.add(block)
         if self._backlog is not None and self._journal is not None and self._journal.core.is_left(block):
             # The backlog has it again. A flush waits for all that is left, whatever came after it.
             self._backlog.failed(block, now)

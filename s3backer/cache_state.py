@@ -28,10 +28,14 @@ class WritePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A block on its way into the bucket: the newest write in it, and how many flushes had been asked before."""
+    """A block on its way into the bucket: the newest write in it, and how many flushes had been asked before.
+
+    ``touched``: it was to be stored whether or not it was written.
+    """
 
     sequence: int
     flushes: int
+    touched: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,18 @@ import pytest
 from s3backer import _fast
 from s3backer.backlog import Backlog
 from s3backer.cache import BlockCache
-from s3backer.cache_calls import Fetch, FlushRequest, Hurry, Job, ReadRequest, Reply, Store, Sync, WriteRequest
+from s3backer.cache_calls import (
+    Fetch,
+    FlushRequest,
+    Hurry,
+    Job,
+    ReadRequest,
+    Reply,
+    Store,
+    Sync,
+    TouchRequest,
+    WriteRequest,
+)
 from s3backer.cache_state import WritePolicy
 from s3backer.errors import JournalError, S3backerError, StoreError
 from s3backer.journal.files import JournalDirectory
@@ -41,7 +52,7 @@ class Slab(_fast.Slab):
 class Steps:
     """A cache whose jobs wait in ``jobs`` until ``do`` does one."""
 
-    def __init__(self, path: Path, *, delay: float = 3600.0) -> None:
+    def __init__(self, path: Path, *, delay: float = 3600.0, high_water: int = 3) -> None:
         self.store = MemoryStore()
         self.slab = Slab(BLOCK, 6, 3)
         self.layout = ClassicLayout(self.store, "p/", block_size=BLOCK, size=24 * BLOCK)
@@ -57,7 +68,7 @@ class Steps:
             file_bytes=48 << 10,
         )
         self.core = self.layout.left = self.journal.core
-        policy = WritePolicy(delay=delay, store_limit=2, high_water=3)
+        policy = WritePolicy(delay=delay, store_limit=2, high_water=high_water)
         self.backlog = Backlog((), self.core.is_left)
         self.cache = BlockCache(self.slab, self.layout, policy, self.journal, backlog=self.backlog)
         self.now = 0.0
@@ -205,6 +216,46 @@ def test_a_fetch_brings_nothing_older_where_a_copy_had_no_memory(steps: Steps) -
     steps.run()
     assert bytes(request.filled()) == b"b" * 512 + b"c" * 512
     assert steps.layout.read(X) == b"b" * 512 + b"c" * 512
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["not tried", "failed"])
+def test_a_block_that_was_touched_stays_until_it_was_stored(tmp_path: Path, failed: bool) -> None:
+    """The journal has its bytes, and not why it is to be stored: a resize stores block 0 with the new size."""
+    steps = Steps(tmp_path, high_water=6)
+    steps.write(0, b"s" * BLOCK)
+    steps.cache.touch(TouchRequest(block=0), steps.now)
+    steps.layout.size = 48 * BLOCK
+    if failed:
+        steps.flush()
+        steps.do(next(job for job in steps.jobs if isinstance(job, Store)), away=True)
+    # Nothing can be stored, and memory is full.
+    steps.cache._held_until = 60.0
+    for block in (1, 2, 3):
+        steps.core.sync()
+        steps.write(block * BLOCK, b"w" * BLOCK)
+    assert steps.core.left
+    flush = steps.flush()
+    steps.write(0, b"S" * BLOCK)
+    steps.run(0.1)
+    assert steps.answered(flush) == [None]
+    assert steps.store.get(steps.layout.key(0)).info.metadata["s3backer-filesize"] == str(48 * BLOCK)
+    steps.journal.close()
+    steps.directory.close()
+
+
+def test_a_block_that_was_touched_and_needed_no_request_may_leave_memory(steps: Steps) -> None:
+    steps.layout.survey(lambda: False)
+    steps.layout.write(X, None)
+    steps.read(X)
+    steps.cache.touch(TouchRequest(block=X), steps.now)
+    flush = steps.flush()
+    assert steps.answered(flush) == [None]
+    steps.write(X * BLOCK, b"a" * 512)
+    steps.cache._held_until = 60.0
+    for block in (1, 2, 3):
+        steps.core.sync()
+        steps.write(block * BLOCK, b"w" * BLOCK)
+    assert steps.core.is_left(X)
 
 
 def test_a_flush_does_not_wait_for_the_age_of_what_was_left(steps: Steps) -> None:
