@@ -469,7 +469,7 @@ def _stays_open(operations: DiskOperations) -> bool:
 
 
 def _left_to_store(volume: Volume) -> dict[str, object]:
-    return {"unsaved_blocks": volume.unsaved, "write_back_error": volume.write_back_error}
+    return {"unsaved_blocks": volume.unsaved, "write_back_error": volume.write_back_error, "lost": volume.lost}
 
 
 def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress) -> None:

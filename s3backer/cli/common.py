@@ -7,7 +7,7 @@ import getpass
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -169,6 +169,16 @@ def _progress(text: str) -> Iterator[tuple[Callable[[int, int | None], None], Ca
         )
 
 
+def why_not_stored(facts: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return what keeps a daemon from storing blocks, and why; None while nothing does. ``facts``: what it reports."""
+    error = facts.get("write_back_error")
+    if not isinstance(error, str):
+        return None
+    if facts.get("lost"):
+        return "volume is lost", f"{error}; nothing is stored from here any more"
+    return "write-back fails", f"{error}; it is tried again"
+
+
 @contextlib.contextmanager
 def unsaved_progress() -> Iterator[Callable[[dict[str, object]], None]]:
     """Show a daemon's reports of the blocks that it has still to store, and why it cannot."""
@@ -186,7 +196,7 @@ class _Storing:
         self._said = ""
 
     def __call__(self, facts: dict[str, object]) -> None:
-        left, error = facts.get("unsaved_blocks"), facts.get("write_back_error")
+        left, why = facts.get("unsaved_blocks"), why_not_stored(facts)
         if not isinstance(left, int):
             return
         self._most = max(self._most, left)
@@ -194,8 +204,8 @@ class _Storing:
         now = time.monotonic()
         if left != self._left:
             self._left, self._moved = left, now
-        if isinstance(error, str):
-            self._tell(f"write-back fails: {error}; it is tried again")
+        if why is not None:
+            self._tell(": ".join(why))
         elif left and now - self._moved >= _STALL_SECONDS and not self._said:
             self._tell(f"waiting for the store: {left} blocks are not stored yet")
 

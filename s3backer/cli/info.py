@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from s3backer.admin import inspect_volume
-from s3backer.cli.common import Target, options
+from s3backer.cli.common import Target, options, why_not_stored
 from s3backer.config import HASH, Option
 from s3backer.layouts.token import way_on
 from s3backer.telemetry.prices import dollars
@@ -85,8 +85,8 @@ def _text(known: dict[str, Any], way: str) -> str:
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
         if known.get("writers", "go on") != "go on":
             lines.append(("writers", known["writers"]))
-        if known.get("write_back_error"):
-            lines.append(("write-back fails", f"{known['write_back_error']}; it is tried again"))
+        if (why := why_not_stored(known)) is not None:
+            lines.append(why)
         lines.append(("journal", _journal_text(known.get("journal"))))
         if known.get("lazy_fsync"):
             lines.append(("fsync", "lazy: says yes and does nothing"))

@@ -46,6 +46,7 @@ class Daemon:
         #: With which its process ends when it was asked to.
         self.last_signal = signal.SIGKILL
         self.failure: str | None = None
+        self.lost = False
         self.ending = False
         #: What is reported while it ends.
         self.reports: list[dict[str, object]] = [{"unsaved_blocks": 1}]
@@ -71,6 +72,7 @@ class Daemon:
             "opened": 1_700_000_000.0,
             "unsaved_blocks": 2,
             "write_back_error": self.failure,
+            "lost": self.lost,
             "mountpoint": self.mountpoint,
             "pid": self.process.pid,
             "ending": self.ending,
@@ -151,6 +153,13 @@ def test_info_says_why_write_back_fails(run: Run, daemon: Daemon) -> None:
     assert json.loads(run("info", str(daemon.url), "--json").out)["write_back_error"] == "the store is away"
 
 
+def test_info_says_that_the_volume_is_lost(run: Run, daemon: Daemon) -> None:
+    daemon.failure, daemon.lost = "it is mounted by another", True
+    shown = run("info", str(daemon.url)).out.splitlines()
+    assert "volume is lost:   it is mounted by another; nothing is stored from here any more" in shown
+    assert "not stored yet:   2 blocks" in shown
+
+
 def test_info_does_not_need_the_store_while_a_daemon_answers(run: Run, daemon: Daemon, volume: Path) -> None:
     (volume / "00000000").unlink()
     assert json.loads(run("info", str(daemon.url), "--json").out)["size"] == 8 << 20
@@ -215,8 +224,9 @@ OUTAGE = {"unsaved_blocks": 3, "write_back_error": "it is away"}
         ),
         ([OUTAGE | {"write_back_error": None}] * 50, ["waiting for the store: 3 blocks are not stored yet"]),
         ([{"unsaved_blocks": left} for left in range(50, 0, -1)], []),
+        ([OUTAGE | {"lost": True}] * 3, ["volume is lost: it is away; nothing is stored from here any more"]),
     ],
-    ids=["fails", "fails otherwise", "says no reason", "goes on"],
+    ids=["fails", "fails otherwise", "says no reason", "goes on", "lost"],
 )
 def test_unmount_says_once_why_nothing_is_stored(
     run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, object]], said: list[str]

@@ -459,10 +459,15 @@ def test_a_mount_that_was_overtaken_is_read_only_and_ends(
                 with pytest.raises(OSError, match="Input/output error"):
                     os.fsync(descriptor)
             assert os.pread(descriptor, len(DATA), 0) == DATA
-        # A flush could never succeed: whoever unmounts it is told what is not stored.
         capfd.readouterr()
+        assert main(["info", f"file://{volume.bucket}"]) == 0
+        said = capfd.readouterr().out
+        assert f"\nvolume is lost:   file://{volume.bucket} is mounted by " in said
+        assert "nothing is stored from here any more" in said and "it is tried again" not in said
+        # A flush could never succeed: whoever unmounts it is told what is not stored.
         assert main(["unmount", str(mount.mountpoint)]) == VolumeInUse.exit_code
         said = capfd.readouterr().err
+        assert "it is tried again" not in said
         assert "blocks that were written here are not in the bucket" in said
         assert ("s3backer recover" in said) is bool(journal)
         mount.wait()
