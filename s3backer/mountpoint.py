@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3backer.errors import MountError, UsageError
-from s3backer.hints import command_line, detach_command, fusermount_command
+from s3backer.hints import command_line, detach_command, fusermount_command, unmount_command
 
 FUSE_TYPE = "fuse.s3backer"
 _MNT_DETACH = 2
@@ -102,7 +102,7 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
             raise _unusable(path, error) from None
         raise MountError(
             f"{mounted.source} is already mounted on {path}",
-            hint=f"Use another directory, or unmount it first: {fusermount_command(path)}",
+            hint=f"Use another directory, or unmount it first: {unmount_command(path)}",
         )
     try:
         with os.scandir(path) as entries:

@@ -304,7 +304,7 @@ def test_a_mount_point_with_a_volume_on_it(volume: Workbench, other: Workbench) 
             other,
             7,
             f"file://{volume.bucket} is already mounted on {mount.mountpoint}",
-            f"fusermount -u {mount.mountpoint}",
+            f"s3backer unmount {mount.mountpoint}",
             mountpoint=str(mount.mountpoint),
         )
         assert mount.file.stat().st_size == SIZE and is_alive(mount.pid)
@@ -387,7 +387,7 @@ def test_a_mount_point_that_somebody_else_takes_meanwhile(volume: Workbench, oth
             _, said = process.communicate(timeout=PATIENCE)
             assert process.returncode == 7
             assert f"file://{other.bucket} is already mounted on {volume.mountpoint}" in said
-            assert "fusermount -u" in said
+            assert f"s3backer unmount {volume.mountpoint}" in said
     finally:
         volume.close(process)
     volume.wait_for_nothing()
