@@ -89,9 +89,11 @@ def open_journal(store: ObjectStore, prefix: str, path: str) -> JournalDirectory
     try:
         return JournalDirectory(path)
     except JournalError as error:
-        note = note_of(store, prefix, path)
-        if note is not None and note.is_there():
-            error.hint = "All of it is in the bucket, as a note there says: mount with another --journal-directory."
+        # While the store is away nobody knows.
+        with contextlib.suppress(StoreError):
+            note = note_of(store, prefix, path)
+            if note is not None and note.is_there():
+                error.hint = "All of it is in the bucket, as a note there says: mount with another --journal-directory."
         raise
 
 
