@@ -68,6 +68,8 @@ from s3backer.throttle import Throttle
 _HIGH_FILL = 0.5
 #: Blocks that are spilled at once.
 _SPILLED = 64
+#: Seconds until who waits tries again whether the journal's disk has room. Each time what does not fit may be stored.
+_DISK_RETRY = 1.0
 #: Why a write has to wait until blocks were stored, or a file of the journal is ready.
 _NO_ROOM = frozenset({_fast.NO_SLOT, _journal.JOURNAL_FULL, _journal.JOURNAL_BUSY})
 
@@ -116,6 +118,8 @@ class BlockCache:
         self._throttle = Throttle()
         #: Whether who was parked last waits until something was stored, and not for a file of the journal only.
         self._lacks_room = True
+        #: When those that wait go on at the earliest, as the journal's disk had no room; 0 where it had.
+        self._go_on_at = 0.0
         self._flushes = Flushes()
         #: Why nothing is stored any more.
         self.given_up: S3backerError | None = None
@@ -167,7 +171,8 @@ class BlockCache:
 
     def next_wake(self, now: float) -> float | None:
         """Return when ``tick`` has work to do, None if only a completion or a call can bring some."""
-        times = (self._throttle.next_due, self._next_store(now))
+        go_on_at = self._go_on_at if self._parked and self._go_on_at else None
+        times = (self._throttle.next_due, self._next_store(now), go_on_at)
         return min((time for time in times if time is not None), default=None)
 
     def _next_store(self, now: float) -> float | None:
@@ -280,6 +285,10 @@ class BlockCache:
         """Let time pass, or a file of the journal become ready: store what has become due."""
         self._settle(now)
         self._schedule(now)
+
+    def try_disk(self) -> None:
+        """Let the next ``tick`` look whether the journal's disk has room for those that wait for that."""
+        self._go_on_at = 0.0
 
     def cancel(self, request: Request, error: S3backerError, now: float) -> None:
         """Answer a request that still waits with an error. What a write has written stays; no more of it follows.
@@ -503,6 +512,9 @@ class BlockCache:
                 self.writer = self._slab
             elif reason in _NO_ROOM and not (reason == _fast.NO_SLOT and self._spill(now)):
                 self._lacks_room = reason != _journal.JOURNAL_BUSY
+                if not self._lacks_room and self._journal is not None and self._journal.core.no_room:
+                    # Memory has taken it, and stores it, each time.
+                    self._go_on_at = now + _DISK_RETRY
                 return self._NO_SLOT
         return None
 
@@ -757,7 +769,9 @@ class BlockCache:
             self._reply(writer, None)
         for flush in self._flushes.take(lambda flush: not self._unsaved_up_to(flush.sequence)):
             self._reply(flush, None)
-        while self._parked:
+        if now >= self._go_on_at:
+            self._go_on_at = 0.0
+        while self._parked and not self._go_on_at:
             request = self._parked.popleft()
             if not self._advance(request, now):
                 self._parked.rotate(1)

@@ -185,8 +185,14 @@ class Driver:
         self._call(lambda now: self.cache.prefetch(blocks))
 
     def wake(self) -> None:
-        """Let the timer look at once: much is unsaved, or the journal has room again."""
+        """Let the timer look at once: much is unsaved."""
         self._wake.set()
+
+    def go_on(self) -> None:
+        """Let writers that wait for the journal try again: it has room, or its disk may have."""
+        with self._lock:
+            self.cache.try_disk()
+        self.wake()
 
     def write(self, offset: int, data: Buffer) -> None:
         """Take ``data`` into the cache, slowed down while much is unsaved, and waiting while too much is."""

@@ -101,7 +101,7 @@ class VolumeJournal:
         return Keeper(
             self.journal,
             in_bucket=driver.begin_flush,
-            on_room=driver.wake,
+            on_room=driver.go_on,
             admit=admit,
             note=self._note,
             disown=self._holder.disown_journal,

@@ -62,10 +62,10 @@ _LEFT = (
 class Keeper:
     """Runs the journal of one mount, which it closes.
 
-    ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready; ``admit`` lets
-    everybody know that the journal has failed, and what it does not have be stored; ``note`` says where others find it
-    that all of the journal is stored, and ``disown`` lets the token say of no journal. All raise S3backerError where
-    they cannot.
+    ``in_bucket`` begins a flush into the bucket. ``on_room`` is called when a file has become ready, or a disk that had
+    no room is to be tried again; ``admit`` lets everybody know that the journal has failed, and what it does not have
+    be stored; ``note`` says where others find it that all of the journal is stored, and ``disown`` lets the token say
+    of no journal. All raise S3backerError where they cannot.
     """
 
     def __init__(

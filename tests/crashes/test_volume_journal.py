@@ -589,6 +589,27 @@ def test_a_mount_whose_journal_is_replayed_from_a_copy_notices_it(ended: Place) 
             holder.stop()
 
 
+def test_writers_go_on_when_the_disk_of_the_journal_has_room_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who keeps the journal says when to try it."""
+    monkeypatch.setattr("s3backer.cache._DISK_RETRY", NEVER)
+    monkeypatch.setattr("s3backer.journal.service._RETRY", 0.05)
+    with place.open() as volume:
+        assert volume._keeper is not None
+        core = volume._keeper.journal.core
+        disk = FaultyDisk(core)
+        disk.write_error = errno.ENOSPC
+        writing = threading.Thread(target=volume.write, args=(BLOCK, b"x" * BLOCK), daemon=True)
+        writing.start()
+        wait_until(lambda: core.no_room, "the writer has tried")
+        disk.write_error = 0
+        writing.join(20)
+        assert not writing.is_alive() and core.failure is None
+        volume.flush()
+    assert place.content(BLOCK, BLOCK) == b"x" * BLOCK
+
+
 @pytest.mark.parametrize("journal", [4 << 20, 0])
 def test_a_disk_without_room_for_a_note(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, journal: int

@@ -12,6 +12,7 @@ import pytest
 
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
+from s3backer.cache_calls import WriteRequest
 from s3backer.errors import JournalError, UsageError
 from s3backer.journal.default import default_size
 from s3backer.journal.files import JournalDirectory, has_files
@@ -25,6 +26,7 @@ from s3backer.url import VolumeURL
 from tests.support.journal_twin import DATA, plain_scan
 from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
 from tests.support.power_loss import FaultyDisk
+from tests.support.slow_writer import Writer
 
 
 @pytest.mark.parametrize("key", [None, b"a key"])
@@ -91,6 +93,63 @@ def test_a_disk_that_had_room_for_a_part_of_a_record(tmp_path: Path, reached: in
         small.core.sync()
         small.write(0, b"e" * 8)
     assert scan_files(tmp_path / "j") == [b"a" * 100, b"c" * 100, b"d" * BLOCK, b"e" * 8]
+
+
+class PatientDisk(FaultyDisk):
+    """One that has no room, until it is asked too often: then it fails, so that nobody asks it for ever."""
+
+    def write(self, fd: int, data: bytes, position: int) -> int:
+        if self.writes >= 1000:
+            self.write_error = errno.EIO
+        return super().write(fd, data, position)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_what_the_disk_has_no_room_for_is_not_stored_again_and_again(tmp_path: Path, zeros: bool) -> None:
+    """Its writer waits; what it has written is in memory only, due at once, and written again when it goes on."""
+    writer = Writer(tmp_path / "journal", delay=0.0)
+    assert writer.journal is not None
+    writer.layout.survey(lambda: False)
+    disk = PatientDisk(writer.journal.core)
+    disk.write_error = errno.ENOSPC
+    # Zeros where there is no object need no request at all.
+    waiting = [WriteRequest(offset=n * BLOCK, data=bytes([not zeros]) * 512, length=512) for n in (7, 8)]
+    for request in waiting:
+        writer.cache.write(request, writer.now)
+    writer.cache.admit(writer.now)
+    writer.take()
+    stored: list[int] = []
+    while writer.now < 10.0:
+        while writer.stores and len(stored) < 100:
+            stored.append(writer.stores[0].block)
+            writer.end(writer.stores[0])
+        wake = writer.cache.next_wake(writer.now)
+        assert wake is not None
+        writer.tick(max(wake - writer.now, 0.01))
+    assert len(stored) == 0 if zeros else 2 < len(stored) < 15
+    assert disk.writes < 100
+    # Without a word of whoever keeps the journal they go on within a second of when there is room.
+    disk.write_error = 0
+    writer.tick(1.0)
+    assert [writer.answered(request) for request in waiting] == [[None], [None]]
+    writer.close()
+
+
+def test_who_waits_for_the_disk_goes_on_when_it_is_to_be_tried_again(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "journal")
+    assert writer.journal is not None
+    disk = FaultyDisk(writer.journal.core)
+    disk.write_error = errno.ENOSPC
+    waiting = [writer.begin(block) for block in range(3)]
+    disk.write_error = 0
+    writer.tick(0.0)
+    assert not any(writer.answered(request) for request in waiting)
+    writer.cache.try_disk()
+    writer.tick(0.0)
+    assert [writer.answered(request) for request in waiting] == [[None]] * 3
+    # The next one waits for nothing.
+    assert writer.answered(writer.begin(3)) == [None]
+    writer.close()
 
 
 def scan_files(path: Path) -> list[bytes]:

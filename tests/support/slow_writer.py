@@ -38,7 +38,7 @@ class Writer:
 
     def __init__(self, journal: Path | None = None, limit: int = LIMIT, *, delay: float = 3600.0) -> None:
         self.slab = Slab(BLOCK, 2 * limit, limit)
-        layout = ClassicLayout(MemoryStore(), "p/", block_size=BLOCK, size=4000 * BLOCK)
+        self.layout = ClassicLayout(MemoryStore(), "p/", block_size=BLOCK, size=4000 * BLOCK)
         self.now = 0.0
         self.answers: list[tuple[object, S3backerError | None]] = []
         self.stores: list[Store] = []
@@ -56,7 +56,7 @@ class Writer:
             )
             backlog = Backlog((), self.journal.core.is_left)
         policy = WritePolicy(delay=delay, store_limit=STORES, high_water=limit // 2)
-        self.cache = BlockCache(self.slab, layout, policy, self.journal, backlog=backlog)
+        self.cache = BlockCache(self.slab, self.layout, policy, self.journal, backlog=backlog)
 
     def close(self) -> None:
         if self.journal is not None and self.directory is not None:
