@@ -616,12 +616,19 @@ class BlockCache:
     def _store_due(self, now: float) -> bool:
         """Start storing what is due; False if nothing was begun."""
         began, again = False, True
+        # Who writes the same zeros again meanwhile, without a call, is not waited for.
+        passed: set[int] = set()
         while again:
             again = False
             for block, sequence in self._due(now):
+                if block in passed:
+                    continue
                 self._retry_at.pop(block, None)
-                requested = self._start_store(block, sequence, now)
-                began, again = began or requested, again or not requested
+                if self._start_store(block, sequence, now):
+                    began = True
+                else:
+                    passed.add(block)
+                    again = True
             if again:
                 self._settle(now)
         return began

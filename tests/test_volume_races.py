@@ -12,6 +12,7 @@ import pytest
 
 from s3backer import _fast
 from s3backer.admin import create_volume, inspect_volume
+from s3backer.cache_calls import WriteRequest
 from s3backer.errors import StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
@@ -21,6 +22,7 @@ from s3backer.stores.base import Body, ListPage, StoredObject
 from s3backer.stores.bodies import pieces
 from s3backer.stores.memory import MemoryStore
 from s3backer.volume import Volume
+from tests.support.slow_writer import Writer
 
 BLOCK = 4096
 BLOCKS = 64
@@ -186,6 +188,27 @@ def test_readers_do_not_keep_a_flush_waiting() -> None:
             thread.join()
         volume.close()
     assert served < 1000
+
+
+def test_who_writes_the_same_zeros_all_the_time_keeps_no_caller_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need no request, and are due again at once. A hit asks nobody, and comes between any two steps."""
+    writer = Writer(delay=0.0)
+    writer.layout.survey(lambda: False)
+    start, writes = writer.cache._start_store, 0
+
+    def started(block: int, sequence: int, now: float) -> bool:
+        nonlocal writes
+        requested = start(block, sequence, now)
+        if writes < 1000:
+            writes += 1
+            assert writer.slab.write(7 * BLOCK, bytes(512), now)[0] == 512
+        return requested
+
+    monkeypatch.setattr(writer.cache, "_start_store", started)
+    writer.cache.write(WriteRequest(offset=7 * BLOCK, data=bytes(512), length=512), 0.0)
+    assert writes < 10
+    # What is left has its turn at once.
+    assert writer.cache.next_wake(0.0) == 0.0
 
 
 class MeanSlab:
