@@ -452,7 +452,13 @@ class BlockCache:
         if self.given_up is not None:
             self._reply(request, self.given_up)
             return True
-        block = self._touch(request, now) if isinstance(request, TouchRequest) else self._write(request, now)
+        try:
+            block = self._touch(request, now) if isinstance(request, TouchRequest) else self._write(request, now)
+        except MemoryError:
+            # It waits nowhere any more: nobody else would answer it.
+            self.counts.memory_errors += 1
+            self._reply(request, StoreError("no memory for a write", hint=LESS_MEMORY))
+            return True
         if block is None:
             self._look_at_room(now)
             if not (isinstance(request, WriteRequest) and self._throttle.hold(request, now)):

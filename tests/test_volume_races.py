@@ -12,7 +12,7 @@ import pytest
 
 from s3backer import _fast
 from s3backer.admin import create_volume, inspect_volume
-from s3backer.cache_calls import WriteRequest
+from s3backer.cache_calls import Fetch, ReadRequest, WriteRequest
 from s3backer.errors import StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
@@ -212,7 +212,7 @@ def test_who_writes_the_same_zeros_all_the_time_keeps_no_caller_at_it(monkeypatc
 
 
 class MeanSlab:
-    """A slab that finds no memory for a copy ``failures`` times."""
+    """A slab that finds no memory for a copy, of what is to be stored or is written, ``failures`` times."""
 
     def __init__(self, slab: _fast.Slab, failures: int) -> None:
         self._slab = slab
@@ -226,6 +226,12 @@ class MeanSlab:
             self.failures -= 1
             raise MemoryError
         return self._slab.begin_store(block)
+
+    def write(self, offset: int, data: bytes, now: float) -> tuple[int, int]:
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError
+        return self._slab.write(offset, data, now)
 
 
 def test_no_memory_for_a_copy_fails_the_flush_and_loses_nothing(
@@ -242,6 +248,38 @@ def test_no_memory_for_a_copy_fails_the_flush_and_loses_nothing(
     assert slab.failures == 0
     assert all(store.get(f"{block:08x}").body == b"x" * BLOCK for block in range(1, 10))
     assert "defect" not in caplog.text
+
+
+def test_no_memory_for_a_write_that_had_to_wait_for_room_fails_it() -> None:
+    writer = Writer(limit=10)
+    blocks = iter(range(100))
+    while writer.write(next(blocks)) is not None:
+        pass
+    first = writer.cache._parked[0]
+    second = writer.begin(next(blocks))
+    slab: Any = MeanSlab(writer.slab, failures=1)
+    writer.cache.writer = slab
+    while writer.stores:
+        writer.end(writer.stores[0])
+    (error,) = writer.answered(first)
+    assert isinstance(error, StoreError) and "no memory" in str(error)
+    assert writer.answered(second) == [None] and writer.cache.counts.memory_errors == 1
+
+
+def test_no_memory_for_one_of_the_writes_that_wait_for_a_block_fails_that_one() -> None:
+    writer = Writer()
+    requests = [WriteRequest(offset=at, data=b"x", length=1) for at in (5, 50)]
+    for request in requests:
+        writer.cache.write(request, 0.0)
+    reading = ReadRequest(offset=900, buffer=bytearray(10))
+    writer.cache.read(reading, [0])
+    assert writer.cache.take_actions() == [Fetch(0, urgent=True)]
+    slab: Any = MeanSlab(writer.slab, failures=1)
+    writer.cache.writer = slab
+    writer.cache.fetched(0, b"o" * BLOCK, None, 0.0)
+    writer.take()
+    assert [type(error) for request in requests for error in writer.answered(request)] == [StoreError, type(None)]
+    assert writer.answered(reading) == [None]
 
 
 @pytest.mark.parametrize("what", ["in the bucket", "in the bucket and in memory", "absent"])
