@@ -374,7 +374,7 @@ class Driver:
         """Run a step that begins a request and wait until the request is answered."""
         waiter = Waiter()
         request.context = waiter.done
-        self._call(step)
+        self._begin(request, step)
         waiter.wait()
 
     def _begin(self, request: Request, step: Callable[[float], None]) -> None:
