@@ -92,8 +92,9 @@ class BlockCache:
         self._journal = journal
         self._backlog = backlog
         self._held_until = held_until
-        #: Whether the journal is being synced, for more to be left to it.
+        #: Whether the journal is being synced, for more to be left to it; and at how many blocks it looks for that.
         self._syncing = False
+        self._spill_reach = _SPILLED
         #: Whether what is stored may be more than the journal has.
         self.admitted = journal is None
         #: Who takes writes.
@@ -659,19 +660,26 @@ class BlockCache:
         if not self._spills(now):
             return False
         assert self._backlog is not None and self._journal is not None
-        spilled = False
-        for block, *_ in self._slab.dirty_blocks(_SPILLED):
+        core = self._journal.core
+        looked = spilled = 0
+        for block, *_ in self._slab.dirty_blocks(self._spill_reach):
+            looked += 1
             # What has a fetch under way is needed in a moment.
             if block not in self._fetches and self._leave(block):
                 self._backlog.add(block)
                 self._retry_at.pop(block, None)
                 self._failing.pop(block, None)
-                spilled = True
-        core = self._journal.core
-        if not (spilled or self._syncing or core.failed or core.synced):
+                spilled += 1
+                if spilled == _SPILLED:
+                    break
+        if spilled:
+            self._spill_reach = max(looked, _SPILLED)
+        elif not (self._syncing or core.failed or (core.synced and self._spill_reach >= self._slab.dirty)):
+            # Those that are written all the time stay among the oldest, and never are on the disk as they are.
+            self._spill_reach = max(_SPILLED, min(2 * self._spill_reach, self._slab.dirty))
             self._syncing = True
             self._actions.append(Sync())
-        return spilled
+        return spilled > 0
 
     def _leave(self, block: int) -> bool:
         """Leave a dirty block to the journal; False if that does not have on the disk why it is to be stored."""

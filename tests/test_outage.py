@@ -204,6 +204,40 @@ def test_a_store_that_says_nothing_keeps_writers_waiting_for_a_moment_only(journ
     assert journaled.now < 3600 + 20
 
 
+class BusyWriter(Writer):
+    """Somebody writes to blocks again and again: also while the journal is synced."""
+
+    busy = range(0)
+    syncs = 0
+
+    def sync(self) -> None:
+        super().sync()
+        self.syncs += 1
+        for block in self.busy:
+            assert self.cache.writer.write(block * BLOCK, b"b" * 16, self.now)[0] == 16
+
+
+@pytest.mark.parametrize("busy", [0, 64, 200])
+def test_blocks_that_are_written_all_the_time_keep_no_others_in_memory(tmp_path: Path, busy: int) -> None:
+    """They never are on the disk as they are, and the oldest; the journal has room for all."""
+    writer = BusyWriter(tmp_path / "journal", limit=256, delay=1.0)
+    for block in range(256):
+        assert writer.cache.writer.write(block * BLOCK, b"a" * 512, 0.0)[0] == 512
+        writer.slab.fill(block, None)
+        assert writer.journal is not None
+        writer.journal.prepare()
+    pass_time(writer, 10.0)
+    writer.busy, writer.syncs, writer.slab.looked = range(busy), 0, 0
+    for block in range(1000, 1020):
+        request, began = writer.begin(block), writer.now
+        while not writer.answered(request):
+            writer.tick(0.1)
+            writer.fail_stores()
+            assert writer.now - began < 1.0, f"{block - 1000} were written"
+    assert writer.slab.looked < 256 * (writer.syncs + 1), f"{writer.syncs} syncs"
+    writer.close()
+
+
 def test_hours_of_it_fill_the_journal_and_lose_nothing(journaled: Writer) -> None:
     """Writers go on while there is room, ever slower, then wait; when it is over they go on and all is stored."""
     content: dict[int, bytes] = {}

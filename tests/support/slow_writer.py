@@ -80,10 +80,13 @@ class Writer:
                     self.cache.fetched(block, body, error, self.now)
                     self.take()
                 case Sync():
-                    assert self.journal is not None
-                    self.journal.core.sync()
+                    self.sync()
                     self.cache.synced(self.now)
                     self.take()
+
+    def sync(self) -> None:
+        assert self.journal is not None
+        self.journal.core.sync()
 
     def begin(self, block: int) -> WriteRequest:
         if self.journal is not None:
