@@ -36,12 +36,16 @@ class Backlog:
 
     def add(self, block: int) -> None:
         """Let a block be brought into memory after all others that wait for it."""
-        if len(self._blocks) >= self._tidy_at:
-            # A block that is written again and again comes as often.
-            waiting = dict.fromkeys(self._blocks[self._position :])
-            self._blocks, self._position = array("Q", filter(self._is_left, waiting)), 0
-            self._tidy_at = 2 * len(self._blocks) + _MOST_ADDED
-        self._blocks.append(block)
+        try:
+            if len(self._blocks) >= self._tidy_at:
+                # A block that is written again and again comes as often.
+                waiting = dict.fromkeys(self._blocks[self._position :])
+                self._blocks, self._position = array("Q", filter(self._is_left, waiting)), 0
+                self._tidy_at = 2 * len(self._blocks) + _MOST_ADDED
+            self._blocks.append(block)
+        except MemoryError:
+            # That list grows by little at a time.
+            self._failed.append(block)
 
     def next(self, now: float) -> int | None:
         """Return the block that is next, and not again unless that fails; None if there is none now."""

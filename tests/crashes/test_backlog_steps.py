@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -388,3 +389,23 @@ def test_what_is_left_again_and_again_takes_no_more_memory() -> None:
     found = [found for _ in range(5000) if (found := backlog.next(0.0)) is not None]
     assert found[:50] == list(range(50, 100)) and set(found) == left
     assert backlog.next_wake(0.0) is None
+
+
+def test_what_leaves_memory_while_that_is_short_is_stored_all_the_same(steps: Steps) -> None:
+    """The list of what has left cannot grow when its turn comes; that is no reason to forget a block."""
+
+    class Full(array):  # type: ignore[type-arg]
+        def append(self, block: int) -> None:
+            raise MemoryError(block)
+
+    for block in (1, 2, 3):
+        steps.write(block * BLOCK, b"x" * BLOCK)
+    steps.core.sync()
+    steps.cache._outage.failed(X, steps.now)
+    steps.backlog._blocks = Full("Q")
+    waiting = steps.write(7 * BLOCK, b"y" * BLOCK)
+    assert steps.answered(waiting) == [None] and steps.core.left == 3
+    flush = steps.flush()
+    steps.run()
+    assert steps.answered(flush) == [None] and steps.cache.unsaved == 0
+    assert all(steps.layout.read(block) == b"x" * BLOCK for block in (1, 2, 3))
