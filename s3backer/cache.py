@@ -30,6 +30,8 @@ Guarantees
     A flush is answered when nothing is left. These are blocks of an earlier mount; and where nothing can be stored,
     and memory is full, the oldest that the journal has on the disk, so that writers wait for the journal only. A block
     that was touched is not left before it was stored: the journal has its bytes, and not that it was touched.
+  * Of a block that is left the bucket is asked only for what is neither in memory nor in the journal: a Look comes
+    before the Fetch. What it finds is used on the same condition as what a Fetch brings.
   * Nothing is stored before ``held_until``: until then requests of an earlier mount may still arrive. Nothing is stored
     that the journal does not have, as it has failed or had no room, before that was admitted where others see it.
 """
@@ -48,6 +50,7 @@ from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
     Hurry,
+    Look,
     ReadRequest,
     Reply,
     Request,
@@ -57,15 +60,17 @@ from s3backer.cache_calls import (
     WriteRequest,
     retry_pause,
 )
-from s3backer.cache_state import Attempt, Flushes, Outage, PendingFetch, WritePolicy
+from s3backer.cache_state import Attempt, Flushes, Outage, PendingFetch, PendingLook, WritePolicy
 from s3backer.errors import ObjectVanished, S3backerError, StoreError
-from s3backer.journal.service import WriteJournal
+from s3backer.journal.service import Part, WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
 from s3backer.throttle import Throttle
 
 #: How full a journal is when the oldest blocks go out without waiting for their age.
 _HIGH_FILL = 0.5
+#: Bytes of which memory knows as a whole whether it has them.
+_SECTOR = 512
 #: Blocks that are spilled at once.
 _SPILLED = 64
 #: Seconds until who waits tries again whether the journal's disk has room. Each time what does not fit may be stored.
@@ -104,6 +109,7 @@ class BlockCache:
         self._block_size = slab.block_size
         self._actions: list[Action] = []
         self._fetches: dict[int, PendingFetch] = {}
+        self._looks: dict[int, PendingLook] = {}
         self._storing: dict[int, Attempt] = {}
         self._storing_zeros: set[int] = set()
         #: Blocks that were touched, and not stored since.
@@ -146,7 +152,7 @@ class BlockCache:
     def idle(self) -> bool:
         """True when no request waits and nothing is under way."""
         waits = self._parked or self._throttle or self._flushes
-        return not (waits or self._fetches or self._storing or self._left)
+        return not (waits or self._fetches or self._looks or self._storing or self._left)
 
     @property
     def crowded(self) -> bool:
@@ -360,6 +366,20 @@ class BlockCache:
                     self._store_left(block, now)
         self._schedule(now)
 
+    def looked(self, block: int, part: Part | None, error: S3backerError | None) -> None:
+        """A Look has ended, with a part or an error."""
+        look = self._looks.pop(block)
+        self.counts.fetch_errors += error is not None
+        if not look.stale and part is not None and part.covers(0, self._block_size):
+            self._slab.fill(block, part.body)
+        for reader in look.readers:
+            if look.stale:
+                self._finish_read(reader, block, stale=True, body=None)
+            elif part is not None:
+                self._finish_look(reader, block, part)
+            elif error is not None:
+                self._fail_read(reader, error)
+
     def stored(self, block: int, error: S3backerError | None, now: float) -> None:
         """A Store has ended."""
         self._slab.end_store(block, error is None)
@@ -414,7 +434,39 @@ class BlockCache:
             if piece is None or self._slab.copy_out(block, piece[0], piece[2]):
                 return
         request.pending += 1
-        self._fetch(block, urgent=True).readers.append(request)
+        if self._journal is not None and self._journal.core.is_left(block):
+            self._look(block).readers.append(request)
+        else:
+            self._fetch(block, urgent=True).readers.append(request)
+
+    def _finish_look(self, request: ReadRequest, block: int, part: Part) -> None:
+        request.pending -= 1
+        if request.failed or (piece := self._piece(request, block)) is None:
+            return
+        start, stop, view = piece
+        if not self._copy_left(block, start, stop, view, part):
+            # As it was, for who finds out that there are zeros.
+            view[:] = bytes(stop - start)
+            request.pending += 1
+            self._fetch(block, urgent=True).readers.append(request)
+        elif not request.pending:
+            self._reply(request, None)
+
+    def _copy_left(self, block: int, start: int, stop: int, view: memoryview, part: Part) -> bool:
+        """Copy [start, stop) of a block from memory, and where that has nothing from the journal; False: in neither."""
+        if not self._slab.contains(block) and part.covers(start, stop):
+            view[:] = memoryview(part.body)[start:stop]
+            return True
+        position = start
+        while position < stop:
+            end = min(stop, position - position % _SECTOR + _SECTOR)
+            piece = view[position - start : end - start]
+            if not self._slab.copy_out(block, position, piece):
+                if not part.covers(position, end):
+                    return False
+                piece[:] = memoryview(part.body)[position:end]
+            position = end
+        return True
 
     def _finish_read(self, request: ReadRequest, block: int, stale: bool, body: Buffer | None) -> None:
         request.pending -= 1
@@ -435,6 +487,13 @@ class BlockCache:
         if not request.failed:
             request.failed = True
             self._reply(request, error)
+
+    def _look(self, block: int) -> PendingLook:
+        look = self._looks.get(block)
+        if look is None:
+            look = self._looks[block] = PendingLook()
+            self._actions.append(Look(block))
+        return look
 
     def _fetch(self, block: int, *, urgent: bool) -> PendingFetch:
         fetch = self._fetches.get(block)
@@ -693,6 +752,8 @@ class BlockCache:
         """Hear that something newer than what is on its way into memory may leave it."""
         if block in self._fetches:
             self._fetches[block].stale = True
+        if block in self._looks:
+            self._looks[block].stale = True
 
     def _fetch_left(self, now: float) -> bool:
         """Bring the next block of the backlog into memory; False if there is none now."""

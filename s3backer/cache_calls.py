@@ -116,6 +116,13 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Read what the journal has of a block that is left, then call ``looked``. Somebody waits for it."""
+
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hurry:
     """Somebody waits for a Fetch that was handed out as ``ahead``."""
 
@@ -148,7 +155,7 @@ class Reply:
 
 
 #: What takes its time.
-Job = Fetch | Store | Sync
+Job = Fetch | Look | Store | Sync
 Action = Job | Hurry | Reply
 
 

@@ -61,6 +61,14 @@ class PendingFetch:
         return self.store_sequence > 0 or self.left
 
 
+@dataclass(slots=True, eq=False)
+class PendingLook:
+    """What the journal has of a block is on its way into memory; and who waits for it."""
+
+    readers: list[ReadRequest] = field(default_factory=list)
+    stale: bool = False
+
+
 class Outage:
     """What attempts to store blocks say of the store. ``enough``: blocks after whose failures nothing seems to work.
 

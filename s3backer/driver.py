@@ -1,6 +1,6 @@
 """The threads around the block cache: the only place below the front ends that waits.
 
-    callers ──► slab (hit: no lock of ours) ──► state machine under one lock ──► jobs ──► workers ──► layout
+    callers ──► slab (hit: no lock of ours) ──► state machine under one lock ──► jobs ──► workers ──► layout, journal
                                                         ▲                                   │
                                                         └──────────── completions ──────────┘
 
@@ -9,6 +9,7 @@ Guarantees
   * Every call ends: the layout's requests end, with a result or an error, and each ends the calls that need it.
   * Neither starves the other: stores never take all workers, and of four workers one takes stores first. What is read
     ahead comes after both, and never takes all workers; once somebody waits for it, it is a read like others.
+  * What the journal has is read by a thread of its own: no request that hangs keeps that waiting.
   * ``close`` returns when everything is in the bucket and every thread has ended. While the store is away it
     waits; it gives nothing up.
 """
@@ -23,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from queue import SimpleQueue
 
 from s3backer import _fast
 from s3backer._readahead import ReadAhead
@@ -35,6 +37,7 @@ from s3backer.cache_calls import (
     FlushRequest,
     Hurry,
     Job,
+    Look,
     ReadRequest,
     Reply,
     Request,
@@ -49,7 +52,7 @@ from s3backer.clocks import Unchanged
 from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
 from s3backer.failing import Failing
 from s3backer.failpoints import reach
-from s3backer.journal.service import WriteJournal
+from s3backer.journal.service import Part, WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
 
@@ -133,6 +136,8 @@ class Driver:
         self._jobs = threading.Condition(threading.Lock())
         self._fetch_jobs: deque[Job] = deque()
         self._store_jobs: deque[Job] = deque()
+        #: None: no more will come.
+        self._looks: SimpleQueue[Look | None] = SimpleQueue()
         #: By block; those asked for first come first.
         self._ahead_jobs: dict[int, Fetch] = {}
         #: Workers that fetch what nobody waits for yet; some are always left to others.
@@ -145,6 +150,8 @@ class Driver:
         self.read_ahead = ReadAhead(slab.block_size, self._widest)
         #: Seconds that reading a block takes, a moving average.
         self._latency: float | None = None
+        #: Whether workers take turns with taking stores first, as they are few.
+        self._takes_turns = threads < _STORE_SHARE
         self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
@@ -158,6 +165,11 @@ class Driver:
             for n in range(threads)
         ]
         self._threads.append(threading.Thread(target=self._keep_time, name="s3backer-timer", daemon=True))
+        if journal is not None:
+            reader = threading.Thread(
+                target=self._read_journal, args=(journal,), name="s3backer-journal-reader", daemon=True
+            )
+            self._threads.append(reader)
         for thread in self._threads:
             thread.start()
 
@@ -333,6 +345,7 @@ class Driver:
             for queue in (self._fetch_jobs, self._store_jobs, self._ahead_jobs):
                 queue.clear()
             self._jobs.notify_all()
+        self._looks.put(None)
         self._wake.set()
         for thread in self._threads:
             thread.join()
@@ -406,6 +419,9 @@ class Driver:
             if isinstance(action, Reply):
                 replies.append(action)
                 continue
+            if isinstance(action, Look):
+                self._looks.put(action)
+                continue
             with self._jobs:
                 if self._stopping:
                     continue
@@ -446,8 +462,7 @@ class Driver:
                 # This worker looks for the next job itself; who sleeps would be woken for nothing.
                 with self._jobs:
                     self._fetching_ahead -= 1
-            if len(self._threads) <= _STORE_SHARE:
-                # With few workers they take turns.
+            if self._takes_turns:
                 turn += 1
             # The body must not stay alive while this thread waits for its next job.
             del job
@@ -485,6 +500,24 @@ class Driver:
         self._call(lambda now: self.cache.fetched(job.block, body, error, now))
         if error is not None and not (job.urgent or job.ahead) and self.cache.given_up is None:
             self._failing.failed(job.block, error)
+
+    def _read_journal(self, journal: WriteJournal) -> None:
+        while (look := self._looks.get()) is not None:
+            try:
+                self._do_look(journal, look.block)
+            except Exception:
+                log.exception("the reader of the journal met a defect and goes on")
+
+    def _do_look(self, journal: WriteJournal, block: int) -> None:
+        part: Part | None = None
+        error: S3backerError | None = None
+        try:
+            part = journal.part(block)
+        except S3backerError as failure:
+            error = failure
+        except Exception as failure:
+            error = _unexpected("reading", block, failure)
+        self._call(lambda now: self.cache.looked(block, part, error))
 
     def _read(self, block: int) -> Buffer | None:
         """Return a block as it was written last, of which the journal may have what the bucket has not."""

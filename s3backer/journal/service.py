@@ -100,6 +100,18 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a journal has of a block: ``ranges`` [start, stop) in bytes, ordered and apart. Else ``body`` is zeros."""
+
+    body: Buffer
+    ranges: list[tuple[int, int]]
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Return whether it has all bytes of [start, stop)."""
+        return any(first <= start and stop <= last for first, last in self.ranges)
+
+
 class WriteJournal:
     """The journal of one mount.
 
@@ -470,22 +482,27 @@ class WriteJournal:
             return False
         return self.core.done(block, sequence, note)
 
+    def part(self, block: int) -> Part:
+        """Return what it has of a block. Raises JournalError."""
+        body = bytearray(self._block_size)
+        ranges, _, _ = self.core.load(block, body)
+        return Part(body, joined(ranges))
+
     def over(self, block: int, fetch: Callable[[], Buffer | None]) -> Buffer:
         """Return a block as the journal has it, over what the bucket has of it, if something of that is needed.
 
         ``fetch`` returns that (None: zeros). Raises what it raises, and JournalError.
         """
-        body = bytearray(self._block_size)
-        ranges, _, _ = self.core.load(block, body)
-        gaps, position = [], 0
-        for start, stop in [*joined(ranges), (self._block_size, self._block_size)]:
+        part, gaps, position = self.part(block), [], 0
+        for start, stop in [*part.ranges, (self._block_size, self._block_size)]:
             if start > position:
                 gaps.append(slice(position, start))
             position = stop
         if gaps and (found := fetch()) is not None:
+            body = memoryview(part.body)
             for gap in gaps:
                 body[gap] = memoryview(found)[gap]
-        return body
+        return part.body
 
     def end(self, *, settled: bool) -> None:
         """Remove the journal: everything is in the bucket. Nothing may be written any more. Raises JournalError.

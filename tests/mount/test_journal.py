@@ -182,6 +182,26 @@ def test_the_memory_may_be_full_and_the_store_away(journaled: Bench) -> None:
             assert read(mount, 1 << 20, number << 20) == piece
 
 
+def test_what_left_memory_is_read_back_while_the_store_is_away(journaled: Bench) -> None:
+    """Parts of blocks, too: the bucket is not asked for the rest."""
+    journaled.size, journaled.memory = 16 << 20, 1 << 20
+    blocks = range(16, 616)
+    page = mmap.mmap(-1, BLOCK)
+    with journaled.mounted() as mount, journaled.turned("outage"):
+        descriptor = os.open(mount.file, os.O_RDWR | os.O_DIRECT)
+        for block in blocks:
+            page[:512] = block.to_bytes(2, "big") * 256
+            assert os.pwritev(descriptor, [memoryview(page)[:512]], block * BLOCK) == 512
+        os.fsync(descriptor)
+        for block in blocks:
+            assert os.preadv(descriptor, [memoryview(page)[:512]], block * BLOCK) == 512
+            assert page[:512] == block.to_bytes(2, "big") * 256
+        with pytest.raises(OSError, match="Input/output error"):
+            for block in blocks:
+                os.preadv(descriptor, [memoryview(page)[:1024]], block * BLOCK)
+        os.close(descriptor)
+
+
 # ── recovery ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -22,7 +22,7 @@ from s3backer.cache_calls import Store
 from s3backer.cache_state import WritePolicy
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.replay import Recovered, scan
-from s3backer.journal.service import Mount, WriteJournal
+from s3backer.journal.service import Mount, Part, WriteJournal
 from s3backer.layouts.token import new_token, write_token
 from s3backer.opening import VolumeOptions
 from s3backer.recovery import Recoverer
@@ -87,6 +87,9 @@ class CrashWorld(World):
         if not self.journal.core.is_left(block):
             return super().read_block(block)
         return self.journal.over(block, lambda: super(CrashWorld, self).read_block(block))
+
+    def look(self, block: int) -> Part:
+        return self.journal.part(block)
 
     def sync_journal(self) -> None:
         self.journal.core.sync()

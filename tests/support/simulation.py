@@ -27,6 +27,7 @@ from s3backer.cache_calls import (
     FlushRequest,
     Hurry,
     Job,
+    Look,
     ReadRequest,
     Reply,
     Request,
@@ -37,6 +38,7 @@ from s3backer.cache_calls import (
 )
 from s3backer.cache_state import WritePolicy
 from s3backer.errors import Interrupted, PreconditionFailed, S3backerError, StoreError
+from s3backer.journal.service import Part
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.copies import Copy
 from s3backer.s3.unsettled import ABSENT, ANYTHING, Unsettled
@@ -470,6 +472,10 @@ class World:
             self.sync_journal()
             self.ready.append(lambda: self.call(lambda: self.cache.synced(self.now)))
             return
+        if isinstance(action, Look):
+            part = self.look(action.block)
+            self.ready.append(lambda: self.call(lambda: self.cache.looked(action.block, part, None)))
+            return
         body: Buffer | None = None
         error: S3backerError | None = None
         self.attempts += isinstance(action, Store) and self.now < self._outage
@@ -488,6 +494,9 @@ class World:
 
     def read_block(self, block: int) -> Buffer | None:
         return self.layout.read(block)
+
+    def look(self, block: int) -> Part:
+        raise NotImplementedError
 
     def sync_journal(self) -> None:
         raise NotImplementedError
