@@ -25,23 +25,27 @@ def zero(volume: Volume, how: str, block: int) -> None:
 both = pytest.mark.parametrize("how", ["discard", "write"])
 
 
+@pytest.mark.parametrize("what", ["look", "fetch"])
 @both
-def test_zeros_that_need_no_request_are_not_overtaken_by_a_fetch(place: Place, how: str) -> None:
+def test_zeros_that_need_no_request_are_not_overtaken(place: Place, how: str, what: str) -> None:
     with place.killed() as volume:
         volume.write(7 * BLOCK, b"x" * BLOCK)
     volume = opened(place, Watched(place, 1.0), write_delay=0.1, memory=1 << 20)
     journal = volume._driver._journal
     assert journal is not None
-    gate, there, over = threading.Event(), threading.Event(), journal.over
+    gate, there, part = threading.Event(), threading.Event(), journal.part
 
-    def slow(block: int, fetch: Any) -> Any:
-        body = over(block, fetch)
+    def slow(block: int) -> Any:
+        found = part(block)
         if block == 7 and not there.is_set():
             there.set()
             gate.wait()
-        return body
+        return found
 
-    journal.over = slow  # type: ignore[method-assign]
+    journal.part = slow  # type: ignore[method-assign]
+    if what == "fetch":
+        volume._driver.prefetch(range(7, 8))
+        assert there.wait(30)
     reader = threading.Thread(target=volume.read, args=(7 * BLOCK, BLOCK))
     reader.start()
     assert there.wait(30)
@@ -74,12 +78,12 @@ def test_nothing_is_learned_of_what_may_still_arrive(place: Place, how: str) -> 
 
     store.get = slow  # type: ignore[method-assign]
     volume = opened(place, store)
-    readers = [threading.Thread(target=volume.read, args=(n * BLOCK, BLOCK)) for n in (100, 101, 102, 103, 7)]
-    for reader in readers[:4]:
+    readers = [threading.Thread(target=volume.read, args=(n * BLOCK, BLOCK)) for n in (100, 101, 102, 103)]
+    for reader in readers:
         reader.start()
         busy.acquire()
-    readers[4].start()
-    wait_until(lambda: 7 in volume._driver.cache._fetches, "it waits for a worker")
+    volume._driver.prefetch(range(7, 8))
+    assert 7 in volume._driver.cache._fetches
     zero(volume, how, 7)
     volume.flush()
     gate.set()

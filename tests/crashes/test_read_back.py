@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from s3backer.layouts.classic import parse_block_name
 from s3backer.stores.base import StoredObject
 from s3backer.volume import Volume
 from tests.support.places import BLOCK as LARGE
-from tests.support.places import SIZE, Place, Watched, opened, shortened
+from tests.support.places import NEVER, SIZE, Place, Watched, opened, shortened
 from tests.support.steps import BLOCK, Steps
 
 #: Blocks that are written, in the worlds; and one of them.
@@ -213,8 +212,8 @@ def test_who_got_a_part_and_had_to_wait_reads_zeros_that_were_written_meanwhile(
 class Away(Watched):
     """While it fails blocks cannot be read either; and while it ``hangs``, whoever reads one waits."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place, 0.0)
+    def __init__(self, place: Place, lasting: float = 0.0) -> None:
+        super().__init__(place, lasting)
         self.goes_on = threading.Event()
         self.goes_on.set()
 
@@ -255,19 +254,18 @@ def test_all_that_was_flushed_can_be_read_while_the_store_is_away(place: Place, 
 
 
 def test_so_it_can_be_after_a_kill(place: Place) -> None:
-    with place.killed(memory=1 << 20, journal=16 << 20) as volume:
-        volume._driver.cache._held_until = time.monotonic() + 3600
+    with place.killed() as volume:
         content = write_all(volume, SECTOR, random.Random(2))
-        shortened(volume)
-    store = Away(place)
-    volume = opened(place, store, memory=1 << 20, journal=16 << 20)
+        assert volume.unsaved == len(content)
+    store = Away(place, NEVER)
+    volume = opened(place, store)
     store.failing = True
     try:
         for offset, data in content.items():
             assert volume.read(offset, SECTOR) == data
     finally:
         store.failing = False
-        volume.close()
+        shortened(volume).close()
     assert place.content(LARGE, SECTOR) == content[LARGE]
 
 
