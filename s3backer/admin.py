@@ -266,10 +266,11 @@ def _home_of(
     with contextlib.suppress(UsageError, JournalError):
         path = place_of_journal(store, prefix, VolumeOptions(journal_directory=journal_directory))
         if has_files(path):
-            directory = JournalDirectory(path)
-            if directory.is_home_of(token.home, token.nonce):
-                return directory
-            directory.close()
+            with contextlib.ExitStack() as stack:
+                directory = stack.enter_context(JournalDirectory(path))
+                if directory.is_home_of(token.home, token.nonce):
+                    stack.pop_all()
+                    return directory
     return None
 
 

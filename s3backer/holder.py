@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import random
 import threading
 import time
@@ -61,6 +62,8 @@ _RETRY, _TRY = 1.0, 10.0
 _SENT = 32
 #: Seconds after which it is noted again that requests are under way.
 _NOTE = 1.0
+#: Of a term: for how long at most a note of the next token is waited for.
+_NOTING = 1 / 6
 
 #: Told the seconds that are left of a wait, which it ends by raising.
 Looks = Callable[[float], None]
@@ -211,6 +214,26 @@ class Holder:
                 self._leave_home(error)
         return seconds
 
+    def _note(self, directory: JournalDirectory, nonce: str) -> None:
+        """Note a nonce, and wait for that no longer than the lease can: a disk may hang. Raises JournalError."""
+        answers: queue.SimpleQueue[JournalError | None] = queue.SimpleQueue()
+
+        def note() -> None:
+            try:
+                directory.note_nonce(nonce)
+            except JournalError as error:
+                answers.put(error)
+            else:
+                answers.put(None)
+
+        threading.Thread(target=note, name="s3backer-note", daemon=True).start()
+        try:
+            error = answers.get(timeout=self._token.lease * _NOTING)
+        except queue.Empty:
+            error = JournalError(f"the journal's directory {directory.path} takes no note: its disk hangs")
+        if error is not None:
+            raise error
+
     def _leave_home(self, error: JournalError) -> None:
         log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error)
         self._directory = None
@@ -219,7 +242,6 @@ class Holder:
         if self._store.conditions is not True:
             self._token = self._find_ours()
         for _ in range(2):
-            sent_at = self._clock()
             token = self._token.anew(
                 self._random,
                 arriving=self._store.arriving,
@@ -235,11 +257,13 @@ class Holder:
                 self._sent.append(token.nonce)
                 if token.home and self._directory is not None:
                     try:
-                        self._directory.note_nonce(token.nonce)
+                        self._note(self._directory, token.nonce)
                     except JournalError as error:
                         self._leave_home(error)
                         token = replace(token, home="")
             self._pending = token
+            # Not before: a disk may take its time.
+            sent_at = self._clock()
             try:
                 self._token = put_token(self._store, self._prefix, token, former=self._token)
             except PreconditionFailed:

@@ -55,13 +55,14 @@ from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.layouts.token import (
     MountToken,
-    claim_token,
     in_use,
     new_token,
+    put_token,
     read_token,
     remove_ours,
     settle,
     watch_token,
+    write_token,
 )
 from s3backer.left_journal import LeftJournal
 from s3backer.opening import VolumeOptions, find_layout
@@ -155,7 +156,7 @@ class Recoverer:
         if not self.left.found.pending:
             self._expire_and_end(token, progress)
             return Recovery(0, 0.0, 0)
-        return self._replay(token, self._layout(token, force=force), progress, force=force)
+        return self._replay(token, self._layout(token, force=force), progress)
 
     def adopt(self, progress: Progress = lambda done, total: None) -> Inheritance | Recovery:
         """Take the volume over, with the journal as it is; where that cannot be, replay what there is of it.
@@ -236,12 +237,11 @@ class Recoverer:
             )
         return layout
 
-    def _replay(
-        self, token: MountToken | None, layout: ClassicLayout, progress: Progress, *, force: bool = False
-    ) -> Recovery:
+    def _replay(self, token: MountToken | None, layout: ClassicLayout, progress: Progress) -> Recovery:
         # As of now: what is noted next is that this replay has begun.
         quiet = self._quiet_in(token)
         until = time.monotonic() + quiet
+        unasked = isinstance(self._decide(token), Ours)
         holder, replayer = self._hold(token, quiet, covered=False), Replayer(self.left.found, progress)
         try:
             reach("replay-begins")
@@ -252,15 +252,25 @@ class Recoverer:
             settle(self._store, self._url)
             reach("replayed")
         except BaseException:
-            if force and token is None and not replayer.began:
+            if not (unasked or replayer.began):
                 # Nothing of it is there yet. With this token the next mount would put it there unasked.
                 with contextlib.suppress(S3backerError):
-                    holder.give_back(patient=False)
+                    self._give_back(holder, token)
             raise
         finally:
             holder.stop()
         self._end(holder.token, holder)
         return Recovery(len(self.left.found.pending), self.left.found.files[0].header.created, beyond)
+
+    def _give_back(self, holder: Holder, former: MountToken | None) -> None:
+        """Leave the volume as it was found: without a token, or with that of a mount that has died."""
+        if former is None:
+            holder.give_back(patient=False)
+            return
+        holder.stop()
+        # A request of ours that may still arrive would take it for what it was meant to replace: the ETag is the same.
+        if not self._store.settles_in():
+            put_token(self._store, self._prefix, former, former=holder.token)
 
     def _find_token(self, progress: Progress, *, force: bool = False) -> MountToken | None:
         """Return the token, if there is one, when its mount is dead, or not known to be one of this directory's.
@@ -294,6 +304,9 @@ class Recoverer:
             home=self._directory.home,
         )
         try:
+            if token is not None and token.home and self._is_mine(token):
+                # It stays ours, however often it could not be replaced; a version that noted none may have put it.
+                self._directory.note_nonce(token.nonce)
             self._directory.note_nonce(mine.nonce)
         except JournalError:
             mine = replace(mine, home="")
@@ -304,7 +317,7 @@ class Recoverer:
         while True:
             sent_at = store.fence.clock()
             try:
-                mine = claim_token(store, self._prefix, self._url, mine, former=token)
+                mine = write_token(store, self._prefix, self._url, mine, former=token)
                 break
             except VolumeInUse:
                 # Perhaps the last renewal of the process that died, which has arrived meanwhile.
@@ -367,10 +380,14 @@ class Recoverer:
         """Whether a token is that of a mount that had this directory, or a copy of it."""
         if self._is_older(token):
             return False
+        return self._has_value(token) or self._died_here(token)
+
+    def _has_value(self, token: MountToken) -> bool:
+        """Whether a token has the value that a mount of this journal gave its own."""
         values = {self._directory.token}
         with contextlib.suppress(JournalError):
             values |= {session.token for session in self.left.found.sessions}
-        return token.value in values or self._died_here(token)
+        return token.value in values
 
     def _died_here(self, token: MountToken) -> bool:
         """Whether the token's mount is known to be dead: it had this directory, which is locked now."""
@@ -378,7 +395,7 @@ class Recoverer:
 
     def _is_older(self, token: MountToken | None) -> bool:
         """Whether the token's mount went on after this directory was copied: what stands in it is older."""
-        return token is not None and self._directory.is_older(token.home, token.nonce)
+        return token is not None and self._has_value(token) and self._directory.is_older(token.home, token.nonce)
 
     def _decide(self, token: MountToken | None) -> Ours | NeedsETags | Refuse:
         return decide(None if token is None or self._is_older(token) else token.value, self.left.found)

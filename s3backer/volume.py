@@ -307,10 +307,7 @@ class Volume:
         """
         with self._closing:
             if not self._closed:
-                try:
-                    self._close(_harmless(progress), _harmless(waits))
-                finally:
-                    self._closed = True
+                self._close(_harmless(progress), _harmless(waits))
 
     def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
@@ -351,6 +348,8 @@ class Volume:
                 if left is not None:
                     raise left
         finally:
+            # Not before: who was interrupted while it was stored can go on.
+            self._closed = True
             if self._holder is not None:
                 self._holder.stop()
             self._store.close()

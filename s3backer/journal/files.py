@@ -533,11 +533,13 @@ class JournalDirectory:
 
         Not to be known where that had no home: it could note nothing.
         """
+        if not home:
+            return False
         try:
             noted = self._nonces.noted()
         except OSError as error:
             raise self._error("cannot be read", error) from None
-        return bool(home) and noted is not None and nonce not in noted
+        return noted is not None and nonce not in noted
 
     def forget_token(self) -> None:
         """Note that the token was removed, or is none of ours. Raises JournalError."""

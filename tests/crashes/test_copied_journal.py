@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from s3backer.errors import JournalError, JournalFull, S3backerError
+from s3backer.admin import unlock_volume
+from s3backer.errors import AccessDenied, JournalError, JournalFull, S3backerError, VolumeInUse
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.named import under_another_name
 from s3backer.journal.system import System
 from s3backer.layouts.token import read_token
 from s3backer.left_journal import place_of_journal
 from s3backer.recovery import Recoverer
+from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 from tests.support.places import BLOCK, Place, copy_unless_gone, left_out
 
@@ -130,6 +136,77 @@ def test_the_hint_does_not_name_a_copy_beside_the_one_that_was_renamed(place: Pl
     assert found is not None and found.path == str(here.with_suffix(".moved"))
 
 
+# ── no copy ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Refusing(DirectoryStore):
+    """Can be read, and takes nothing."""
+
+    def put(self, key: str, body: Any, **conditions: Any) -> str:
+        raise AccessDenied("the store refuses it", hint="Let it.")
+
+
+@pytest.mark.parametrize("attempts", [1, 40])
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_token_that_cannot_be_replaced_stays_this_directorys(place: Place, noted: bool, attempts: int) -> None:
+    """Also where a version that noted nothing had put it."""
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    if not noted:
+        (note,) = place.journals.rglob("nonces")
+        note.unlink()
+    for _ in range(attempts):
+        with pytest.raises(AccessDenied):
+            Volume.open(Refusing(place.bucket), "", place.options)
+    assert place.content(BLOCK, BLOCK) == OLD
+
+
+def test_another_mounts_token_is_called_that(place: Place) -> None:
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, OLD)
+        volume._driver.flush()
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    with place.open(journal_directory=str(place.directory / "elsewhere"), force=True):
+        with pytest.raises(VolumeInUse, match="is mounted by") as refused:
+            place.open()
+        assert "Unmount it there first" in refused.value.hint
+
+
+def test_a_forced_replay_that_wrote_nothing_leaves_the_others_token(place: Place) -> None:
+    """Else the next mount would put it over what the other has stored."""
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    found, elsewhere = read_token(place.store(), ""), place.directory / "elsewhere"
+    unlock_volume(place.store(), "", force=True)
+    store = place.store()
+    other = Volume.open(store, "", replace(place.options, journal_directory=str(elsewhere), lease=1.0))
+    other.write(BLOCK, NEW)
+    other.flush()
+    other._driver.flush()
+    theirs = read_token(store, "")
+    assert other._holder is not None and found is not None and theirs is not None
+    other._holder.stop()
+
+    def interrupted(done: int, total: int) -> None:
+        token = read_token(place.store(), "")
+        if token is not None and token.value == found.value:
+            raise KeyboardInterrupt
+
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        recoverer = Recoverer(place.store(), "", replace(place.options, lease=1.0), directory)
+        with pytest.raises(KeyboardInterrupt):
+            recoverer.replay(interrupted, force=True)
+    token = read_token(place.store(), "")
+    assert token is not None and (token.value, token.home) == (theirs.value, theirs.home)
+    with pytest.raises(S3backerError):
+        place.open()
+    other.close()
+    assert place.content(BLOCK, BLOCK, journal_directory=str(elsewhere)) == NEW
+
+
 # ── the note of nonces ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -191,6 +268,40 @@ def test_noting_another_needs_no_room(tmp_path: Path) -> None:
         system.error = errno.ENOSPC
         directory.note_nonce(nonce(2))
         assert directory.is_home_of(directory.home, nonce(2))
+
+
+class Hanging(System):
+    """A disk that takes its time."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+
+    def sync(self, fd: int) -> None:
+        self.goes_on.wait(60)
+        super().sync(fd)
+
+
+def test_a_disk_that_hangs_does_not_end_the_lease(place: Place) -> None:
+    with place.open(lease=1.5, journal=0, write_delay=0.05) as volume:
+        assert volume._holder is not None and volume._directory is not None
+        system = volume._directory._nonces._system = Hanging()
+        try:
+            for number in range(10):
+                volume.write(number * BLOCK, NEW)
+                volume.flush()
+                time.sleep(0.25)
+            token = read_token(place.store(), "")
+            assert token is not None and token.home == "" and volume.lost is False
+        finally:
+            system.goes_on.set()
+
+
+def test_a_note_that_cannot_be_read_matters_only_to_who_wrote_it(tmp_path: Path) -> None:
+    with JournalDirectory(tmp_path / "j") as directory:
+        (tmp_path / "j" / "nonces").mkdir()
+        assert not directory.is_older("", nonce(1))
+        with pytest.raises(JournalError, match="cannot be read"):
+            directory.is_older(directory.home, nonce(1))
 
 
 def test_who_can_note_nothing_names_no_home(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -457,7 +457,7 @@ def test_where_the_note_is_refused_at_the_end_the_token_says_it(place: Place, mo
     assert not place.files
 
 
-def _raise(error: Exception) -> Callable[..., None]:
+def _raise(error: BaseException) -> Callable[..., None]:
     def refuse(*_: object, **__: object) -> None:
         raise error
 
@@ -726,7 +726,11 @@ def test_a_forced_replay_that_was_interrupted_is_owed_too(ended: Place) -> None:
             recoverer.replay(stop_when_ours, force=True)
     with JournalDirectory(where) as directory:
         recoverer = Recoverer(ended.store(), "", replace(ended.options, lease=lease), directory)
-        assert recoverer.replay().blocks == 1
+        # Nothing was written: the other one's token is there again, and what it says is minded.
+        assert read_token(ended.store(), "") == replace(other.token, etag=ended.store().head(TOKEN_NAME).etag)
+        with pytest.raises(S3backerError):
+            recoverer.replay()
+        assert recoverer.replay(force=True).blocks == 1
     assert time.monotonic() - began >= lease
     with pytest.raises((StoreError, VolumeInUse)):
         other.lease.sign_for(boot_time())
@@ -919,6 +923,18 @@ def test_a_forced_replay_into_a_smaller_volume_gives_nothing_up(place: Place) ->
             recoverer.replay(force=True)
     assert refused.value.hint.startswith("Make it as large as it was (s3backer resize). ")
     assert place.files and place.objects == before
+
+
+def test_an_end_that_was_interrupted_can_be_gone_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = place.open(journal=0)
+    volume.write(BLOCK, NEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(volume._driver, "close", _raise(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            volume.close()
+    volume.close()
+    assert volume.unsaved == 0 and read_token(place.store(), "") is None
+    assert place.content(BLOCK, BLOCK) == NEW
 
 
 def test_a_volume_whose_end_failed_is_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
