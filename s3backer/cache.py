@@ -71,6 +71,7 @@ from s3backer.throttle import Throttle
 _HIGH_FILL = 0.5
 #: Bytes of which memory knows as a whole whether it has them.
 _SECTOR = 512
+_ZEROS = bytes(_SECTOR)
 #: Blocks that are spilled at once.
 _SPILLED = 64
 #: Seconds until who waits tries again whether the journal's disk has room. Each time what does not fit may be stored.
@@ -114,6 +115,9 @@ class BlockCache:
         self._storing_zeros: set[int] = set()
         #: Blocks that were touched, and not stored since.
         self._touched: set[int] = set()
+        #: Blocks that are in the bucket as the journal perhaps never had them, without a note of that: who replays it
+        #: finds what they were before. Zeros that are written there are not passed over.
+        self._unnoted: set[int] = set()
         #: When blocks whose store failed are tried again, in the order in which that was.
         self._retry_at: dict[int, float] = {}
         self._outage = Outage(policy.store_limit, policy.retry_delay)
@@ -380,8 +384,8 @@ class BlockCache:
             elif error is not None:
                 self._fail_read(reader, error)
 
-    def stored(self, block: int, error: S3backerError | None, now: float) -> None:
-        """A Store has ended."""
+    def stored(self, block: int, error: S3backerError | None, now: float, *, noted: bool = True) -> None:
+        """A Store has ended; ``noted``: the journal has a note of it."""
         self._slab.end_store(block, error is None)
         attempt = self._storing.pop(block)
         zeros = block in self._storing_zeros
@@ -390,6 +394,7 @@ class BlockCache:
             self._outage.failed(block, now)
             self._store_failed(block, attempt, error, now)
         else:
+            self._note(block, noted)
             self._outage.over(now)
             if self._backlog is not None:
                 self._backlog.succeeded()
@@ -445,8 +450,9 @@ class BlockCache:
             return
         start, stop, view = piece
         if not self._copy_left(block, start, stop, view, part):
-            # As it was, for who finds out that there are zeros.
-            view[:] = bytes(stop - start)
+            # As it was, for who finds out that there are zeros. Without memory for that many nobody would be answered.
+            for at in range(0, stop - start, _SECTOR):
+                view[at : at + _SECTOR] = _ZEROS[: min(_SECTOR, stop - start - at)]
             request.pending += 1
             self._fetch(block, urgent=True).readers.append(request)
         elif not request.pending:
@@ -562,7 +568,7 @@ class BlockCache:
             request.position += count
             block = (at + count) // size
             if reason == _fast.ZERO_BLOCK:
-                if self._layout.known_absent(block):
+                if self._layout.known_absent(block) and block not in self._unnoted:
                     self.counts.zeros_skipped += 1
                     request.position += size
                     continue
@@ -592,6 +598,7 @@ class BlockCache:
         if at % size or at // size >= stop:
             return False
         block = at // size
+        stop = min((other for other in self._unnoted if block <= other < stop), default=stop)
         moved = self._slab.next_held(block, self._layout.next_possibly_present(block, stop)) - block
         self.counts.zeros_skipped += moved
         request.position += moved * size
@@ -650,18 +657,22 @@ class BlockCache:
         kept = max(self._policy.store_limit // 2, bool(self._parked)) if self._slab.dirty else 0
         return self._room() - kept
 
-    def _due(self, now: float) -> list[tuple[int, int]]:
-        """Return the blocks that are to be stored now, with their oldest sequence; in an outage the next one to try."""
+    def _due(self, now: float, passed: set[int]) -> list[tuple[int, int]]:
+        """Return the blocks that are to be stored now, with their oldest sequence; in an outage the next one to try.
+
+        None of those that were ``passed``.
+        """
         room, lasts = self._room(), self._outage.lasts
         if room <= 0:
             return []
         urgent, wanted = self._urgent(), self._flushes.sequence
         tried = {block: number for number, block in enumerate(self._retry_at, 1)} if lasts else {}
         found: list[tuple[int, int]] = []
-        for block, sequence, since, _ in self._slab.dirty_blocks(room + self._merging + len(self._retry_at)):
+        looked = room + self._merging + len(self._retry_at) + len(passed)
+        for block, sequence, since, _ in self._slab.dirty_blocks(looked):
             if not (urgent or sequence <= wanted or since + self._policy.delay <= now):
                 break
-            if not self._is_merging(block):
+            if not (block in passed or self._is_merging(block)):
                 found.append((block, sequence))
         if lasts:
             # What somebody waits for; of that who was not tried, else who was tried first.
@@ -686,9 +697,7 @@ class BlockCache:
         passed: set[int] = set()
         while again:
             again = False
-            for block, sequence in self._due(now):
-                if block in passed:
-                    continue
+            for block, sequence in self._due(now, passed):
                 self._retry_at.pop(block, None)
                 if self._start_store(block, sequence, now):
                     began = True
@@ -802,7 +811,7 @@ class BlockCache:
         self._touched.discard(block)
         if body is None and absent:
             if self._journal is not None:
-                self._journal.done(block, as_of, "")
+                self._note(block, self._journal.done(block, as_of, ""))
             self._slab.end_store(block, True)
             self.counts.zeros_skipped += 1
             self._failing.pop(block, None)
@@ -812,6 +821,17 @@ class BlockCache:
             self._storing_zeros.add(block)
         self._actions.append(Store(block, body, as_of))
         return True
+
+    def _note(self, block: int, noted: bool) -> None:
+        """Hear whether the journal has a note that a block is stored.
+
+        Once it has failed no flush relies on that: see ``journal/keeper.py``.
+        """
+        core = None if self._journal is None else self._journal.core
+        if noted or core is None or core.failed or not core.behind:
+            self._unnoted.discard(block)
+        else:
+            self._unnoted.add(block)
 
     def _store_failed(self, block: int, attempt: Attempt, error: S3backerError, now: float) -> None:
         """The block stays dirty; the flushes asked before the attempt fail, for a later one it is tried again."""

@@ -533,20 +533,20 @@ class Driver:
         self.read_ahead.most = min(self._widest, max(_LEAST_WINDOW, blocks))
 
     def _do_store(self, job: Store) -> None:
-        error = None
+        error, noted = None, True
         try:
             self._look_at_journal()
             reach("before-store")
             etag = self._layout.write(job.block, job.body)
             reach("stored")
             if self._journal is not None:
-                self._journal.done(job.block, job.as_of, etag)
+                noted = self._journal.done(job.block, job.as_of, etag)
                 reach("noted")
         except S3backerError as failure:
             error = failure
         except Exception as failure:
             error = _unexpected("writing", job.block, failure)
-        self._call(lambda now: self.cache.stored(job.block, error, now))
+        self._call(lambda now: self.cache.stored(job.block, error, now, noted=noted))
         if self.cache.given_up is None:
             if error is None:
                 self._failing.stored(job.block)

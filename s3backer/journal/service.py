@@ -17,8 +17,10 @@ import contextlib
 import logging
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from s3backer._fast import Slab
 from s3backer._journal import Journal, least_file_bytes
@@ -109,7 +111,8 @@ class Part:
 
     def covers(self, start: int, stop: int) -> bool:
         """Return whether it has all bytes of [start, stop)."""
-        return any(first <= start and stop <= last for first, last in self.ranges)
+        at = bisect_right(self.ranges, start, key=itemgetter(0)) - 1
+        return at >= 0 and stop <= self.ranges[at][1]
 
 
 class WriteJournal:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from s3backer.backlog import Backlog
-from s3backer.cache_calls import Fetch, Store, Sync, TouchRequest
+from s3backer.cache_calls import Fetch, Store, Sync, TouchRequest, WriteRequest
 from s3backer.errors import JournalError, StoreError
 from s3backer.journal.replay import scan
 from tests.support.power_loss import FaultyDisk
@@ -267,3 +267,78 @@ def test_what_leaves_memory_while_that_is_short_is_stored_all_the_same(steps: St
     steps.run()
     assert steps.answered(flush) == [None] and steps.cache.unsaved == 0
     assert all(steps.layout.read(block) == b"x" * BLOCK for block in (1, 2, 3))
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_zeros_that_the_journal_had_no_room_for_are_not_passed_over_later(tmp_path: Path, present: bool) -> None:
+    """Memory had taken them, and stored them, without a record of either: a crash would bring back what was before."""
+    steps = Steps(tmp_path / "steps", delay=0.0)
+    if not present:
+        steps.store.delete(steps.layout.key(X))
+    steps.layout.survey(lambda: False)
+    steps.write(X * BLOCK, b"v" * BLOCK)
+    steps.core.sync()
+    disk = FaultyDisk(steps.core)
+    disk.write_error = errno.ENOSPC
+    zeros = WriteRequest(offset=X * BLOCK, length=BLOCK)
+    steps.cache.write(zeros, steps.now)
+    steps.take()
+    steps.cache.admit(steps.now)
+    steps.take()
+    steps.tick(0.5)
+    for job in [job for job in steps.jobs if isinstance(job, Store)]:
+        steps.do(job)
+    steps.evict(X)
+    steps.tick(1.0)
+    assert not steps.answered(zeros)
+    disk.write_error = 0
+    steps.cache.try_disk()
+    steps.tick(1.0)
+    assert steps.answered(zeros) == [None]
+    steps.core.sync()
+    steps.journal.close()
+    with steps.directory:
+        found = scan(steps.directory, VOLUME)
+        assert [data for record, data in found.writes(None) if record.offset == X * BLOCK][-1:] in ([], [None])
+
+
+def test_readers_are_answered_where_there_is_no_memory_for_zeros(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.write(X * BLOCK, b"a" * 512)
+    steps.leave(X)
+    steps.evict(X)
+    whole, part = steps.read(X), steps.read(X, 0, 512)
+
+    def no_memory(size: int) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s3backer.cache.bytes", no_memory, raising=False)
+        steps.looks()
+    assert steps.answered(part) == [None]
+    steps.run()
+    assert steps.answered(whole) == [None]
+
+
+def test_who_writes_the_same_zeros_in_an_outage_keeps_no_other_block_from_being_tried(tmp_path: Path) -> None:
+    steps = Steps(tmp_path / "steps", high_water=0)
+    steps.store.delete(steps.layout.key(X))
+    steps.layout.survey(lambda: False)
+    settle = steps.cache._settle
+
+    def again(now: float) -> None:
+        settle(now)
+        steps.core.write_zeros(X * BLOCK, BLOCK, steps.now)
+
+    steps.cache._settle = again  # type: ignore[method-assign]
+    for block in (0, 1):
+        steps.write(block * BLOCK, b"a" * BLOCK)
+    tried: list[int] = []
+    for _ in range(100):
+        for job in [job for job in steps.jobs if isinstance(job, Store)]:
+            tried.append(job.block)
+            steps.do(job, away=True)
+        steps.journal.prepare()
+        steps.tick(10.0)
+    assert min(tried.count(0), tried.count(1)) > 10
+    steps.journal.close()
+    steps.directory.close()

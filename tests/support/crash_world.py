@@ -100,9 +100,9 @@ class CrashWorld(World):
         else:
             super()._survey()
 
-    def store_block(self, action: Store) -> None:
+    def store_block(self, action: Store) -> bool:
         etag = self.layout.write(action.block, action.body)
-        self.journal.done(action.block, action.as_of, etag)
+        return self.journal.done(action.block, action.as_of, etag)
 
     def _step(self) -> bool:
         self._left -= 1
@@ -223,9 +223,9 @@ class TracedWorld(CrashWorld):
         self._note(len(self.ready), len(self.late), hash(self.random.getstate()[1]))
         return super()._step()
 
-    def store_block(self, action: Store) -> None:
+    def store_block(self, action: Store) -> bool:
         self._note(action.block, action.as_of, bytes(action.body or b""))
-        super().store_block(action)
+        return super().store_block(action)
 
     def _check(self) -> bytearray:
         content = super()._check()

@@ -478,18 +478,19 @@ class World:
             return
         body: Buffer | None = None
         error: S3backerError | None = None
+        noted = True
         self.attempts += isinstance(action, Store) and self.now < self._outage
         try:
             if isinstance(action, Fetch):
                 body = self.read_block(action.block)
             else:
-                self.store_block(action)
+                noted = self.store_block(action)
         except S3backerError as failure:
             error = failure
         if isinstance(action, Fetch):
             done = partial(self.cache.fetched, action.block, body, error)
         else:
-            done = partial(self.cache.stored, action.block, error)
+            done = partial(self.cache.stored, action.block, error, noted=noted)
         self.ready.append(lambda: self.call(lambda: done(self.now)))
 
     def read_block(self, block: int) -> Buffer | None:
@@ -501,8 +502,10 @@ class World:
     def sync_journal(self) -> None:
         raise NotImplementedError
 
-    def store_block(self, action: Store) -> None:
+    def store_block(self, action: Store) -> bool:
+        """Store a block, and return whether that was noted where it has to be."""
         self.layout.write(action.block, action.body)
+        return True
 
     def finished(self, client: Client) -> None:
         if client.operations < self._operations:

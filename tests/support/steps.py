@@ -136,9 +136,8 @@ class Steps:
             case Fetch(block):
                 self.cache.fetched(block, body, error, self.now)
             case Store(block, copy, as_of):
-                if not away:
-                    self.journal.done(block, as_of, self.layout.write(block, copy))
-                self.cache.stored(block, error, self.now)
+                noted = away or self.journal.done(block, as_of, self.layout.write(block, copy))
+                self.cache.stored(block, error, self.now, noted=noted)
         self.take()
 
     def leave(self, block: int) -> None:
