@@ -394,7 +394,8 @@ class BlockCache:
             self._outage.failed(block, now)
             self._store_failed(block, attempt, error, now)
         else:
-            self._note(block, noted)
+            # Of what is there nothing is passed over.
+            self._note(block, noted or not zeros)
             self._outage.over(now)
             if self._backlog is not None:
                 self._backlog.succeeded()
@@ -598,8 +599,12 @@ class BlockCache:
         if at % size or at // size >= stop:
             return False
         block = at // size
-        stop = min((other for other in self._unnoted if block <= other < stop), default=stop)
-        moved = self._slab.next_held(block, self._layout.next_possibly_present(block, stop)) - block
+        if block in self._unnoted:
+            return False
+        stop = self._slab.next_held(block, self._layout.next_possibly_present(block, stop))
+        if self._unnoted:
+            stop = next((other for other in range(block, stop) if other in self._unnoted), stop)
+        moved = stop - block
         self.counts.zeros_skipped += moved
         request.position += moved * size
         return moved > 0
@@ -668,8 +673,7 @@ class BlockCache:
         urgent, wanted = self._urgent(), self._flushes.sequence
         tried = {block: number for number, block in enumerate(self._retry_at, 1)} if lasts else {}
         found: list[tuple[int, int]] = []
-        looked = room + self._merging + len(self._retry_at) + len(passed)
-        for block, sequence, since, _ in self._slab.dirty_blocks(looked):
+        for block, sequence, since, _ in self._first_dirty(room + self._merging + len(self._retry_at), passed):
             if not (urgent or sequence <= wanted or since + self._policy.delay <= now):
                 break
             if not (block in passed or self._is_merging(block)):
@@ -678,6 +682,16 @@ class BlockCache:
             # What somebody waits for; of that who was not tried, else who was tried first.
             return sorted(found, key=lambda one: (one[1] > wanted, tried.get(one[0], 0)))[:1]
         return [one for one in found if self._retry_at.get(one[0], now) <= now][:room]
+
+    def _first_dirty(self, count: int, passed: set[int]) -> list[tuple[int, int, float, bool]]:
+        """Return so many dirty blocks, the oldest, besides those that were ``passed`` and are dirty again."""
+        looked = count
+        while True:
+            dirty = self._slab.dirty_blocks(looked)
+            again = sum(block in passed for block, *_ in dirty) if passed else 0
+            if len(dirty) < looked or looked - again >= count:
+                return dirty
+            looked = count + 2 * again
 
     def _schedule(self, now: float) -> None:
         """Start as many stores as are due and allowed, oldest first."""

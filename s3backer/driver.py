@@ -353,7 +353,8 @@ class Driver:
     def _drain(self, finished: threading.Event) -> None:
         left = Unchanged()
         try:
-            while self.cache.given_up is None:
+            # Once it is stuck nobody may work any more who could answer a flush.
+            while self.cache.given_up is None and self.stuck is None:
                 try:
                     self.flush()
                 except Exception as error:

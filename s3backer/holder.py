@@ -184,6 +184,14 @@ class Holder:
                 # The next mount's token must not meet that request.
                 settle(self._store, self._url)
 
+    def put_back(self, former: MountToken) -> None:
+        """Put the token there again that was there before. Raises StoreError, and VolumeInUse if it is not ours now."""
+        self.stop()
+        # A request of ours that may still arrive would take it for what it was meant to replace: the ETag is the same.
+        settle(self._store, self._url)
+        # Read, as the answer to the last renewal may be lost, and who heeds no conditions would replace another's.
+        put_token(self._store, self._prefix, former, former=self._find_ours())
+
     def stop(self) -> None:
         """Renew it no longer, and leave it where it is. Soon nothing can be written from here any more."""
         self._stopping = True
@@ -226,7 +234,13 @@ class Holder:
             else:
                 answers.put(None)
 
-        threading.Thread(target=note, name="s3backer-note", daemon=True).start()
+        try:
+            threading.Thread(target=note, name="s3backer-note", daemon=True).start()
+        except (RuntimeError, MemoryError):
+            # As many processes run as may; the lease must not end for that.
+            raise JournalError(
+                f"the journal's directory {directory.path} takes no note: no thread can be started for it"
+            ) from None
         try:
             error = answers.get(timeout=self._token.lease * _NOTING)
         except queue.Empty:
@@ -254,13 +268,14 @@ class Holder:
                 # The same once more: an outage of hours is one request.
                 token = self._pending
             else:
-                self._sent.append(token.nonce)
                 if token.home and self._directory is not None:
                     try:
                         self._note(self._directory, token.nonce)
                     except JournalError as error:
                         self._leave_home(error)
                         token = replace(token, home="")
+                # Not before: one that was never sent must not take the place of what may be found.
+                self._sent.append(token.nonce)
             self._pending = token
             # Not before: a disk may take its time.
             sent_at = self._clock()

@@ -36,6 +36,7 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from s3backer.clocks import boot_time
 from s3backer.errors import (
@@ -57,7 +58,6 @@ from s3backer.layouts.token import (
     MountToken,
     in_use,
     new_token,
-    put_token,
     read_token,
     remove_ours,
     settle,
@@ -266,11 +266,8 @@ class Recoverer:
         """Leave the volume as it was found: without a token, or with that of a mount that has died."""
         if former is None:
             holder.give_back(patient=False)
-            return
-        holder.stop()
-        # A request of ours that may still arrive would take it for what it was meant to replace: the ETag is the same.
-        if not self._store.settles_in():
-            put_token(self._store, self._prefix, former, former=holder.token)
+        else:
+            holder.put_back(former)
 
     def _find_token(self, progress: Progress, *, force: bool = False) -> MountToken | None:
         """Return the token, if there is one, when its mount is dead, or not known to be one of this directory's.
@@ -384,10 +381,14 @@ class Recoverer:
 
     def _has_value(self, token: MountToken) -> bool:
         """Whether a token has the value that a mount of this journal gave its own."""
-        values = {self._directory.token}
+        return token.value == self._directory.token or token.value in self._session_values
+
+    @cached_property
+    def _session_values(self) -> frozenset[int]:
+        """The values of the tokens of the journal's mounts. Looked for once: one that is damaged is read each time."""
         with contextlib.suppress(JournalError):
-            values |= {session.token for session in self.left.found.sessions}
-        return token.value in values
+            return frozenset(session.token for session in self.left.found.sessions)
+        return frozenset()
 
     def _died_here(self, token: MountToken) -> bool:
         """Whether the token's mount is known to be dead: it had this directory, which is locked now."""

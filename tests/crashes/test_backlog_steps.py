@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from s3backer._fast import Slab
 from s3backer.backlog import Backlog
 from s3backer.cache_calls import Fetch, Store, Sync, TouchRequest, WriteRequest
 from s3backer.errors import JournalError, StoreError
@@ -340,5 +341,51 @@ def test_who_writes_the_same_zeros_in_an_outage_keeps_no_other_block_from_being_
         steps.journal.prepare()
         steps.tick(10.0)
     assert min(tried.count(0), tried.count(1)) > 10
+    steps.journal.close()
+    steps.directory.close()
+
+
+def test_many_zeros_that_need_no_request_cost_a_look_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where files are removed, and their blocks discarded, before they were stored."""
+    steps = Steps(tmp_path / "steps", delay=0.0)
+    blocks = range(3)
+    for block in blocks:
+        steps.store.delete(steps.layout.key(block))
+    steps.layout.survey(lambda: False)
+    for block in blocks:
+        steps.core.write_zeros(block * BLOCK, BLOCK, steps.now)
+    asked: list[int] = []
+    dirty_blocks = Slab.dirty_blocks
+
+    def counted(slab: Slab, count: int) -> list[tuple[int, int, float, bool]]:
+        found = dirty_blocks(slab, count)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(type(steps.slab), "dirty_blocks", counted)
+    room = steps.cache._room()
+    # In one call, after many others of which none is dirty any more.
+    assert len(steps.cache._due(steps.now, set(range(100, 200)))) == room < len(blocks) == steps.slab.dirty
+    assert asked == [room]
+    # Those that are dirty again are passed over.
+    assert [block for block, _ in steps.cache._due(steps.now, {0, 1})] == [2]
+    steps.journal.close()
+    steps.directory.close()
+
+
+def test_only_zeros_are_remembered_as_not_noted(tmp_path: Path) -> None:
+    steps = Steps(tmp_path / "steps", delay=0.0)
+    disk = FaultyDisk(steps.core)
+    disk.write_error = errno.ENOSPC
+    request = WriteRequest(offset=X * BLOCK, data=b"v" * BLOCK, length=BLOCK)
+    steps.cache.write(request, steps.now)
+    steps.take()
+    steps.cache.admit(steps.now)
+    steps.take()
+    stores = [job for job in steps.jobs if isinstance(job, Store)]
+    assert stores
+    for job in stores:
+        steps.do(job)
+    assert not steps.cache._unnoted
     steps.journal.close()
     steps.directory.close()

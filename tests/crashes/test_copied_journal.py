@@ -7,6 +7,7 @@ copied to a larger disk after a crash, and used again after the next one.
 from __future__ import annotations
 
 import errno
+import random
 import shutil
 import threading
 import time
@@ -18,10 +19,11 @@ import pytest
 
 from s3backer.admin import unlock_volume
 from s3backer.errors import AccessDenied, JournalError, JournalFull, S3backerError, VolumeInUse
+from s3backer.holder import Holder
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.named import under_another_name
 from s3backer.journal.system import System
-from s3backer.layouts.token import read_token
+from s3backer.layouts.token import put_token, read_token
 from s3backer.left_journal import place_of_journal
 from s3backer.recovery import Recoverer
 from s3backer.stores.directory import DirectoryStore
@@ -174,8 +176,11 @@ def test_another_mounts_token_is_called_that(place: Place) -> None:
         assert "Unmount it there first" in refused.value.hint
 
 
-def test_a_forced_replay_that_wrote_nothing_leaves_the_others_token(place: Place) -> None:
-    """Else the next mount would put it over what the other has stored."""
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_forced_replay_that_wrote_nothing_leaves_the_others_token(
+    place: Place, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """Else the next mount would put it over what the other has stored. Also where the answer to a renewal was lost."""
     with place.killed() as volume:
         volume.write(BLOCK, OLD)
         volume.flush()
@@ -193,12 +198,18 @@ def test_a_forced_replay_that_wrote_nothing_leaves_the_others_token(place: Place
     def interrupted(done: int, total: int) -> None:
         token = read_token(place.store(), "")
         if token is not None and token.value == found.value:
+            if lost:
+                # By one of this replay's own that nobody heard of.
+                renewed = token.anew(random.Random(1))
+                put_token(place.store(), "", renewed, former=token)
+                monkeypatch.setattr(Holder, "_is_ours", lambda self, found: found.nonce == renewed.nonce)
             raise KeyboardInterrupt
 
     with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
         recoverer = Recoverer(place.store(), "", replace(place.options, lease=1.0), directory)
         with pytest.raises(KeyboardInterrupt):
             recoverer.replay(interrupted, force=True)
+    monkeypatch.undo()
     token = read_token(place.store(), "")
     assert token is not None and (token.value, token.home) == (theirs.value, theirs.home)
     with pytest.raises(S3backerError):
@@ -294,6 +305,28 @@ def test_a_disk_that_hangs_does_not_end_the_lease(place: Place) -> None:
             assert token is not None and token.home == "" and volume.lost is False
         finally:
             system.goes_on.set()
+
+
+def test_the_lease_does_not_end_where_no_thread_can_be_started(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with place.open(lease=1.0, journal=0, write_delay=0.05) as volume:
+        start = threading.Thread.start
+
+        def no_thread(thread: threading.Thread) -> None:
+            if thread.name == "s3backer-note":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            for number in range(10):
+                volume.write(number * BLOCK, NEW)
+                volume.flush()
+                time.sleep(0.2)
+        assert volume.lost is False and "no thread can be started" in caplog.text
+        token = read_token(place.store(), "")
+        assert token is not None and token.home == ""
 
 
 def test_a_note_that_cannot_be_read_matters_only_to_who_wrote_it(tmp_path: Path) -> None:
