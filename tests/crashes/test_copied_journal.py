@@ -48,18 +48,23 @@ def go_on(volume: Volume) -> None:
     volume.flush()
 
 
+def copied_while_mounted(place: Place, volume: Volume) -> Path:
+    """Return a copy of what a mount has when it has written the old block; it goes on, and renews its token."""
+    volume.write(BLOCK, OLD)
+    volume.flush()
+    kept = keep_copy(place)
+    assert volume._holder is not None
+    volume._holder.renew()
+    go_on(volume)
+    return kept
+
+
 @pytest.fixture(params=["after a crash", "while mounted", "of the one before"])
 def copy(place: Place, request: pytest.FixtureRequest) -> Path:
     """A copy of what a mount had when it had written the old block; it has gone on and died."""
     if request.param == "while mounted":
         with place.killed() as volume:
-            volume.write(BLOCK, OLD)
-            volume.flush()
-            kept = keep_copy(place)
-            assert volume._holder is not None
-            volume._holder.renew()
-            go_on(volume)
-        return kept
+            return copied_while_mounted(place, volume)
     with place.killed() as volume:
         volume.write(BLOCK, OLD)
         volume.flush()
@@ -113,12 +118,7 @@ def test_a_copy_can_be_given_up(place: Place, copy: Path) -> None:
 def test_a_copied_machine_takes_nothing_from_the_one_that_lives(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s3backer.journal.files._home", lambda lock: "the same start of both")
     with place.open() as volume:
-        volume.write(BLOCK, OLD)
-        volume.flush()
-        copy = keep_copy(place)
-        assert volume._holder is not None
-        volume._holder.renew()
-        go_on(volume)
+        copy = copied_while_mounted(place, volume)
         with pytest.raises(S3backerError):
             place.open(journal_directory=str(copy))
         volume.write(3 * BLOCK, NEW)

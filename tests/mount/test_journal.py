@@ -594,15 +594,22 @@ def test_a_place_that_cannot_be_used(journaled: Bench, tmp_path: Path) -> None:
             assert "has no journal" in said_by(journaled, {"journal": 0, "journal_directory": str(place)})
 
 
-@without_lane
-def test_a_journal_that_cannot_be_gone_on_with(journaled: Bench, tmp_path: Path) -> None:
-    """Another place, or no journal, is not what helps where something is left."""
-    with small_disk(tmp_path / "small", "8m") as small:
-        where = {"journal_directory": str(small)}
-        with journaled.mounted(volume=where) as mount:
+@contextlib.contextmanager
+def left_on_a_read_only_disk(bench: Bench, place: Path) -> Iterator[Path]:
+    """A small disk that has the journal of a mount which was killed, and has become read-only."""
+    with small_disk(place, "8m") as small:
+        with bench.mounted(volume={"journal_directory": str(small)}) as mount:
             write(mount, DATA, sync=True)
             kill(mount)
         run("mount", "-o", "remount,ro", str(small))
+        yield small
+
+
+@without_lane
+def test_a_journal_that_cannot_be_gone_on_with(journaled: Bench, tmp_path: Path) -> None:
+    """Another place, or no journal, is not what helps where something is left."""
+    with left_on_a_read_only_disk(journaled, tmp_path / "small") as small:
+        where = {"journal_directory": str(small)}
         for volume in (where, {**where, "journal": 0}):
             code, text = journaled.run(volume=volume)
             assert code == 9
@@ -618,12 +625,8 @@ def test_a_journal_that_cannot_be_gone_on_with(journaled: Bench, tmp_path: Path)
 @without_lane
 def test_a_journal_on_a_disk_that_is_read_only_is_copied(journaled: Bench, tmp_path: Path) -> None:
     """What is said to try helps, and what is left there does no harm."""
-    with small_disk(tmp_path / "small", "8m") as small:
+    with left_on_a_read_only_disk(journaled, tmp_path / "small") as small:
         where = {"journal_directory": str(small)}
-        with journaled.mounted(volume=where) as mount:
-            write(mount, DATA, sync=True)
-            kill(mount)
-        run("mount", "-o", "remount,ro", str(small))
         _, text = journaled.run(volume=where)
         copying = text.partition("that can be written to (")[2].partition(")")[0]
         assert copying.startswith("mkdir DIR && cp -a ")
