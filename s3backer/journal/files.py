@@ -43,7 +43,7 @@ from s3backer.failpoints import reach
 from s3backer.hints import command_line
 from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
 from s3backer.journal.nonces import Nonces
-from s3backer.journal.system import SAFE, System
+from s3backer.journal.system import SAFE, System, read_beginning
 from s3backer.layouts.token import LONGEST_PLACE, can_tell
 from s3backer.logs import state_directory
 from s3backer.units import format_size
@@ -104,16 +104,10 @@ def noted_token(path: str) -> int | None:
 
 def _read_token(name: str, directory: int | None) -> int | None:
     try:
-        text = _read(name, directory, 64)
+        text = read_beginning(name, directory, 64)
     except FileNotFoundError:
         return None
     return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
-
-
-def _read(name: str, directory: int | None, length: int) -> bytes:
-    """Return the beginning of a file. Not blocking: a FIFO would wait."""
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=directory), "rb") as file:
-        return file.read(length)
 
 
 def is_home(path: str, home: str) -> bool:
@@ -132,7 +126,7 @@ def newest_header(path: str) -> Header | None:
     """Return the header of the newest file in a journal's directory, without locking it; None if it cannot be read."""
     with contextlib.suppress(OSError, HeaderError, ValueError):
         newest = max(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(path)) if match)
-        return unpack_header(_read(os.path.join(path, file_name(newest)), None, PAGE))
+        return unpack_header(read_beginning(os.path.join(path, file_name(newest)), None, PAGE))
     return None
 
 

@@ -15,7 +15,7 @@ import contextlib
 import os
 import re
 
-from s3backer.journal.system import SAFE, System
+from s3backer.journal.system import SAFE, System, read_beginning
 
 _NAME = "nonces"
 _PLACES, _PLACE = 32, 64
@@ -35,13 +35,9 @@ class Nonces:
         """Return those that were noted last, None where none ever were."""
         if self._known is None:
             try:
-                fd = os.open(_NAME, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=self._directory)
+                text = read_beginning(_NAME, self._directory, _PLACES * _PLACE)
             except FileNotFoundError:
                 return None
-            try:
-                text = os.pread(fd, _PLACES * _PLACE, 0)
-            finally:
-                os.close(fd)
             places = (_NONCE.fullmatch(text, start, start + _PLACE) for start in range(0, len(text), _PLACE))
             self._known = {int(place[2]): place[1].decode() for place in places if place}
             self._next = max(self._known, default=-1) + 1

@@ -1,4 +1,4 @@
-"""The system calls that change a journal's directory."""
+"""The system calls on a journal's directory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 
 #: How every file of it is opened.
 SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def read_beginning(name: str, directory: int | None, length: int) -> bytes:
+    """Return the first bytes of a file. Not blocking: a FIFO would wait."""
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=directory), "rb") as file:
+        return file.read(length)
 
 
 class System:
