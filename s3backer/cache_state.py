@@ -1,11 +1,26 @@
-"""What the block cache remembers of what is under way: fetches, attempts to store, the flushes that wait."""
+"""What the block cache remembers of what is under way: fetches, attempts to store, those that wait."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from s3backer.cache_calls import FlushRequest, ReadRequest, TouchRequest, WriteRequest, retry_pause
+from s3backer import _fast, _journal
+from s3backer.cache_calls import (
+    Action,
+    CacheCounts,
+    FlushRequest,
+    ReadRequest,
+    Reply,
+    Request,
+    TouchRequest,
+    WriteRequest,
+    retry_pause,
+)
+from s3backer.errors import S3backerError
+from s3backer.journal.service import WriteJournal
+from s3backer.layouts.base import Layout
 
 #: Seconds without the end of an attempt after which nothing seems to get stored.
 _SILENT = 5.0
@@ -54,6 +69,11 @@ class PendingFetch:
     #: The backlog waits for it; and it began for that alone.
     left: bool = False
     unasked: bool = False
+
+    @property
+    def for_nobody(self) -> bool:
+        """Whether nobody waited when it began: who came later gets an attempt of their own if it fails."""
+        return self.ahead or self.unasked
 
     @property
     def stores(self) -> bool:
@@ -163,3 +183,30 @@ class Flushes:
         """Take those that were asked before an attempt that failed; return them, and whether later ones wait for it."""
         failed = self.take(lambda flush: flush.sequence >= attempt.sequence and flush.number <= attempt.flushes)
         return failed, any(flush.sequence >= attempt.sequence for flush in self._waiting)
+
+
+class Common:
+    """What the parts of the cache have in common: what they work on, what they ask for, and who waits."""
+
+    def __init__(self, slab: _fast.Slab, layout: Layout, journal: WriteJournal | None) -> None:
+        self.slab = slab
+        self.layout = layout
+        self.journal = journal
+        #: What is to be done, in order.
+        self.actions: list[Action] = []
+        self.counts = CacheCounts()
+        self.flushes = Flushes()
+        #: Who takes writes.
+        self.writer: _fast.Slab | _journal.Journal = slab if journal is None else journal.core
+        #: Those for which there was no room.
+        self.parked: deque[WriteRequest | TouchRequest] = deque()
+        #: Whether who was parked last waits until something was stored, and not for a file of the journal only.
+        self.lacks_room = True
+
+    def is_left(self, block: int) -> bool:
+        """Whether something of a block is left to the journal."""
+        return self.journal is not None and self.journal.core.is_left(block)
+
+    def reply(self, request: Request, error: S3backerError | None) -> None:
+        """Let a request be answered."""
+        self.actions.append(Reply(request, error))

@@ -142,19 +142,19 @@ def test_a_flush_is_answered_although_others_write_on(writer: Writer) -> None:
 @pytest.mark.parametrize("refused", ["left", "written"])
 def test_blocks_that_are_left_and_those_in_memory_take_turns(journaled: Writer, refused: str) -> None:
     """Where all of one kind are refused for ever, those of the other are stored."""
-    assert journaled.journal is not None and journaled.cache._backlog is not None
+    assert journaled.journal is not None and journaled.cache._write_back._backlog is not None
     write(journaled, range(12))
     journaled.journal.core.sync()
     for block in range(12):
         assert journaled.journal.core.spill(block)
-        journaled.cache._backlog.add(block)
+        journaled.cache._write_back._backlog.add(block)
         if refused == "left" or block != 7:
             journaled.unreadable[block] = AWAY
     assert journaled.slab.drop_from(0) == 12
     pass_time(journaled, 600.0)
     for block in range(100, 110):
         journaled.begin(block)
-    journaled.cache._left_first = refused == "left"
+    journaled.cache._write_back._left_first = refused == "left"
     stored: set[int] = set()
     until = journaled.now + 600.0
     while journaled.now < until:
@@ -169,7 +169,7 @@ def test_blocks_that_are_left_and_those_in_memory_take_turns(journaled: Writer, 
 def test_what_is_damaged_is_not_asked_for_all_the_time_in_an_outage(journaled: Writer) -> None:
     for block in range(STORES):
         # They have nothing to be stored any more.
-        journaled.cache._outage.failed(block, journaled.now)
+        journaled.cache._write_back._outage.failed(block, journaled.now)
     for block in range(20, 24):
         # The rest of it is to be read before it can be stored.
         journaled.unreadable[block] = CorruptObject("damaged", hint="Look.")

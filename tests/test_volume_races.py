@@ -195,7 +195,7 @@ def test_who_writes_the_same_zeros_all_the_time_keeps_no_caller_at_it(monkeypatc
     """They need no request, and are due again at once. A hit asks nobody, and comes between any two steps."""
     writer = Writer(delay=0.0)
     writer.layout.survey(lambda: False)
-    start, writes = writer.cache._start_store, 0
+    start, writes = writer.cache._write_back._start_store, 0
 
     def started(block: int, sequence: int, now: float) -> bool:
         nonlocal writes
@@ -205,7 +205,7 @@ def test_who_writes_the_same_zeros_all_the_time_keeps_no_caller_at_it(monkeypatc
             assert writer.slab.write(7 * BLOCK, bytes(512), now)[0] == 512
         return requested
 
-    monkeypatch.setattr(writer.cache, "_start_store", started)
+    monkeypatch.setattr(writer.cache._write_back, "_start_store", started)
     writer.cache.write(WriteRequest(offset=7 * BLOCK, data=bytes(512), length=512), 0.0)
     assert writes < 10
     # What is left has its turn at once.
@@ -240,7 +240,7 @@ def test_no_memory_for_a_copy_fails_the_flush_and_loses_nothing(
 ) -> None:
     volume = Volume.open(store, "", options())
     slab: Any = MeanSlab(volume._slab, failures=3)
-    volume._driver.cache._slab = slab
+    volume._driver.cache._write_back._slab = slab
     for block in range(1, 10):
         volume.write(block * BLOCK, b"x" * BLOCK)
     with pytest.raises(StoreError, match="no memory for a copy of block"):
@@ -259,7 +259,7 @@ def test_no_memory_for_a_write_that_had_to_wait_for_room_fails_it() -> None:
     first = writer.cache._parked[0]
     second = writer.begin(next(blocks))
     slab: Any = MeanSlab(writer.slab, failures=1)
-    writer.cache.writer = slab
+    writer.cache._common.writer = slab
     while writer.stores:
         writer.end(writer.stores[0])
     (error,) = writer.answered(first)
@@ -276,7 +276,7 @@ def test_no_memory_for_one_of_the_writes_that_wait_for_a_block_fails_that_one() 
     writer.cache.read(reading, [0])
     assert writer.cache.take_actions() == [Fetch(0, urgent=True)]
     slab: Any = MeanSlab(writer.slab, failures=1)
-    writer.cache.writer = slab
+    writer.cache._common.writer = slab
     writer.cache.fetched(0, b"o" * BLOCK, None, 0.0)
     writer.take()
     assert [type(error) for request in requests for error in writer.answered(request)] == [StoreError, type(None)]

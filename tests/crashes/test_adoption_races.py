@@ -83,7 +83,7 @@ def test_nothing_is_learned_of_what_may_still_arrive(place: Place, how: str) -> 
         reader.start()
         busy.acquire()
     volume._driver.prefetch(range(7, 8))
-    assert 7 in volume._driver.cache._fetches
+    assert 7 in volume._driver.cache._fetching
     zero(volume, how, 7)
     volume.flush()
     gate.set()

@@ -87,7 +87,7 @@ def test_a_block_that_was_touched_stays_until_it_was_stored(tmp_path: Path, fail
         steps.flush()
         steps.do(next(job for job in steps.jobs if isinstance(job, Store)), away=True)
     # Nothing can be stored, and memory is full.
-    steps.cache._held_until = 60.0
+    steps.cache._write_back._held_until = 60.0
     for block in (1, 2, 3):
         steps.core.sync()
         steps.write(block * BLOCK, b"w" * BLOCK)
@@ -109,7 +109,7 @@ def test_a_block_that_was_touched_and_needed_no_request_may_leave_memory(steps: 
     flush = steps.flush()
     assert steps.answered(flush) == [None]
     steps.write(X * BLOCK, b"a" * 512)
-    steps.cache._held_until = 60.0
+    steps.cache._write_back._held_until = 60.0
     for block in (1, 2, 3):
         steps.core.sync()
         steps.write(block * BLOCK, b"w" * BLOCK)
@@ -149,7 +149,7 @@ def test_nothing_is_synced_over_and_over(steps: Steps, why: str) -> None:
     else:
         steps.core.sync()
         steps.flush()
-    steps.cache._outage.failed(X, steps.now)
+    steps.cache._write_back._outage.failed(X, steps.now)
     waiting = steps.write(7 * BLOCK, b"y" * BLOCK)
     syncs = 0
     while (sync := next((job for job in steps.jobs if isinstance(job, Sync)), None)) is not None and syncs < 10:
@@ -260,7 +260,7 @@ def test_what_leaves_memory_while_that_is_short_is_stored_all_the_same(steps: St
     for block in (1, 2, 3):
         steps.write(block * BLOCK, b"x" * BLOCK)
     steps.core.sync()
-    steps.cache._outage.failed(X, steps.now)
+    steps.cache._write_back._outage.failed(X, steps.now)
     steps.backlog._blocks = Full("Q")
     waiting = steps.write(7 * BLOCK, b"y" * BLOCK)
     assert steps.answered(waiting) == [None] and steps.core.left == 3
@@ -363,12 +363,12 @@ def test_many_zeros_that_need_no_request_cost_a_look_each(tmp_path: Path, monkey
         return found
 
     monkeypatch.setattr(type(steps.slab), "dirty_blocks", counted)
-    room = steps.cache._room()
+    room = steps.cache._write_back._room()
     # In one call, after many others of which none is dirty any more.
-    assert len(steps.cache._due(steps.now, set(range(100, 200)))) == room < len(blocks) == steps.slab.dirty
+    assert len(steps.cache._write_back._due(steps.now, set(range(100, 200)))) == room < len(blocks) == steps.slab.dirty
     assert asked == [room]
     # Those that are dirty again are passed over.
-    assert [block for block, _ in steps.cache._due(steps.now, {0, 1})] == [2]
+    assert [block for block, _ in steps.cache._write_back._due(steps.now, {0, 1})] == [2]
     steps.journal.close()
     steps.directory.close()
 
@@ -386,6 +386,6 @@ def test_only_zeros_are_remembered_as_not_noted(tmp_path: Path) -> None:
     assert stores
     for job in stores:
         steps.do(job)
-    assert not steps.cache._unnoted
+    assert not steps.cache._write_back.unnoted
     steps.journal.close()
     steps.directory.close()

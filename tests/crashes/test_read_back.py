@@ -91,7 +91,7 @@ class Oracle(Steps):
 
     def leave(self, block: int) -> None:
         self.core.sync()
-        if self.cache._leave(block):
+        if self.cache._write_back._leave(block):
             self.backlog.add(block)
 
     def finish(self, number: int) -> None:

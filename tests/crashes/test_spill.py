@@ -68,7 +68,7 @@ def test_killed_while_the_store_is_away(place: Place) -> None:
     content = b""
     with place.killed(memory=MEMORY, journal=16 << 20) as volume:
         # It may store nothing for a while.
-        volume._driver.cache._held_until = time.monotonic() + 3600
+        volume._driver.cache._write_back._held_until = time.monotonic() + 3600
         content = fill(volume, source)
         assert volume._keeper is not None and volume._keeper.journal.core.left > SIZE // BLOCK // 2
         volume.flush()

@@ -123,7 +123,7 @@ class Place:
 
 def shortened(volume: Volume) -> Volume:
     """Let a volume that would wait for an hour at its end wait no more. For tests that ask what it does meanwhile."""
-    volume._quiet_at = volume._driver.cache._held_until = 0.0
+    volume._quiet_at = volume._driver.cache._write_back._held_until = 0.0
     return volume
 
 
