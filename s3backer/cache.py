@@ -142,6 +142,8 @@ class BlockCache:
     @property
     def writers(self) -> str:
         """How writers get on, in words."""
+        if self._parked and self._go_on_at:
+            return "wait for room on the journal's disk"
         if self._parked and self._common.lacks_room:
             return "wait for room"
         return "are slowed down" if self._throttle.level > 0 else "go on"

@@ -144,9 +144,11 @@ def test_who_waits_for_the_disk_goes_on_when_it_is_to_be_tried_again(tmp_path: P
     disk.write_error = 0
     writer.tick(0.0)
     assert not any(writer.answered(request) for request in waiting)
+    assert writer.cache.writers == "wait for room on the journal's disk"
     writer.cache.try_disk()
     writer.tick(0.0)
     assert [writer.answered(request) for request in waiting] == [[None]] * 3
+    assert writer.cache.writers == "go on"
     # The next one waits for nothing.
     assert writer.answered(writer.begin(3)) == [None]
     writer.close()
