@@ -8,7 +8,8 @@ Guarantees
     until a later record, or a MARK, is on the disk.)
   * What is read is what the disk has, not what the page cache kept of a write-back that failed.
   * No number is believed before its CRC was right, and none is used before it was held against the file's length.
-  * Memory: one window a file, a few numbers for each block that is not in the bucket, and for each block with a note.
+  * Memory: one window a file, a few numbers for each block that is not in the bucket, and for each block with a note;
+    of the first ``_KEPT`` records what they say, so that large ones, which are few, are read once.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from s3backer.journal.format import (
 
 #: Bytes read at once.
 _WINDOW = 4 << 20
+#: Records of which is kept what they say: 10 MiB or so.
+_KEPT = 1 << 15
 _KEEP = "Keep the directory and copy it elsewhere. What is in the bucket is an older state of those blocks."
 
 
@@ -73,12 +76,16 @@ class Session:
 
 @dataclass(slots=True)
 class UsedFile:
-    """A file with records. ``first``: number of its first record; ``end``: where the last one ends, in bytes."""
+    """A file with records. ``first``: number of its first record; ``end``: where the last one ends, in bytes.
+
+    ``kept``: what they say, in order, as it was found; None where it has to be read again.
+    """
 
     number: int
     header: Header
     first: int
     end: int
+    kept: list[list[Facts]] | None = None
 
 
 @dataclass(slots=True)
@@ -117,7 +124,10 @@ class Recovered:
         return self.files[-1].header
 
     def facts(self, file: UsedFile) -> Iterator[list[Facts]]:
-        """Yield the facts of a file's records, in order, checked again as they are read."""
+        """Yield the facts of a file's records, in order; those that were not kept are checked again."""
+        if file.kept is not None:
+            yield from file.kept
+            return
         for found, _ in self._walked(file):
             # What was cut off here may have been written since, by nobody but a defect.
             yield [record for record in found if record[0] < file.end]
@@ -285,7 +295,7 @@ def first_number(fd: int, header: Header) -> int | None:
 def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first: int) -> tuple[int, int]:
     """Take all records of a file; return where they end and the number that is expected next."""
     session = _session_of(recovered, header)
-    used = UsedFile(number, header, first, PAGE)
+    used = UsedFile(number, header, first, PAGE, kept=[])
     for found, window in _walk(fd, header, first):
         for facts in found:
             if facts[1] == DATA:
@@ -303,6 +313,10 @@ def _take_file(recovered: Recovered, number: int, fd: int, header: Header, first
             session.records += len(found)
             recovered.records += len(found)
             recovered.last_number = last.number
+        if recovered.records > _KEPT:
+            used.kept = None
+        if used.kept is not None:
+            used.kept.append(found)
     recovered.files.append(used)
     return used.end, recovered.last_number + 1
 

@@ -227,6 +227,7 @@ class WriteJournal:
             fd = self._open[file.number] = self._directory.open(file.number, writable=True)
             self.core.adopt_file(fd, file.number, file.header.seed, file.first, key)
             right = right and all(self.core.adopt_records(facts) for facts in recovered.facts(file))
+            file.kept = None
         if not right or self.core.number != recovered.last_number:
             raise JournalDamaged(
                 f"the journal in {self._directory.path} does not hold what it held a moment ago",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from s3backer._checksum import crc32c
 from s3backer.errors import JournalDamaged, JournalError, VolumeInUse
+from s3backer.journal import replay
 from s3backer.journal.files import JournalDirectory, journals_directory
 from s3backer.journal.format import (
     PAGE,
@@ -438,6 +439,22 @@ def test_what_is_read_is_what_the_disk_has(tmp_path: Path) -> None:
         fail_at = 2
         with pytest.raises(JournalDamaged, match="cannot be read: Input/output error"):
             scan(directory, VOLUME)
+
+
+def test_of_many_records_only_the_first_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SmallJournal(tmp_path / "j") as small:
+        small.fill()
+    with JournalDirectory(tmp_path / "j") as directory:
+        everything = scan(directory, VOLUME)
+        records = [sum(map(len, file.kept or [])) for file in everything.files]
+        assert len(records) > 2 and all(records) and sum(records) == everything.records
+        monkeypatch.setattr(replay, "_KEPT", sum(records[:2]))
+        found = scan(directory, VOLUME)
+        assert [file.kept is not None for file in found.files] == [True, True] + [False] * (len(records) - 2)
+        assert found.entries() == everything.entries()
+    with SmallJournal(tmp_path / "j") as small:
+        # A journal that goes on from it needs them no more.
+        assert all(file.kept is None for file in small.recovered.files)
 
 
 def test_files_that_were_being_prepared_are_removed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import DATA, DONE, INTENT, ZEROS
 from s3backer.journal.service import joined
 from tests.support.journal_twin import PlainMap, plain_scan
@@ -198,6 +199,11 @@ class JournalMachine(RuleBasedStateMachine):
         found = [(r.sequence, r.offset, r.length) for r, _ in writes]
         assert found == [(r.sequence, r.offset, r.length) for r in records if r.kind in (DATA, ZEROS)]
         assert recovered.cut is None
+        kept = [file.kept for file in recovered.files]
+        for file in recovered.files:
+            file.kept = None
+        with JournalDirectory(self.path / "journal") as recovered.directory:
+            assert [list(recovered.facts(file)) for file in recovered.files] == kept
         assert sorted(recovered.pending) == sorted(self.plain.blocks)
         if found:
             assert recovered.last_sequence == sequence

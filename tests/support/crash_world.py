@@ -29,6 +29,7 @@ from s3backer.recovery import Recoverer
 from s3backer.s3.unsettled import Unsettled
 from s3backer.stores.base import Buffer
 from s3backer.url import volume_id
+from tests.support.journals import partly_kept
 from tests.support.simulation import BLOCK, LASTING, World
 
 _FILE = 48 << 10
@@ -158,7 +159,7 @@ class CrashWorld(World):
     def _go_on(self, content: bytearray) -> None:
         self.journal.close()
         self.ready, self._depth, self.model = [], 0, content
-        self.found = scan(self.directory, volume_id(self.store.place, _PREFIX))
+        self.found = partly_kept(scan(self.directory, volume_id(self.store.place, _PREFIX)))
         self.store.unsettled = Unsettled(lambda: self.now, LASTING)
         self._left = self.random.randrange(5, 700)
         self.mount()
