@@ -13,6 +13,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -21,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -138,6 +139,18 @@ class RateLimited:
             self._states[subject] = state
         self._logger.log(level, "%s", text)
         return True
+
+
+@contextlib.contextmanager
+def warned_when_late(logger: logging.Logger, seconds: float, text: str) -> Iterator[None]:
+    """Log a warning, once, if what is done in it takes longer than that."""
+    timer = threading.Timer(seconds, logger.warning, ("%s", text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def state_directory() -> Path:

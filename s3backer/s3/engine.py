@@ -30,6 +30,7 @@ from functools import partial
 from s3backer.clocks import boot_time
 from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError, StoreError
 from s3backer.failpoints import reach
+from s3backer.logs import warned_when_late
 from s3backer.s3 import messages
 from s3backer.s3.concurrency import Limiter, Pace, Turn
 from s3backer.s3.credentials import Environment
@@ -62,6 +63,8 @@ from s3backer.telemetry.requests import RequestCounters, failure_of_status
 EXPIRY = 60
 #: Seconds for which writes are tried again here, and everything before the service has answered for the first time.
 SHORT_PATIENCE = 30.0
+#: Seconds after which who waits for the first answer of all is told: longer than a command tries in vain.
+_LATE = 8.0
 #: Statuses that do not count as failed attempts.
 _EXPECTED = frozenset({200, 204, 206, 304, 404, 412, 416})
 #: Statuses of failures that say that nothing was done: a conflict with another write, a request not implemented.
@@ -210,6 +213,15 @@ class Engine:
         ``verify`` returns what is wrong with a successful answer, which is then asked for again. Raises LostAnswer
         where a condition failed, or an upload is gone, after an attempt that may have taken effect.
         """
+        if self._known:
+            return self._perform(request, success, verify)
+        late = f"no answer from {self.place.endpoint} yet; still trying"
+        with warned_when_late(log, _LATE, late):
+            return self._perform(request, success, verify)
+
+    def _perform(
+        self, request: Request, success: tuple[int, ...], verify: Callable[[Answer], S3backerError | None] | None
+    ) -> Answer:
         waited, attempt, altered, corrections, unsettled = 0.0, 1, 0, 0, False
         while True:
             if self._closed.is_set():

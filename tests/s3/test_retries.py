@@ -63,6 +63,28 @@ def put(store: S3Store, **options) -> str:
     return store.put("key", b"a", **options)
 
 
+# ── silence ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_waits_for_the_first_answer_of_all_is_told(monkeypatch, caplog):
+    """Later a pause is nothing new: the volume says when nothing can be stored."""
+    monkeypatch.setattr("s3backer.s3.engine._LATE", 0.2)
+
+    def later(pause: float) -> Step:
+        return Step(OK, pause=pause)
+
+    with talk(later(0.02), later(0.02)) as (store, server):
+        store.get("key")
+        (line,) = caplog.messages
+        assert line == f"no answer from {server.url} yet; still trying"
+        store.get("key")
+        assert len(caplog.messages) == 1
+    with talk(OK) as (store, server):
+        store.get("key")
+        time.sleep(0.4)
+        assert len(caplog.messages) == 1
+
+
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────
 
 
