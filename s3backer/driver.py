@@ -8,7 +8,7 @@ Guarantees
   * No thread waits for the network while it holds the lock; a hit never waits for a miss.
   * Every call ends: the layout's requests end, with a result or an error, and each ends the calls that need it.
   * Neither starves the other: stores never take all workers, and of four workers one takes stores first. What is read
-    ahead comes after both, and never takes all workers; once somebody waits for it, it is a read like others.
+    ahead comes after both: see ``job_queue``.
   * What the journal has is read by a thread of its own: no request that hangs keeps that waiting.
   * ``close`` returns when everything is in the bucket and every thread has ended. While the store is away it
     waits; it gives nothing up.
@@ -20,9 +20,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 
@@ -36,7 +34,6 @@ from s3backer.cache_calls import (
     Fetch,
     FlushRequest,
     Hurry,
-    Job,
     Look,
     ReadRequest,
     Reply,
@@ -52,6 +49,7 @@ from s3backer.clocks import Unchanged
 from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
 from s3backer.failing import Failing
 from s3backer.failpoints import reach
+from s3backer.job_queue import JobQueue
 from s3backer.journal.service import Part, WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
@@ -133,26 +131,20 @@ class Driver:
         #: Bytes that one request makes zeros, so that the lock is never held for long.
         self.zero_step = _ZERO_CHUNK * slab.block_size
         self._lock = threading.Lock()
-        self._jobs = threading.Condition(threading.Lock())
-        self._fetch_jobs: deque[Job] = deque()
-        self._store_jobs: deque[Job] = deque()
         #: None: no more will come.
         self._looks: SimpleQueue[Look | None] = SimpleQueue()
-        #: By block; those asked for first come first.
-        self._ahead_jobs: dict[int, Fetch] = {}
-        #: Workers that fetch what nobody waits for yet; some are always left to others.
-        self._fetching_ahead = 0
-        self._most_ahead = threads * 7 // 8
+        # Some workers are always left to others than read-ahead.
+        most_ahead = threads * 7 // 8
+        self._jobs = JobQueue(most_ahead)
         # Blocks come out of order and a window grows when half of it was read, so twice as many as can be under way.
         # No more than a quarter of the cache, so that what is read ahead is still there when it is read.
-        self._widest = min(2 * self._most_ahead, slab.slots // 4)
+        self._widest = min(2 * most_ahead, slab.slots // 4)
         #: Who recognises sequential readers.
         self.read_ahead = ReadAhead(slab.block_size, self._widest)
         #: Seconds that reading a block takes, a moving average.
         self._latency: float | None = None
         #: Whether workers take turns with taking stores first, as they are few.
         self._takes_turns = threads < _STORE_SHARE
-        self._stopping = False
         self._stretch = stretch
         self._wake = threading.Event()
         #: Why something was not stored that the journal has; set by ``close``.
@@ -339,12 +331,7 @@ class Driver:
 
     def abandon(self) -> None:
         """End all threads without writing anything back: only for a volume that was never written."""
-        with self._jobs:
-            self._stopping = True
-            # Whatever ends now would lead to more.
-            for queue in (self._fetch_jobs, self._store_jobs, self._ahead_jobs):
-                queue.clear()
-            self._jobs.notify_all()
+        self._jobs.stop()
         self._looks.put(None)
         self._wake.set()
         for thread in self._threads:
@@ -415,39 +402,22 @@ class Driver:
 
     def _carry_out(self, actions: list[Action]) -> list[Reply]:
         """Hand the jobs to the workers, and return what is to be answered when the lock is free."""
-        jobs, replies = 0, []
+        jobs: list[Fetch | Store | Sync | Hurry] = []
+        replies: list[Reply] = []
         for action in actions:
-            if isinstance(action, Reply):
-                replies.append(action)
-                continue
-            if isinstance(action, Look):
-                self._looks.put(action)
-                continue
-            with self._jobs:
-                if self._stopping:
-                    continue
-                match action:
-                    case Fetch(block, ahead=True):
-                        self._ahead_jobs[block] = action
-                    case Hurry(block):
-                        # A worker may have it already.
-                        waiting = self._ahead_jobs.pop(block, None)
-                        if waiting is not None:
-                            self._fetch_jobs.append(replace(waiting, urgent=True, ahead=False))
-                    case Fetch(urgent=True):
-                        self._fetch_jobs.append(action)
-                    case _:
-                        # A fetch that only completes a block to be stored is part of write-back.
-                        self._store_jobs.append(action)
-            jobs += 1
-        if jobs:
-            with self._jobs:
-                self._jobs.notify(jobs)
+            match action:
+                case Reply():
+                    replies.append(action)
+                case Look():
+                    self._looks.put(action)
+                case _:
+                    jobs.append(action)
+        self._jobs.put(jobs)
         return replies
 
     def _work(self, number: int) -> None:
         turn = number
-        while (job := self._next_job(stores_first=turn % _STORE_SHARE == 0)) is not None:
+        while (job := self._jobs.take(stores_first=turn % _STORE_SHARE == 0)) is not None:
             try:
                 match job:
                     case Fetch():
@@ -459,33 +429,11 @@ class Driver:
             except Exception:
                 # A worker that ends would let everybody wait for ever.
                 log.exception("a worker met a defect and goes on")
-            if isinstance(job, Fetch) and job.ahead:
-                # This worker looks for the next job itself; who sleeps would be woken for nothing.
-                with self._jobs:
-                    self._fetching_ahead -= 1
+            self._jobs.done(job)
             if self._takes_turns:
                 turn += 1
             # The body must not stay alive while this thread waits for its next job.
             del job
-
-    def _next_job(self, *, stores_first: bool) -> Job | None:
-        queues = [self._store_jobs, self._fetch_jobs] if stores_first else [self._fetch_jobs, self._store_jobs]
-        with self._jobs:
-            while True:
-                may_go_ahead = bool(self._ahead_jobs) and self._fetching_ahead < self._most_ahead
-                for queue in queues:
-                    if queue:
-                        if may_go_ahead:
-                            # Whoever was woken for that may have taken what came meanwhile, as this one does.
-                            self._jobs.notify()
-                        return queue.popleft()
-                if self._stopping:
-                    # What is to be read ahead has nobody any more who would read it.
-                    return None
-                if may_go_ahead:
-                    self._fetching_ahead += 1
-                    return self._ahead_jobs.pop(next(iter(self._ahead_jobs)))
-                self._jobs.wait()
 
     def _do_fetch(self, job: Fetch) -> None:
         body: Buffer | None = None
@@ -557,7 +505,7 @@ class Driver:
 
     def _look_at_backlog(self) -> None:
         if self._behind and self._journal is not None and not self._journal.core.left:
-            with self._jobs:
+            with self._lock:
                 said, self._behind = not self._behind, False
             if not said:
                 log.warning("all that the former mount had left is stored or written over")
@@ -581,7 +529,7 @@ class Driver:
             raise failure or JournalError("the journal lacks something", hint="It is stored when others can know that.")
 
     def _keep_time(self) -> None:
-        while not self._stopping:
+        while not self._jobs.stopped:
             try:
                 stretch = self._stretch()
                 with self._lock:
