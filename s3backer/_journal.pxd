@@ -141,6 +141,8 @@ cdef class Journal:
     # How many data counts on: more again only when one more could be made.
     cdef int32_t _data_limit
     cdef bint _no_room
+    # A part of a record that was not counted stands behind the end of the current file.
+    cdef bint _torn
     # Number of the oldest file that is needed: as a record says that is written, and as one says that is on the disk.
     cdef uint64_t _named
     cdef uint64_t _named_durable

@@ -90,8 +90,27 @@ cdef int reserve(Journal journal, Py_ssize_t need, Py_ssize_t entries, Purpose p
         if spare < 0:
             pthread_cond_signal(&journal._work)
             return JOURNAL_BUSY_REASON
+        if not cut_off(journal):
+            return JOURNAL_FAILED_REASON if journal._failure else JOURNAL_BUSY_REASON
         begin_file(journal, spare)
         pthread_cond_signal(&journal._work)
+
+
+cdef bint cut_off(Journal journal) noexcept nogil:
+    """See to it that nothing stands behind the end of the current file, before another one is begun; False: not now.
+
+    Of a record of which a full disk took a part the rest may stand there already: a reader would take it for the next.
+    """
+    cdef Py_ssize_t start = journal._position & (JOURNAL_PAGE - 1)
+    cdef int count = 0
+    if journal._torn:
+        add_piece(journal._piece, &count, journal._tail, start)
+        add_piece(journal._piece, &count, NO_BYTES, JOURNAL_PAGE - start)
+        journal._file[journal._current].unsynced = 1
+        if write_pieces(journal, count, journal._position - start, True) != _DONE:
+            return False
+        journal._torn = False
+    return True
 
 
 cdef void make_record(
@@ -166,7 +185,7 @@ cdef int append(
         journal.number, journal._position = last, before
         return reason
     journal._tail, journal._next_tail = journal._next_tail, journal._tail
-    journal._written, journal._no_room = journal.number, False
+    journal._written, journal._no_room, journal._torn = journal.number, False, False
     journal._told = journal._durable
     if kind != _MARK:
         journal._wanted = journal.number
@@ -215,6 +234,7 @@ cdef int write_pieces(Journal journal, int count, Py_ssize_t position, bint part
             continue
         if written < 0 and (partly or position == begin) and (errno == ENOSPC or errno == EDQUOT):
             journal._no_room = True
+            journal._torn = journal._torn or position != begin
             pthread_cond_signal(&journal._work)
             return JOURNAL_BUSY_REASON
         if written <= 0:

@@ -90,9 +90,11 @@ cdef bint mark(Journal journal) noexcept nogil:
 cdef int give_up_files(Journal journal) noexcept nogil:
     """Write and sync that the files of which nothing is needed are not; return the error if the journal failed."""
     cdef int error
-    if not mark_fits(journal, 1):
+    cdef bint fits = mark_fits(journal, 1)
+    if not fits and cut_off(journal):
         begin_file(journal, next_file(journal, journal._newest_used))
-    if not journal._failure and mark(journal):
+        fits = True
+    if fits and not journal._failure and mark(journal):
         journal._wanted = journal.number
     error = sync_up_to_now(journal)
     tell_durable(journal)

@@ -16,6 +16,7 @@ from s3backer.cache_calls import WriteRequest
 from s3backer.errors import JournalError, UsageError
 from s3backer.journal.default import default_size
 from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.journal.format import PAGE, RECORD_BYTES
 from s3backer.journal.service import file_bytes_for
 from s3backer.journal.system import System
 from s3backer.mount_request import MountRequest, with_default_journal
@@ -24,7 +25,7 @@ from s3backer.opening import VolumeOptions
 from s3backer.stores.options import StoreOptions
 from s3backer.url import VolumeURL
 from tests.support.journal_twin import DATA, plain_scan
-from tests.support.journals import BLOCK, BLOCKS, SmallJournal, files_of, scan_path
+from tests.support.journals import BLOCK, BLOCKS, FILE, SmallJournal, files_of, scan_path
 from tests.support.power_loss import FaultyDisk
 from tests.support.slow_writer import Writer
 
@@ -102,6 +103,33 @@ class PatientDisk(FaultyDisk):
         if self.writes >= 1000:
             self.write_error = errno.EIO
         return super().write(fd, data, position)
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_part_of_a_record_is_not_taken_for_the_last_one_of_its_file(tmp_path: Path, synced: bool) -> None:
+    """What is missing of it are zeros that stand there already; the next record does not fit behind it."""
+    with SmallJournal(tmp_path / "j") as small:
+        disk = FaultyDisk(small.core)
+        small.journal.prepare()
+        used, goal = PAGE + RECORD_BYTES, FILE - PAGE - 200
+        while used < goal:
+            length = min(512, goal - used - RECORD_BYTES)
+            if goal - used - RECORD_BYTES - length in range(1, RECORD_BYTES + 8):
+                length -= 128
+            small.write(0, bytes([7]) * length)
+            used += RECORD_BYTES + length
+        assert used == goal and small.core.files == 1
+        disk.write_error, disk.room = errno.ENOSPC, PAGE
+        assert small.core.write(10 * BLOCK, b"x" * 100 + bytes(BLOCK - 100), 0.0) == (0, JOURNAL_BUSY)
+        # Now there is room, and another writer comes first.
+        disk.write_error = 0
+        whole = b"y" * (2 * BLOCK)
+        small.write(12 * BLOCK, whole)
+        assert small.core.files == 2
+        if synced:
+            small.core.sync()
+    _, writes = scan_path(tmp_path / "j")
+    assert b"".join(data for _, data in writes if data is not None and data[:1] == b"y") == whole
 
 
 @pytest.mark.parametrize("zeros", [True, False])
