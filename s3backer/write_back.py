@@ -149,7 +149,9 @@ class WriteBack:
 
     def _room_for_left(self) -> int:
         """Return how many blocks of the backlog may be begun: others that wait get half of the places."""
-        kept = max(self._policy.store_limit // 2, bool(self._common.parked)) if self._slab.dirty else 0
+        # What has failed waits for its time, not for a place.
+        waits = self._slab.dirty > len(self._retry_at)
+        kept = max(self._policy.store_limit // 2, bool(self._common.parked)) if waits else 0
         return self._room() - kept
 
     def _due(self, now: float, passed: set[int]) -> list[tuple[int, int]]:

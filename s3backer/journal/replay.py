@@ -62,6 +62,8 @@ class Known:
 
     etag: str | None = None
     intent: Intent | None = None
+    #: As of which sequence the bucket has the block.
+    stored: int = field(default=-1, compare=False)
 
 
 @dataclass(slots=True)
@@ -117,6 +119,11 @@ class Recovered:
     elsewhere: list[tuple[int, int]] = field(default_factory=list)
     #: Number of the oldest file that was needed when it ended, 0 if that was not said.
     oldest: int = 0
+
+    def needs(self, block: int, sequence: int) -> bool:
+        """Return whether a write to a block, as of a sequence, is not in the bucket, as far as is noted."""
+        known = self.known.get(block)
+        return block in self.pending and (known is None or sequence > known.stored)
 
     @property
     def header(self) -> Header:
@@ -346,7 +353,7 @@ def take_record(recovered: Recovered, header: Header, facts: Facts, window: Wind
         recovered.last_sequence = max(recovered.last_sequence, sequence)
         (etag,) = form.unpack_texts(window.payload(Record(*facts)), 1)
         known = recovered.known.setdefault(first, Known())
-        known.etag = etag.decode("utf-8", "replace")
+        known.etag, known.stored = etag.decode("utf-8", "replace"), max(known.stored, sequence)
         if known.intent is not None and known.intent.sequence < sequence:
             # Else it was under way before.
             known.intent = None

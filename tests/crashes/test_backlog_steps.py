@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from s3backer._fast import Slab
+from s3backer._fast import DONE, Slab
+from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.backlog import Backlog
 from s3backer.cache_calls import Fetch, Store, Sync, TouchRequest, WriteRequest
-from s3backer.errors import JournalError, StoreError
+from s3backer.errors import CorruptObject, JournalError, StoreError
 from s3backer.journal.replay import scan
+from s3backer.opening import VolumeOptions
+from s3backer.replaying import Replayer
 from tests.support.power_loss import FaultyDisk
 from tests.support.steps import BLOCK, VOLUME, Steps
 
@@ -303,6 +307,48 @@ def test_zeros_that_the_journal_had_no_room_for_are_not_passed_over_later(tmp_pa
         assert [data for record, data in found.writes(None) if record.offset == X * BLOCK][-1:] in ([], [None])
 
 
+@pytest.mark.parametrize("way", ["replay", "to a file"])
+def test_a_replay_puts_nothing_over_what_was_stored_later(tmp_path: Path, way: str) -> None:
+    """The note that zeros were stored stands for those that were passed over; the block was written again since."""
+    steps = Steps(tmp_path / "steps", delay=0.0)
+    steps.write(X * BLOCK, b"a" * BLOCK)
+    steps.tick(0.0)
+    for job in list(steps.jobs):
+        steps.do(job)
+    disk = FaultyDisk(steps.core)
+    disk.write_error = errno.ENOSPC
+    zeros = WriteRequest(offset=X * BLOCK, length=BLOCK)
+    steps.cache.write(zeros, steps.now)
+    steps.take()
+    assert not steps.answered(zeros)
+    disk.write_error = 0
+    steps.cache.admit(steps.now)
+    steps.take()
+    steps.tick(0.1)
+    # What memory had taken is stored, and that is noted.
+    for job in list(steps.jobs):
+        steps.do(job)
+    steps.evict(X)
+    steps.tick(2.0)
+    assert steps.answered(zeros) == [None]
+    for job in list(steps.jobs):
+        steps.do(job)
+    steps.write(X * BLOCK + 512, b"b" * 512)
+    steps.core.sync()
+    steps.journal.close()
+    with steps.directory:
+        found = scan(steps.directory, VOLUME)
+        replayer = Replayer(found, lambda done, total: None)
+        if way == "replay":
+            options = VolumeOptions(memory=1 << 20, threads=2, size=24 * BLOCK, block_size=BLOCK)
+            replayer.store(steps.store, steps.layout, options)
+            content = steps.store.get(steps.layout.key(X)).body
+        else:
+            replayer.save(str(tmp_path / "file"), None)
+            content = (tmp_path / "file").read_bytes()[X * BLOCK : (X + 1) * BLOCK]
+    assert bytes(content) == bytes(512) + b"b" * 512
+
+
 def test_readers_are_answered_where_there_is_no_memory_for_zeros(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.write(X * BLOCK, b"a" * 512)
     steps.leave(X)
@@ -389,3 +435,41 @@ def test_only_zeros_are_remembered_as_not_noted(tmp_path: Path) -> None:
     assert not steps.cache._write_back.unnoted
     steps.journal.close()
     steps.directory.close()
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_damaged_block_takes_no_place_from_those_that_are_left(tmp_path: Path, places: int) -> None:
+    """With few workers: they fill the journal, and writers wait for them."""
+    steps = Steps(tmp_path / "steps", delay=0.0)
+    write_back = steps.cache._write_back
+    write_back._policy = write_back._asked_policy = replace(write_back._policy, store_limit=places)
+    write_back._held_until = 1.0
+    steps.layout.size = 1000 * BLOCK
+    damaged, waiting = 3, None
+    steps.write(damaged * BLOCK, b"p" * 512)
+    for block in range(5, 1000):
+        data = bytes([block % 250 + 1]) * BLOCK
+        while (written := steps.core.write(block * BLOCK, data, steps.now)) == (0, JOURNAL_BUSY):
+            steps.journal.prepare()
+        if written != (BLOCK, DONE):
+            assert written[1] == JOURNAL_FULL
+            waiting = WriteRequest(offset=block * BLOCK, data=data, length=BLOCK, position=written[0])
+            steps.cache.write(waiting, steps.now)
+            steps.take()
+            break
+        steps.leave(block)
+    assert waiting is not None
+    while steps.now < 600 and not steps.answered(waiting):
+        steps.tick(1.0)
+        for job in list(steps.jobs):
+            if isinstance(job, Fetch) and job.block == damaged:
+                steps.jobs.remove(job)
+                steps.cache.fetched(damaged, None, CorruptObject("damaged", hint="Look."), steps.now)
+                steps.take()
+            else:
+                steps.do(job)
+        steps.journal.carry_blocks(steps.core.keepers())
+        if steps.journal.wait(0.0):
+            steps.journal.prepare()
+        steps.cache.try_disk()
+    assert steps.answered(waiting) == [None]
