@@ -300,6 +300,9 @@ class Keeper:
         journal, complained, synced_at = self.journal, False, time.monotonic()
         while not self._ending and self.failure is None:
             try:
+                if journal.core.behind:
+                    # First: nothing is stored before, also where no file can be made ready.
+                    self._ask_to_tell()
                 if time.monotonic() - synced_at >= _SYNC:
                     journal.core.sync()
                     journal.check()
@@ -314,8 +317,6 @@ class Keeper:
                     complained = False
                 if (failure := journal.core.failure) is not None:
                     self._note_failure(failure)
-                elif journal.core.behind:
-                    self._ask_to_tell()
             except S3backerError as error:
                 if (failure := journal.core.failure) is not None and isinstance(error, JournalError):
                     self._note_failure(failure)

@@ -12,7 +12,7 @@ import pytest
 from s3backer import _fast
 from s3backer._journal import JOURNAL_BUSY
 from s3backer.cache_calls import Done
-from s3backer.errors import S3backerError, StoreUnreachable
+from s3backer.errors import JournalFull, S3backerError, StoreUnreachable
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.keeper import Keeper
 from s3backer.layouts.stored_note import StoredNote
@@ -152,5 +152,26 @@ def test_nobody_waits_for_the_request_that_admits_that_the_disk_was_full_once(
     assert answers == [None] and keeper.failure is None
     go_on.set()
     wait_until(lambda: attempts == 2, "it is tried again")
+    keeper.end()
+    small.directory.close()
+
+
+def test_others_are_told_also_where_no_file_can_be_made_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk so full that nothing can be removed: what memory has is stored only once that was told."""
+    small = SmallJournal(tmp_path / "j")
+    told, disk = threading.Event(), FaultyDisk(small.core)
+
+    def full() -> None:
+        raise JournalFull("no room", hint="Free some.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small.journal, "prepare", full)
+        patch.setattr(small.journal, "wait", lambda seconds: True)
+        disk.write_error = errno.ENOSPC
+        assert small.core.write(0, b"x" * BLOCK, 0.0) == (0, JOURNAL_BUSY)
+        assert small.core.behind
+        keeper = kept(small, admit=told.set)
+        assert told.wait(20)
+        disk.write_error = 0
     keeper.end()
     small.directory.close()
