@@ -164,8 +164,11 @@ class FastLane:
     def _run(self) -> None:
         later: list[tuple[int, int, int, int, int]] = []
         while (news := self.lane.parking.wait(_SOON if later else _LATE)) is not None:
-            later = [one for one in (*later, *news) if not self._begin(*one)]
-            self._make_room()
+            later = [one for one in (*later, *news) if not self._begin_or_fail(*one)]
+            try:
+                self._make_room()
+            except Exception:
+                log.exception("the fast lane met a defect and goes on")
         if not self._stopping:
             self._on_gone()
 
@@ -192,6 +195,18 @@ class FastLane:
             self._allowed = wanted
             self._allow(wanted)
 
+    def _begin_or_fail(self, kind: int, number: int, offset: int, length: int, position: int) -> bool:
+        """Do what ``_begin`` does; whatever that meets, those that come later are served."""
+        try:
+            return self._begin(kind, number, offset, length, position)
+        except Exception as error:
+            if kind in (_parking.AHEAD, _parking.PRESSURE, _parking.INTERRUPT):
+                # Nobody waits for it.
+                log.debug("the fast lane: %r", error)
+            else:
+                self._finish(number, "serving", error)
+            return True
+
     def _begin(self, kind: int, number: int, offset: int, length: int, position: int) -> bool:
         """Begin what the lane asks for; False if it has to be begun later."""
         port = self._port
@@ -209,24 +224,16 @@ class FastLane:
         if call.cancelled:
             self._finish(number, "serving", Interrupted())
             return True
-        try:
-            if kind == _parking.READ:
-                return port.read(
-                    call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}")
-                )
-            if kind in (_parking.WRITE, _parking.SYNC_WRITE):
-                data = self.lane.parking.payload(number)
-                done = partial(self._wrote, number, f"writing {length} bytes at {offset}")
-                return port.write(call, offset, data, position, done, synced=kind == _parking.SYNC_WRITE)
-            if kind == _parking.ZERO:
-                self._zeroing.put(
-                    (call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}"))
-                )
-                return True
-            return port.flush(call, partial(self._did, number, "flushing"))
-        except Exception as error:
-            self._finish(number, "serving", error)
+        if kind == _parking.READ:
+            return port.read(call, offset, length, partial(self._read, number, f"reading {length} bytes at {offset}"))
+        if kind in (_parking.WRITE, _parking.SYNC_WRITE):
+            data = self.lane.parking.payload(number)
+            done = partial(self._wrote, number, f"writing {length} bytes at {offset}")
+            return port.write(call, offset, data, position, done, synced=kind == _parking.SYNC_WRITE)
+        if kind == _parking.ZERO:
+            self._zeroing.put((call, offset, length, partial(self._did, number, f"zeroing {length} bytes at {offset}")))
             return True
+        return port.flush(call, partial(self._did, number, "flushing"))
 
     # ── ends of calls ────────────────────────────────────────────────────────────────────────────────
 
