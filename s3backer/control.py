@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from s3backer.clocks import boot_time
 from s3backer.errors import DaemonSilent, S3backerError, UsageError, out_of_memory
 from s3backer.hints import command_line
 from s3backer.stores.base import ObjectStore
@@ -43,6 +44,8 @@ MAX_LINE = 64 * 1024
 MAX_CLIENTS = 16
 #: Longest silence of a daemon in seconds that a client bears. Handlers report progress more often than that.
 SILENCE = 10.0
+#: Of that: after which share nothing is begun any more for who asked.
+_MOST = 0.9
 _CONNECT_SECONDS = 10.0
 _SEND_SECONDS = 10.0
 _JOIN_SECONDS = 10.0
@@ -97,7 +100,9 @@ def call(
     with connection:
         try:
             connection.settimeout(silence)
-            connection.sendall(_encode({"version": VERSION, "command": command, **(arguments or {})}))
+            # Who has told its user that there was no answer must not be obeyed later, when the daemon goes on.
+            until = boot_time() + silence * _MOST
+            connection.sendall(_encode({"version": VERSION, "command": command, "until": until, **(arguments or {})}))
             for line in _lines(connection):
                 answer = _decode(line)
                 progress = answer.get("progress")
@@ -286,6 +291,9 @@ class ControlServer:
                 raise UsageError(
                     f"the request is not of version {VERSION}", hint="Use the command of the daemon's version."
                 )
+            until = request.pop("until", None)
+            if isinstance(until, int | float) and boot_time() > until:
+                raise S3backerError("it was asked too long ago, and nothing was done", hint="Ask again.")
             command = request.pop("command", None)
             handler = self._handlers.get(command) if isinstance(command, str) else None
             if handler is None:

@@ -368,6 +368,34 @@ def test_a_daemon_that_is_stopped_is_an_error_that_says_so(path: Path) -> None:
         assert caught.value.hint == f"Let it go on: kill -CONT {process.pid}"
 
 
+def test_what_a_client_has_given_up_is_not_done_later(path: Path) -> None:
+    """It has told its user that nothing was done; a daemon that was stopped reads it when it goes on."""
+    done: list[object] = []
+
+    def resize(request: Mapping[str, object], progress: Progress) -> dict[str, object]:
+        done.append(request["size"])
+        return {}
+
+    server, go_on = ControlServer(path, {"resize": resize}), threading.Event()
+    serve = server._serve
+
+    def later(connection: socket.socket) -> None:
+        go_on.wait(20)
+        serve(connection)
+
+    server._serve = later  # type: ignore[method-assign]
+    server.start()
+    try:
+        with pytest.raises(DaemonSilent):
+            call("id", "resize", {"size": 1}, path=path, silence=0.5)
+        time.sleep(0.5)
+        go_on.set()
+        assert call("id", "resize", {"size": 2}, path=path) == {}
+    finally:
+        server.stop()
+    assert done == [2]
+
+
 def test_a_daemon_for_which_too_many_wait_is_an_error_and_no_hang(path: Path) -> None:
     path.parent.mkdir(parents=True, mode=0o700)
     with contextlib.ExitStack() as stack:
