@@ -532,7 +532,13 @@ class JournalDirectory:
         try:
             noted = self._nonces.noted()
         except OSError as error:
-            raise self._error("cannot be read", error) from None
+            path = f"{self.path}/nonces"
+            raise JournalError(
+                f"{path}, by which a copy of this journal that is older would be known, cannot be read: "
+                f"{error.strerror}",
+                hint=f"If this is no such copy, go on without it: {command_line('mv', path, path + '.bad')}. Then try "
+                "again.",
+            ) from None
         return noted is not None and nonce not in noted
 
     def forget_token(self) -> None:
