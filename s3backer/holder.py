@@ -102,6 +102,9 @@ class Holder:
         #: Whether the journal has what all requests under way are about, and whether it never will again.
         self._covered, self._journal_failed = token.covered, False
         self.lease = Lease(url, token.lease, sent_at)
+        #: What was there before, where it was taken by force: it may say of flushed data elsewhere. It is put back if
+        #: nothing is written.
+        self.former: MountToken | None = None
         #: Called once, by any thread, when the token has become another's.
         self.on_lost: Callable[[VolumeInUse], None] = lambda error: None
         self._noted = -_NOTE
@@ -359,7 +362,7 @@ def take(
     A mount that renewed its token and has no journal has died when it does not renew it any more, if the store can
     tell. ``force``: also where that cannot be known, or flushed data is in a journal elsewhere. ``directory``: where it
     is noted; without a journal it may have no room for that. ``looks`` is called while it waits. Raises VolumeInUse.
-    When ``looks`` raises, the token stays: whoever comes next has to wait as well.
+    When ``looks`` raises, the token stays: whoever comes next has to wait as well; or the former one is put back.
     """
     ended = False
     if found is not None and not force:
@@ -397,14 +400,16 @@ def take(
             directory.forget_token()
         raise
     holder = Holder(store, prefix, url, token, sent_at, directory=directory)
+    holder.former = None if ended else found
     try:
         _renew_once(holder, looks)
         if ended and found is not None:
             log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
         wait_until_quiet(store, url, owed, looks)
     except BaseException:
-        if owed:
-            # One in place of another's stays: what is waited for now, the next one has to wait for as well.
+        if owed and not (holder.former and holder.former.journal):
+            # One in place of another's stays: what is waited for now, the next one has to wait for as well. But nobody
+            # else may know where flushed data is.
             holder.stop()
         else:
             give_up(holder, directory)
@@ -414,9 +419,15 @@ def take(
 
 
 def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
-    """Give the token of an opening that failed back, and forget its note; one that stays ends by itself."""
+    """Leave the bucket as an opening that failed found it, and forget the note; a token that stays ends by itself.
+
+    Nothing was written: where the volume was taken by force its former mount may live, or have left a journal.
+    """
     with contextlib.suppress(S3backerError):
-        holder.give_back(patient=False)
+        if holder.former is None:
+            holder.give_back(patient=False)
+        else:
+            holder.put_back(holder.former)
         if directory is not None:
             directory.forget_token()
 

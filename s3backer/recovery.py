@@ -242,7 +242,10 @@ class Recoverer:
         quiet = self._quiet_in(token)
         until = time.monotonic() + quiet
         unasked = isinstance(self._decide(token), Ours)
-        holder, replayer = self._hold(token, quiet, covered=False), Replayer(self.left.found, progress)
+        # By force it is a token of its own value, of which the directory says nothing before the first write: whatever
+        # ends this before, also a lost answer or a kill, the next mount does not go on with it unasked.
+        holder = self._hold(token, quiet, covered=False, own=not unasked)
+        replayer = Replayer(self.left.found, progress, begins=lambda: self._note_begun(holder))
         try:
             reach("replay-begins")
             layout.confirm = holder.confirm
@@ -253,7 +256,7 @@ class Recoverer:
             reach("replayed")
         except BaseException:
             if not (unasked or replayer.began):
-                # Nothing of it is there yet. With this token the next mount would put it there unasked.
+                # Nothing of it is there yet.
                 with contextlib.suppress(S3backerError):
                     self._give_back(holder, token)
             raise
@@ -287,12 +290,20 @@ class Recoverer:
             return token
         return watch_token(self._store, self._prefix, self._url, token, lambda left: progress(0, 0))
 
-    def _hold(self, token: MountToken | None, quiet: float, *, covered: bool) -> Holder:
-        """Carry on with the mount that wrote the journal; ``quiet``: the seconds for which nothing may be written."""
+    def _note_begun(self, holder: Holder) -> None:
+        """Note that a forced replay has begun: the next mount goes on. Without the note it has to be forced again."""
+        with contextlib.suppress(JournalError):
+            self._directory.note_token(holder.token.value)
+
+    def _hold(self, token: MountToken | None, quiet: float, *, covered: bool, own: bool = False) -> Holder:
+        """Carry on with the mount that wrote the journal; ``quiet``: the seconds for which nothing may be written.
+
+        ``own``: with a token of another value than that mount's.
+        """
         store, source = self._store, random.SystemRandom()
         mine = new_token(
             source,
-            value=self.left.found.header.token,
+            value=0 if own else self.left.found.header.token,
             journal=self._directory.place,
             lease=self._options.lease,
             arriving=store.arriving,
@@ -399,7 +410,11 @@ class Recoverer:
         return token is not None and self._has_value(token) and self._directory.is_older(token.home, token.nonce)
 
     def _decide(self, token: MountToken | None) -> Ours | NeedsETags | Refuse:
-        return decide(None if token is None or self._is_older(token) else token.value, self.left.found)
+        if token is None or self._is_older(token):
+            return decide(None, self.left.found)
+        # That of a forced replay that had begun is as good as the journal's own.
+        begun = token.value == self._directory.token and bool(self.left.found.files)
+        return decide(self.left.found.header.token if begun else token.value, self.left.found)
 
     def _quiet_in(self, token: MountToken | None) -> float:
         """Return for how many seconds nothing may be written. ``token``: see ``_find_token``; it is dead, or taken."""
@@ -414,7 +429,7 @@ class Recoverer:
 
     def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
         """Remove the journal, and then the token if it is this host's, or held."""
-        mine = token if token is not None and self._is_mine(token) else None
+        mine = token if token is not None and (holder is not None or self._is_mine(token)) else None
         if mine is not None:
             # Whoever finds no files any more, and the token, removes that.
             self._directory.note_token(mine.value)

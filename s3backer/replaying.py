@@ -31,8 +31,8 @@ _FINAL = (AccessDenied, BucketNotFound, VolumeInUse)
 class Replayer:
     """What was ``found`` in a journal, to be written once."""
 
-    def __init__(self, found: Recovered, progress: Progress) -> None:
-        self._found, self._progress = found, progress
+    def __init__(self, found: Recovered, progress: Progress, begins: Callable[[], None] = lambda: None) -> None:
+        self._found, self._progress, self._begins = found, progress, begins
         self._shown = (0, found.data_bytes)
         self._failing_since: float | None = None
         #: Whether something of it may be in the bucket.
@@ -50,6 +50,8 @@ class Replayer:
         try:
             for offset, data, length in self._pieces(layout.codec.secret):
                 reach("replay-write")
+                if not self.began:
+                    self._begins()
                 self.began = True
                 fitting = max(0, min(length, layout.size - offset))
                 beyond += length - fitting
@@ -137,7 +139,7 @@ class Replayer:
             done += record.length
             end = record.offset + record.length
             for block in range(record.offset // size, (end - 1) // size + 1):
-                if block in found.pending:
+                if found.needs(block, record.sequence):
                     start, stop = max(record.offset, block * size), min(end, (block + 1) * size)
                     yield start, data, stop - start
         self._progress(found.data_bytes, found.data_bytes)

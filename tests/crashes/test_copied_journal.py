@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -197,7 +198,7 @@ def test_a_forced_replay_that_wrote_nothing_leaves_the_others_token(
 
     def interrupted(done: int, total: int) -> None:
         token = read_token(place.store(), "")
-        if token is not None and token.value == found.value:
+        if token is not None and token.value != theirs.value:
             if lost:
                 # By one of this replay's own that nobody heard of.
                 renewed = token.anew(random.Random(1))
@@ -353,4 +354,19 @@ def test_who_can_note_nothing_names_no_home(place: Place, caplog: pytest.LogCapt
         volume._holder.renew()
         volume.write(BLOCK, NEW)
         volume.flush()
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def test_nonces_that_cannot_be_read_are_named_with_the_way_on(place: Place) -> None:
+    """As with a bad sector there."""
+    with place.killed() as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    (note,) = place.journals.rglob("nonces")
+    note.unlink()
+    note.mkdir()
+    with pytest.raises(JournalError, match=f"{note}.* cannot be read") as caught:
+        place.open()
+    command = caught.value.hint.split(": ", 1)[1].removesuffix(". Then try again.")
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
     assert place.content(BLOCK, BLOCK) == NEW

@@ -712,7 +712,7 @@ def test_a_forced_replay_that_was_interrupted_is_owed_too(ended: Place) -> None:
 
     def stop_when_ours(done: int, total: int) -> None:
         token = read_token(ended.store(), "")
-        if token is not None and token.value == found.value:
+        if token is not None and token.value != other.token.value:
             raise InterruptedError
 
     with JournalDirectory(where) as directory:

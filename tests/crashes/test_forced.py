@@ -1,0 +1,207 @@
+"""What was forced and wrote nothing leaves the volume as it was found, however it ended."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3backer import replaying
+from s3backer.admin import unlock_volume
+from s3backer.codec.choice import AS_THE_VOLUME
+from s3backer.errors import JournalError, S3backerError, StoreError, VolumeInUse
+from s3backer.journal.files import JournalDirectory
+from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token
+from s3backer.left_journal import place_of_journal
+from s3backer.recovery import Recoverer
+from s3backer.replaying import Progress
+from s3backer.stores.directory import DirectoryStore
+from s3backer.volume import Volume
+from tests.support.places import BLOCK, Place
+
+OLD, NEW = b"o" * BLOCK, b"n" * BLOCK
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path, AS_THE_VOLUME)
+
+
+class Flaky(DirectoryStore):
+    """The answer to the first put of a token is lost, where that is to be so; then, or when told, it is away."""
+
+    loses = away = False
+
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreError("away", hint="Wait.")
+
+    def get(self, key: str, *args: Any, **more: Any) -> Any:
+        self._reach()
+        return super().get(key, *args, **more)
+
+    def put(self, key: str, *args: Any, **more: Any) -> str:
+        self._reach()
+        etag = super().put(key, *args, **more)
+        if self.loses and key == TOKEN_NAME:
+            self.away = True
+            raise StoreError("the answer was lost", hint="Wait.")
+        return etag
+
+    def delete(self, key: str, *args: Any, **more: Any) -> Any:
+        self._reach()
+        return super().delete(key, *args, **more)
+
+
+def use_elsewhere(place: Place, *, died: bool) -> None:
+    """Let a mount be killed whose journal has OLD; then another one, with its journal elsewhere, stores NEW."""
+    with place.killed() as volume:
+        for block in range(1, 9):
+            volume.write(block * BLOCK, OLD)
+            volume.flush()
+    unlock_volume(place.store(), "", force=True)
+    elsewhere = str(place.directory / "elsewhere")
+    other = Volume.open(place.store(), "", replace(place.options, journal_directory=elsewhere, lease=1.0))
+    for block in range(1, 9):
+        other.write(block * BLOCK, NEW)
+    other.flush()
+    if died:
+        other._driver.flush()
+        assert other._holder is not None
+        other._holder.stop()
+    else:
+        other.close()
+
+
+def force(place: Place, store: DirectoryStore, progress: Progress = lambda done, total: None) -> None:
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        Recoverer(store, "", replace(place.options, lease=1.0), directory).replay(progress, force=True)
+
+
+def in_another_process(work: Callable[[], None]) -> int:
+    """Return with what a process ends that does the work and nothing else; 1 where it does it to its end."""
+    if (pid := os.fork()) == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def refuses_or_has(place: Place, data: bytes) -> None:
+    """A mount refuses, or what it shows is ``data``, and nothing older was put over it."""
+    try:
+        seen = place.content(BLOCK, BLOCK)
+    except (VolumeInUse, JournalError):
+        seen = place.store().get(f"{1:08x}").body
+    assert bytes(seen) == data
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_a_forced_replay_whose_first_answer_is_lost_is_not_gone_on_with(place: Place, died: bool) -> None:
+    use_elsewhere(place, died=died)
+    store = Flaky(place.bucket)
+    store.loses = True
+    with pytest.raises(StoreError):
+        force(place, store)
+    refuses_or_has(place, NEW)
+
+
+@pytest.mark.parametrize("died", [True, False])
+@pytest.mark.parametrize("way", ["interrupted while the store is away", "killed"])
+def test_nor_is_one_that_ended_in_its_wait(place: Place, died: bool, way: str) -> None:
+    use_elsewhere(place, died=died)
+    store = Flaky(place.bucket)
+    store.lasting = store.arriving = 2.0
+    theirs = read_token(place.store(), "")
+
+    def progress(done: int, total: int) -> None:
+        token = read_token(place.store(), "")
+        if token is not None and (theirs is None or token.value != theirs.value):
+            if way == "killed":
+                os._exit(7)
+            store.away = True
+            raise KeyboardInterrupt
+
+    if way == "killed":
+        assert in_another_process(lambda: force(place, store, progress)) == 7
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            force(place, store, progress)
+    refuses_or_has(place, NEW)
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+@pytest.mark.parametrize("died", [True, False])
+def test_but_one_that_had_begun_is(place: Place, monkeypatch: pytest.MonkeyPatch, died: bool, journal: int) -> None:
+    use_elsewhere(place, died=died)
+    count = 0
+
+    def die_at_the_fourth(name: str) -> None:
+        nonlocal count
+        count += name == "replay-write"
+        if count == 4:
+            os._exit(7)
+
+    def replay() -> None:
+        monkeypatch.setattr(replaying, "reach", die_at_the_fourth)
+        force(place, place.store())
+
+    assert in_another_process(replay) == 7
+    assert place.content(BLOCK, 8 * BLOCK, journal=journal) == 8 * OLD
+    assert read_token(place.store(), "") is None and not place.files
+
+
+def fails(place: Place, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Let a forced mount find no room for its journal."""
+
+    def full(*_: object) -> None:
+        raise JournalError("no room", hint="Free some.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalDirectory, "make", full)
+        with pytest.raises(JournalError, match="no room"):
+            place.open(force=True, **changes)
+
+
+def put_back(place: Place, former: MountToken | None) -> bool:
+    found = read_token(place.store(), "")
+    return found is not None and former is not None and found.is_put_of(former) and found.journal == former.journal
+
+
+@pytest.mark.parametrize("way", ["fails", "is interrupted"])
+def test_a_forced_mount_that_ends_before_it_began_leaves_the_token_that_says_where_data_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    before = read_token(place.store(), "")
+    elsewhere: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    if way == "fails":
+        fails(place, monkeypatch, **elsewhere)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            Volume.open(place.store(), "", replace(place.options, force=True, **elsewhere), progress=interrupted)
+    assert put_back(place, before)
+    with pytest.raises(VolumeInUse):
+        place.open(**elsewhere)
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def test_and_that_of_a_mount_by_the_original(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may live, and never expires."""
+    theirs = put_token(place.store(), "", new_token(random.Random(1)), former=None)
+    fails(place, monkeypatch)
+    assert put_back(place, theirs)
+    with pytest.raises(S3backerError):
+        place.open()
