@@ -430,8 +430,9 @@ class Recoverer:
     def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
         """Remove the journal, and then the token if it is this host's, or held."""
         mine = token if token is not None and (holder is not None or self._is_mine(token)) else None
-        if mine is not None:
-            # Whoever finds no files any more, and the token, removes that.
+        if mine is not None and (holder is not None or self._has_value(mine)):
+            # Whoever finds no files any more, and the token, removes that. With that of a forced replay that had not
+            # begun, whoever still finds files would go on with it.
             self._directory.note_token(mine.value)
         self._directory.remove_all(settled=True)
         reach("replay-removed")

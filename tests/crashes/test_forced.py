@@ -136,6 +136,22 @@ def test_nor_is_one_that_ended_in_its_wait(place: Place, died: bool, way: str) -
     refuses_or_has(place, NEW)
 
 
+def test_nor_is_one_that_was_to_be_given_up_then(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends right before the first file is removed."""
+    use_elsewhere(place, died=False)
+    store = Flaky(place.bucket)
+    store.lasting = store.arriving = 2.0
+    assert in_another_process(lambda: force(place, store, lambda done, total: os._exit(7))) == 7
+
+    def discard() -> None:
+        monkeypatch.setattr(JournalDirectory, "remove_all", lambda *_, **__: os._exit(7))
+        with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+            Recoverer(place.store(), "", replace(place.options, lease=1.0), directory).discard()
+
+    assert in_another_process(discard) == 7
+    refuses_or_has(place, NEW)
+
+
 @pytest.mark.parametrize("journal", [4 << 20, 0])
 @pytest.mark.parametrize("died", [True, False])
 def test_but_one_that_had_begun_is(place: Place, monkeypatch: pytest.MonkeyPatch, died: bool, journal: int) -> None:
