@@ -59,7 +59,12 @@ class Part:
 LINT = Part("lint", 1)
 PARTS = (
     Part("unit", 1, ("tests",), workers=3),
-    Part("worlds", 2, ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py"), workers=2),
+    Part(
+        "worlds",
+        2,
+        ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py", "tests/crashes/test_hard_worlds.py"),
+        workers=2,
+    ),
     Part(
         "crashes",
         3,

@@ -32,7 +32,6 @@ from s3backer.url import volume_id
 from tests.support.journals import partly_kept
 from tests.support.simulation import BLOCK, LASTING, World
 
-_FILE = 48 << 10
 _PREFIX = "p/"
 #: One world in so many goes on after a crash.
 _GOING_ON = 10
@@ -45,20 +44,31 @@ class Crash(BaseException):
 class CrashWorld(World):
     """``replayed``: a true recovery writes to the bucket, which must then hold everything; nothing goes on."""
 
-    def __init__(self, seed: int, *, replayed: bool = False) -> None:
+    #: Of each file of the journal.
+    file_bytes = 48 << 10
+
+    def __init__(self, seed: int, *, replayed: bool = False, operations: int = 30) -> None:
         # In memory: what survives a process is the page cache, and nothing here asks for more.
         self.path = Path(tempfile.mkdtemp(prefix="s3backer-world-", dir="/dev/shm"))
         self.replayed = replayed
         self.held_until = 0.0
-        self.syncs = self.crashes = self.carried = 0
+        #: Whether nothing of the mount before is under way any more when the next one begins.
+        self.settled = False
+        self.crashes = self.carried = 0
         self.found: Recovered | None = None
         try:
-            self.directory = JournalDirectory(self.path / "journal")
-            super().__init__(seed, blocks=12, clients=3, operations=30)
+            self.directory = self.open_directory(self.path / "journal")
+            super().__init__(seed, blocks=12, clients=3, operations=operations)
             self._left = self.random.randrange(5, 700)
         except BaseException:
             shutil.rmtree(self.path)
             raise
+
+    def open_directory(self, path: Path) -> JournalDirectory:
+        return JournalDirectory(path)
+
+    def journal_kind(self) -> type[WriteJournal]:
+        return WriteJournal
 
     def make_cache(self, policy: WritePolicy) -> BlockCache:
         if self.found is None:
@@ -66,20 +76,20 @@ class CrashWorld(World):
             token = replace(new_token(self.random), journal=self.directory.path)
             self.directory.note_token(token.value)
             self.token = write_token(self.store.inner, _PREFIX, "", token, former=None)
-        self.journal = WriteJournal(
+        self.journal = self.journal_kind()(
             self.directory,
             self.slab,
             Mount(volume_id(self.store.place, _PREFIX), self.random.randbytes(16), self.token.value, "memory:"),
-            budget=self.random.randint(2, 5) * _FILE,
+            budget=self.random.randint(2, 5) * self.file_bytes,
             capacity=self.random.choice((70, 200)),
-            file_bytes=_FILE,
+            file_bytes=self.file_bytes,
             recovered=self.found,
             monotonic=lambda: self.now,
         )
         self.writer = core = self.journal.core
         self.layout.left = core
         backlog = Backlog([] if self.found is None else self.found.pending, core.is_left)
-        if self.found is not None:
+        if self.found is not None and not self.settled:
             self.held_until = self.now + LASTING
             self.layout.doubted = self.found.pending
         return BlockCache(self.slab, self.layout, policy, self.journal, backlog=backlog, held_until=self.held_until)
@@ -116,12 +126,11 @@ class CrashWorld(World):
             if self.journal.wait(0.0):
                 self._prepare()
         if self.random.random() < 0.03:
-            self.syncs += 1
-            self.journal.core.sync()
+            self.sync_journal()
         if super()._step():
             return True
         # Writers may wait for a file, and a file for what is in it to be known to be on the disk.
-        self.journal.core.sync()
+        self.sync_journal()
         if self.journal.wait(0.0):
             self._prepare()
             return True
@@ -136,7 +145,7 @@ class CrashWorld(World):
         try:
             while not self._ends():
                 content = self._check()
-                if self.replayed or self.seed % _GOING_ON or self.crashes > 2:
+                if not self.goes_on:
                     break
                 self._go_on(content)
         finally:
@@ -144,46 +153,57 @@ class CrashWorld(World):
             self.directory.close()
             shutil.rmtree(self.path)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on after the crash that has just been."""
+        return not (self.replayed or self.seed % _GOING_ON or self.crashes > 2)
+
     def _ends(self) -> bool:
         """Run until it ends, or crashes."""
         try:
             super().run()
         except Crash:
-            self.crashes += 1
-            while self.late and self.random.random() < 0.5:
-                self._arrive()
+            self._crash()
             return False
         self._check()
         return True
 
+    def _crash(self) -> None:
+        self.crashes += 1
+        while self.late and self.random.random() < 0.5:
+            self._arrive()
+
     def _go_on(self, content: bytearray) -> None:
         self.journal.close()
         self.ready, self._depth, self.model = [], 0, content
-        self.found = partly_kept(scan(self.directory, volume_id(self.store.place, _PREFIX)))
+        self.found = partly_kept(self._scan())
         self.store.unsettled = Unsettled(lambda: self.now, LASTING)
         self._left = self.random.randrange(5, 700)
         self.mount()
         self.clients = self._make_clients(3)
 
+    def _scan(self) -> Recovered:
+        return scan(self.directory, volume_id(self.store.place, _PREFIX))
+
     def _check(self) -> bytearray:
-        found = scan(self.directory, volume_id(self.store.place, _PREFIX))
+        found = self._scan()
         content = self.bucket_content()
         for record, data in found.writes():
             for block in range(record.offset // BLOCK, (record.offset + record.length - 1) // BLOCK + 1):
-                if block in found.pending:
+                if found.needs(block, record.sequence):
                     start = max(record.offset, block * BLOCK)
                     stop = min(record.offset + record.length, (block + 1) * BLOCK)
                     content[start:stop] = bytes(stop - start) if data is None else data[: stop - start]
         self._compare(content, "what the journal holds over the bucket")
         if self.replayed:
             self.journal.close()
-            recoverer = Recoverer(self.store.inner, _PREFIX, self._options(), self.directory)
+            recoverer = Recoverer(self.store.inner, _PREFIX, self.options(), self.directory)
             recoverer.replay()
             self._compare(self.bucket_content(), "the bucket after the replay")
             assert not self.directory.numbers()
         return content
 
-    def _options(self) -> VolumeOptions:
+    def options(self) -> VolumeOptions:
         return VolumeOptions(
             memory=1 << 20,
             threads=2,
@@ -193,18 +213,21 @@ class CrashWorld(World):
         )
 
     def _compare(self, content: bytearray, what: str) -> None:
-        allowed: dict[int, set[int]] = {}
-        for client in self.clients:
-            for offset, data in client.writing:
-                for position, byte in enumerate(data, offset):
-                    allowed.setdefault(position, set()).add(byte)
         for start in range(0, len(content), BLOCK):
             if content[start : start + BLOCK] == self.model[start : start + BLOCK]:
                 continue
-            for position in range(start, start + BLOCK):
-                assert content[position] == self.model[position] or content[position] in allowed.get(position, ()), (
-                    f"{self}: byte {position} of block {position // BLOCK} is not what was acknowledged, in {what}"
-                )
+            wrong = [at for at in range(start, start + BLOCK) if content[at] != self.model[at]]
+            for offset, data in self.others():
+                if offset < start + BLOCK and offset + len(data) > start:
+                    end = offset + len(data)
+                    wrong = [at for at in wrong if not (offset <= at < end and data[at - offset] == content[at])]
+            assert not wrong, (
+                f"{self}: byte {wrong[0]} of block {start // BLOCK} is not what was acknowledged, in {what}"
+            )
+
+    def others(self) -> list[tuple[int, bytes]]:
+        """Return what may be found, as (offset, data), where it is not what was acknowledged last."""
+        return [write for client in self.clients for write in client.writing]
 
 
 class TracedWorld(CrashWorld):

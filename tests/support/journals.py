@@ -41,6 +41,29 @@ def resealed(page: bytes, at: int, value: bytes) -> bytes:
     return changed + crc32c(changed).to_bytes(4, "little")
 
 
+def prepared_journal(prepare: Callable[[WriteJournal], None]) -> type[WriteJournal]:
+    """A journal for which something is done before anything is written: what is gone on with gets a record at once."""
+
+    class Prepared(WriteJournal):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            self._waiting = [prepare]
+            super().__init__(*args, **more)
+
+        def _adopt(self, recovered: Recovered) -> None:
+            self._prepare_it()
+            super()._adopt(recovered)
+
+        def _make_spares(self, count: int) -> None:
+            self._prepare_it()
+            super()._make_spares(count)
+
+        def _prepare_it(self) -> None:
+            while self._waiting:
+                self._waiting.pop()(self)
+
+    return Prepared
+
+
 class SmallJournal:
     """A journal with small files, and what was appended to it: (number after it, offset, data)."""
 
@@ -56,22 +79,11 @@ class SmallJournal:
         prepared: Callable[[WriteJournal], None] = lambda journal: None,
         **more: Any,
     ) -> None:
-        class Prepared(WriteJournal):
-            def __init__(self, *args: Any, **more: Any) -> None:
-                self._waiting = [prepared]
-                super().__init__(*args, **more)
-
-            def _make_spares(self, count: int) -> None:
-                # Before anything is written: what is gone on with gets a record at once.
-                while self._waiting:
-                    self._waiting.pop()(self)
-                super()._make_spares(count)
-
         self.directory = JournalDirectory(path, system=system)
         try:
             self.recovered: Recovered = partly_kept(scan(self.directory, mount.volume))
             self.slab = make_slab()
-            self.journal: WriteJournal = Prepared(
+            self.journal: WriteJournal = prepared_journal(prepared)(
                 self.directory,
                 self.slab,
                 mount,

@@ -195,7 +195,7 @@ class Disk:
         self._files: dict[int, _File] = {}
         self._names: dict[str, int] = {}
         self._pending_names: list[Step] = []
-        for path in directory.iterdir():
+        for path in sorted(directory.iterdir()):
             inode = self._names[path.name] = path.stat().st_ino
             self._files[inode] = _File()
             self._files[inode].durable += path.read_bytes()

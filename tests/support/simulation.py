@@ -310,6 +310,9 @@ class Client:
 class World:
     """One world: build it, ``run`` it; every assertion names the seed. Until ``outage`` seconds the store is away."""
 
+    #: Slots that a slab may have.
+    slots: tuple[int, ...] = (4, 6, 12, 40)
+
     def __init__(
         self, seed: int, *, blocks: int = 24, clients: int = 4, operations: int = 60, outage: float = 0.0
     ) -> None:
@@ -338,12 +341,15 @@ class World:
     def _make_clients(self, count: int) -> list[Client]:
         borders = sorted(self.random.sample(range(1, len(self.model)), count - 1))
         edges = [0, *borders, len(self.model)]
-        return [Client(self, n, edges[n], edges[n + 1]) for n in range(count)]
+        return [self.make_client(n, edges[n], edges[n + 1]) for n in range(count)]
+
+    def make_client(self, name: int, start: int, stop: int) -> Client:
+        return Client(self, name, start, stop)
 
     def mount(self) -> None:
         """Begin with an empty memory."""
-        slots = self.random.choice((4, 6, 12, 40))
-        self.slab = _fast.Slab(BLOCK, slots, slots - self.random.randint(1, slots // 2))
+        slots = self.random.choice(self.slots)
+        self.slab = self.make_slab(slots, slots - self.random.randint(1, slots // 2))
         self.layout = self._make_layout()
         if self.random.random() < 0.6:
             self.layout.copies = self.copies
@@ -354,6 +360,9 @@ class World:
         )
         self.writer: _fast.Slab | Journal = self.slab
         self.cache = self.make_cache(policy)
+
+    def make_slab(self, slots: int, dirty_limit: int) -> _fast.Slab:
+        return _fast.Slab(BLOCK, slots, dirty_limit)
 
     def _make_layout(self) -> ClassicLayout:
         return ClassicLayout(
@@ -419,8 +428,13 @@ class World:
             self._peeked(None)
 
     def _peeked(self, error: S3backerError | None) -> None:
-        if any(client.operations < self._operations for client in self.clients):
+        if self.busy:
             self.ready.append(self._peek)
+
+    @property
+    def busy(self) -> bool:
+        """Whether clients have more to do."""
+        return any(client.operations < self._operations for client in self.clients)
 
     def _arrive(self) -> None:
         """Let a late write arrive at last, if it is not refused by then."""
