@@ -1,7 +1,8 @@
 """The control socket: how a command talks to the daemon that serves a volume on this host.
 
     where      /run/s3backer/ID.sock for root, $XDG_RUNTIME_DIR/s3backer/ID.sock else
-               directory 0700, socket 0600; ID names the volume
+               directory 0700, socket 0600; ID names the volume. Where another daemon of the volume listens there
+               (it has lost it, or one of both only reads): ID-2.sock, ID-3.sock, ...
     wire       one JSON object per line, at most 64 KiB, UTF-8
     request    {"version": 1, "command": "info", ...arguments}
     answer     any number of  {"version": 1, "progress": {...}}
@@ -13,6 +14,8 @@ Guarantees
   * A client that vanishes harms nobody, and neither does one that says nothing.
   * Only the owner and root are served, and a client trusts only a directory and socket of its own user.
   * The socket of a dead daemon is in nobody's way: ``call`` and ``start`` remove it.
+  * Of several daemons of a volume ``ask`` means the one that has it: one that has lost it is asked only where there is
+    no other.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from s3backer.clocks import boot_time
@@ -42,6 +46,8 @@ VERSION = 1
 MAX_LINE = 64 * 1024
 #: Clients served at once; more are turned away, so that threads stay bounded.
 MAX_CLIENTS = 16
+#: Daemons of one volume on one host that have a socket.
+MAX_DAEMONS = 16
 #: Longest silence of a daemon in seconds that a client bears. Handlers report progress more often than that.
 SILENCE = 10.0
 #: Of that: after which share nothing is begun any more for who asked.
@@ -125,6 +131,76 @@ def call(
     raise _broken_off(where, command, "it closed the connection")
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A daemon that answers: by what name its socket is called, and what it says of its mount."""
+
+    name: str
+    facts: dict[str, object]
+
+    @property
+    def owns(self) -> bool:
+        """Whether it has the volume: it writes, and no other mount has taken the volume from it."""
+        return not self.facts.get("lost") and not self.facts.get("read_only")
+
+    def describe(self) -> str:
+        """Return where it has mounted the volume, for messages."""
+        why = ", which has lost the volume" * bool(self.facts.get("lost"))
+        return f"here on {self.facts.get('mountpoint')} by process {self.facts.get('pid')}{why}"
+
+
+def socket_names(name: str) -> list[str]:
+    """Return the names of the sockets of a volume's daemons, the dead among them, for a volume's ``socket_name``."""
+    more = control_path(name).parent.glob(f"{name}-*.sock")
+    return [name, *sorted(path.stem for path in more)]
+
+
+def find_daemons(name: str, *, silence: float | None = None) -> list[Found]:
+    """Return the daemons of a volume that answer on this host, the one that has the volume first.
+
+    Raises the error of one that does not answer, where that may be the one that has the volume.
+    """
+    found: list[Found] = []
+    trouble: S3backerError | None = None
+    for each in socket_names(name):
+        try:
+            facts = call(each, "info", silence=silence)
+        except S3backerError as error:
+            trouble = trouble or error
+            continue
+        if facts is not None:
+            found.append(Found(each, facts))
+    found.sort(key=_order)
+    if trouble is not None and not (found and found[0].owns):
+        raise trouble
+    return found
+
+
+def _order(found: Found) -> tuple[bool, bool, bool, float]:
+    """Return by what daemons of a volume are sorted: one that serves before one that ends, for example."""
+    facts, opened = found.facts, found.facts.get("opened")
+    # Of two writers the later one has taken it from the other, which may not have seen that yet.
+    since = -opened if isinstance(opened, int | float) else 0.0
+    return bool(facts.get("lost")), bool(facts.get("read_only")), bool(facts.get("ending")), since
+
+
+def ask(
+    name: str,
+    command: str,
+    arguments: Mapping[str, object] | None = None,
+    on_progress: Progress | None = None,
+    *,
+    silence: float | None = None,
+) -> dict[str, object] | None:
+    """Do what ``call`` does, with the daemon that has the volume where there are several."""
+    if len(socket_names(name)) > 1:
+        found = find_daemons(name, silence=silence)
+        if not found:
+            return None
+        name = found[0].name
+    return call(name, command, arguments, on_progress, silence=silence)
+
+
 def stopped(pid: int) -> DaemonSilent | None:
     """Return what to say of a daemon that does not go on because somebody has stopped it; None where it does."""
     try:
@@ -161,6 +237,24 @@ def result(answer: Mapping[str, object]) -> dict[str, object]:
     if isinstance(code, int) and 0 < code < 126:
         error.exit_code = code
     raise error
+
+
+def listen(name: str, handlers: Mapping[str, Handler]) -> ControlServer:
+    """Return a server, started, by the first name of a volume at which no daemon listens.
+
+    Raises S3backerError where there is no such name, or the place is not safe to use.
+    """
+    trouble: S3backerError | None = None
+    for number in range(1, MAX_DAEMONS + 1):
+        server = ControlServer(control_path(f"{name}-{number}" if number > 1 else name), handlers)
+        try:
+            server.start()
+        except S3backerError as error:
+            trouble = trouble or error
+        else:
+            return server
+    assert trouble is not None
+    raise trouble
 
 
 class ControlServer:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
-from s3backer.control import ControlServer, Progress, call, control_path, failure, socket_name
+from s3backer.control import ControlServer, Progress, ask, failure, listen, socket_name
 from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.hints import unmount_command
 from s3backer.journal.files import has_files
@@ -425,17 +425,13 @@ class _Daemon:
             answer: dict[str, object] = {} if volume.journal_left is None else {"journal_left": volume.journal_left}
             return answer if self._close_error is None else answer | {"error": _told(self._close_error)}
 
-        server = ControlServer(
-            control_path(ident),
-            {"info": info, "flush": flush, "resize": resize, "unmount": unmount, "ended": ended},
-        )
+        handlers = {"info": info, "flush": flush, "resize": resize, "unmount": unmount, "ended": ended}
         try:
-            server.start()
+            return listen(ident, handlers)
         except S3backerError as error:
             # A disk is worth more than its remote control.
             log.warning("no control socket: %s", error)
             return None
-        return server
 
 
 def _stopped_early() -> MountError:
@@ -450,10 +446,11 @@ def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:
     """Return the error, saying where the volume is mounted if a daemon of this host serves it, or that it is silent."""
     with contextlib.suppress(S3backerError):
         try:
-            facts = call(ident, "info", silence=_ANSWER_SECONDS)
+            facts = ask(ident, "info", silence=_ANSWER_SECONDS)
         except DaemonSilent as silent:
             return VolumeInUse(f"{error.message}; {silent.message}", hint=silent.hint)
-        if facts is not None:
+        # One that has lost it is not the one that has it now.
+        if facts is not None and not facts.get("lost"):
             place = str(facts.get("mountpoint"))
             message = f"{error.message}, here on {place} by process {facts.get('pid')}"
             return VolumeInUse(message, hint=f"Unmount it first: {unmount_command(place)}")

@@ -118,6 +118,15 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
         _check_apart(path, os.path.realpath(volume_directory))
 
 
+def is_dead(path: str) -> bool:
+    """Whether the process that served the mount on ``path`` is gone."""
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.errno in _DEAD
+    return False
+
+
 def _unusable(path: str, error: OSError) -> MountError:
     if error.errno in _DEAD:
         return MountError(

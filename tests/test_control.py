@@ -17,7 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3backer import control
-from s3backer.control import MAX_CLIENTS, MAX_LINE, ControlServer, Progress, call, control_path
+from s3backer.control import (
+    MAX_CLIENTS,
+    MAX_LINE,
+    ControlServer,
+    Progress,
+    call,
+    control_path,
+    find_daemons,
+    listen,
+    socket_names,
+)
 from s3backer.errors import DaemonSilent, S3backerError, VolumeInUse
 from tests.support.commands import stopped_daemon
 
@@ -260,6 +270,80 @@ def test_a_second_daemon_is_refused_and_leaves_the_first_alone(server: ControlSe
         second.start()
     second.stop()
     assert call("id", "echo", path=path) == {}
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ControlServer]]:
+    """Return what lets another daemon of one volume listen; it says these facts of its mount."""
+    monkeypatch.setattr(control, "control_path", lambda name: tmp_path / "sockets" / f"{name}.sock")
+    servers: list[ControlServer] = []
+
+    def serve(**facts: object) -> ControlServer:
+        servers.append(listen("id", {"info": lambda arguments, progress: facts, "echo": lambda *_: facts}))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.stop()
+    assert socket_names("id") == ["id"]
+
+
+def test_several_daemons_of_a_volume_listen_and_none_leaves_its_socket(
+    names: Callable[..., ControlServer], tmp_path: Path
+) -> None:
+    assert find_daemons("id") == [] and control.ask("id", "info") is None
+    first, _, _ = (names(pid=pid) for pid in range(3))
+    assert [found.facts["pid"] for found in find_daemons("id")] == [0, 1, 2]
+    assert socket_names("id") == ["id", "id-2", "id-3"]
+    first.stop()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "sockets" / "id-4.sock"))
+    # The dead are removed, and a name that is free again is taken.
+    assert [found.name for found in find_daemons("id")] == ["id-2", "id-3"]
+    assert socket_names("id") == ["id", "id-2", "id-3"]
+    names(pid=4)
+    assert [found.name for found in find_daemons("id")] == ["id", "id-2", "id-3"]
+
+
+def test_a_dead_daemons_name_is_taken_before_another_one(names: Callable[..., ControlServer], tmp_path: Path) -> None:
+    names()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "sockets" / "id-2.sock"))
+    names()
+    assert socket_names("id") == ["id", "id-2"] and len(find_daemons("id")) == 2
+
+
+def test_the_daemon_that_has_the_volume_is_asked(names: Callable[..., ControlServer]) -> None:
+    names(pid=0, lost=True, opened=5.0)
+    assert control.ask("id", "echo") == {"pid": 0, "lost": True, "opened": 5.0}
+    names(pid=1, read_only=True, opened=4.0)
+    names(pid=2, ending=True, opened=3.0)
+    names(pid=3, opened=1.0)
+    names(pid=4, opened=2.0)
+    assert [found.facts["pid"] for found in find_daemons("id")] == [4, 3, 2, 1, 0]
+    answer = control.ask("id", "echo")
+    assert answer is not None and answer["pid"] == 4
+
+
+def test_one_that_may_have_the_volume_and_is_silent_is_an_error(
+    names: Callable[..., ControlServer], tmp_path: Path
+) -> None:
+    names(pid=0, lost=True)
+    with stopped_daemon(tmp_path / "sockets" / "id-2.sock") as process:
+        with pytest.raises(DaemonSilent, match=f"process {process.pid}"):
+            find_daemons("id", silence=0.2)
+        # It is in nobody's way either.
+        names(pid=1)
+        assert [found.facts["pid"] for found in find_daemons("id", silence=0.2)] == [1, 0]
+    find_daemons("id")
+
+
+def test_the_number_of_daemons_has_an_end(names: Callable[..., ControlServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MAX_DAEMONS", 2)
+    names()
+    names()
+    with pytest.raises(S3backerError, match="another daemon"):
+        names()
 
 
 def test_stop_leaves_a_successors_socket_alone(server: ControlServer, path: Path) -> None:

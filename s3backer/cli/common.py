@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from s3backer.config import DEBUG, STORE, Option, store_options
-from s3backer.control import call, socket_name
+from s3backer.control import ask, socket_name
 from s3backer.errors import UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
 from s3backer.stores import open_store
@@ -126,8 +126,8 @@ class Target:
         arguments: dict[str, object] | None = None,
         on_progress: Callable[[dict[str, object]], None] | None = None,
     ) -> dict[str, object] | None:
-        """Ask the daemon that serves this volume on this host; None if there is none."""
-        return call(self.id, command, arguments, on_progress)
+        """Ask the daemon of this volume on this host, of several the one that has it; None if there is none."""
+        return ask(self.id, command, arguments, on_progress)
 
     def refuse_if_served(self, hint: str) -> None:
         """Raise VolumeInUse if a daemon serves this volume on this host."""

@@ -12,6 +12,7 @@ import click
 from s3backer.admin import inspect_volume
 from s3backer.cli.common import Target, options, why_not_stored
 from s3backer.config import HASH, Option
+from s3backer.control import Found, find_daemons
 from s3backer.layouts.token import way_on
 from s3backer.telemetry.prices import dollars
 from s3backer.units import format_size
@@ -29,7 +30,8 @@ def command(url: str, **values: Any) -> None:
     For a volume that is mounted on this host also the requests so far and what they cost.
     """
     with Target(url, values) as target:
-        daemon = target.ask("info")
+        daemons = find_daemons(target.id)
+        daemon = daemons[0].facts if daemons else None
         # The daemon knows more than the bucket says, and answers while the store is away.
         facts = (
             inspect_volume(
@@ -57,6 +59,9 @@ def command(url: str, **values: Any) -> None:
         known |= {name: value for name, value in daemon.items() if name != "volume"}
         opened = datetime.fromtimestamp(float(str(daemon["opened"])), UTC)
         known |= {"mounted": True, "mounted_by": socket.gethostname(), "mounted_at": opened.strftime("%Y%m%dT%H%M%SZ")}
+    if daemons[1:]:
+        seen = ("mountpoint", "pid", "lost", "read_only")
+        known["other_mounts"] = [{fact: other.facts.get(fact) for fact in seen} for other in daemons[1:]]
     print(json.dumps(known, indent=2) if values["as_json"] else _text(known, way))
 
 
@@ -82,6 +87,8 @@ def _text(known: dict[str, Any], way: str) -> str:
     if "pid" in known:
         here = f"here on {known['mountpoint']} by process {known['pid']} since {known['mounted_at']}"
         lines.append(("mounted", f"{here}, which is about to end" if known.get("ending") else here))
+        for other in known.get("other_mounts", ()):
+            lines.append(("another mount", Found("", other).describe()))
         lines.append(("not stored yet", f"{known['unsaved_blocks']} blocks"))
         if known.get("writers", "go on") != "go on":
             lines.append(("writers", known["writers"]))

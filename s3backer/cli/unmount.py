@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control import call, control_path, result, stopped
+from s3backer.control import call, control_path, find_daemons, result, stopped
 from s3backer.errors import DaemonSilent, MountError, S3backerError
-from s3backer.hints import fusermount_command
-from s3backer.mountpoint import FUSE_TYPE, find_mount, in_the_way, resolve_mountpoint, unmount
+from s3backer.hints import fusermount_command, unmount_command
+from s3backer.mountpoint import FUSE_TYPE, find_mount, in_the_way, is_dead, resolve_mountpoint, unmount
 
 #: Seconds for a daemon to say which mount it serves, while others may be the one that is looked for.
 _SILENCE = 2.0
@@ -32,20 +32,26 @@ def command(where: str, **values: Any) -> None:
     if "://" in where:
         with Target(where, values) as target:
             ident = target.id
-        if call(ident, "info") is None:
+        daemons = find_daemons(ident)
+        if not daemons:
             raise MountError(f"{where} is not mounted here", hint="See 'findmnt -t fuse.s3backer'.")
+        try:
+            _unmount(daemons[0].name)
+        finally:
+            for other in daemons[1:]:
+                way = unmount_command(str(other.facts.get("mountpoint")))
+                print(f"it is also mounted {other.describe()}; to end that mount: {way}", file=sys.stderr)
+        return
+    path = resolve_mountpoint(where)
+    found = _daemon_of(path)
+    if found is None:
+        _unmount_without_daemon(path)
     else:
-        path = resolve_mountpoint(where)
-        found = _daemon_of(path)
-        if found is None:
-            _unmount_without_daemon(path)
-            return
-        ident = found
-    _unmount(ident)
+        _unmount(found)
 
 
 def _daemon_of(path: str) -> str | None:
-    """Return the id of the volume that a daemon of this user serves on this mount point, None if there is none.
+    """Return the name of the socket of this user's daemon that serves this mount point, None if there is none.
 
     One that is about to end has it no longer, if another has. Raises MountError if that cannot be told, because one of
     them does not answer.
@@ -127,6 +133,13 @@ def _unmount_without_daemon(path: str) -> None:
     mount = find_mount(path)
     if mount is None or mount.kind != FUSE_TYPE:
         raise MountError(f"no volume is mounted on {path}", hint="See 'findmnt -t fuse.s3backer'.")
+    if not is_dead(path):
+        # Who is told that it is unmounted takes that for stored.
+        raise MountError(
+            f"{path} is left as it is: its daemon lives, and cannot be asked to store everything",
+            hint="Run it as the user who mounted it, with the same XDG_RUNTIME_DIR. Or end it without waiting: "
+            f"{fusermount_command(path)}; its log says when everything is stored.",
+        )
     try:
         unmount(path)
     except OSError as error:

@@ -34,7 +34,7 @@ from tests.support.commands import Run, stopped_daemon, tree
 class Daemon:
     """Answers like a daemon that serves ``volume``. ``process`` is the one that it claims to be."""
 
-    def __init__(self, volume: Path, sockets: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, volume: Path, sockets: Path, process: subprocess.Popen[bytes], suffix: str = "") -> None:
         self.url = VolumeURL.parse(f"file://{volume}")
         self.process = process
         self.mountpoint = "/mnt/s3backer-test"
@@ -60,7 +60,7 @@ class Daemon:
             "unmount": self.unmount,
             "ended": self.ended,
         }
-        self.server = ControlServer(sockets / f"{socket_name(DirectoryStore(volume), '')}.sock", names)
+        self.server = ControlServer(sockets / f"{socket_name(DirectoryStore(volume), '')}{suffix}.sock", names)
 
     def info(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
         time.sleep(self.slow)
@@ -109,15 +109,16 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def serving(volume: Path, sockets: Path) -> Iterator[Daemon]:
-    """Serve a volume."""
-    write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
+def serving(volume: Path, sockets: Path, suffix: str = "") -> Iterator[Daemon]:
+    """Serve a volume; with ``suffix`` after another daemon."""
+    if not suffix:
+        write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
         )
         stack.callback(process.kill)
-        served = Daemon(volume, sockets, process)
+        served = Daemon(volume, sockets, process, suffix)
         served.server.start()
         stack.callback(served.server.stop)
         yield served
@@ -130,6 +131,49 @@ def serving(volume: Path, sockets: Path) -> Iterator[Daemon]:
 def daemon(volume: Path, sockets: Path) -> Iterator[Daemon]:
     with serving(volume, sockets) as daemon:
         yield daemon
+
+
+@pytest.fixture
+def taker(daemon: Daemon, volume: Path, sockets: Path) -> Iterator[Daemon]:
+    """Return the daemon of a mount that has taken the volume from ``daemon``."""
+    with serving(volume, sockets, "-2") as taker:
+        daemon.lost, daemon.failure = True, "it is mounted by another"
+        taker.mountpoint = "/mnt/s3backer-taker"
+        yield taker
+
+
+def test_of_two_daemons_the_one_that_has_the_volume_is_meant(run: Run, daemon: Daemon, taker: Daemon) -> None:
+    url = str(taker.url)
+    assert json.loads(run("info", url, "--json").out)["mountpoint"] == taker.mountpoint
+    shown = run("info", url).out.splitlines()
+    lost = f"here on {daemon.mountpoint} by process {daemon.process.pid}, which has lost the volume"
+    assert f"another mount:    {lost}" in shown
+    assert not any(line.startswith("volume is lost") for line in shown)
+    assert run("resize", url, "16MiB").code == 0
+    assert taker.mountpoint in run("erase", url, "--yes").sentence()
+    answer = run("unmount", url)
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err == f"it is also mounted {lost}; to end that mount: s3backer unmount {daemon.mountpoint}\n"
+    assert ([name for name, _ in taker.asked], daemon.asked) == (["resize", "unmount"], [])
+
+
+def test_each_of_two_daemons_is_found_by_its_mount_point(run: Run, daemon: Daemon, taker: Daemon) -> None:
+    for one in (taker, daemon):
+        assert run("unmount", one.mountpoint).code == 0
+        assert [name for name, _ in one.asked] == ["unmount"]
+
+
+def test_a_mount_whose_daemon_lives_is_not_unmounted_without_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of another user, for example: nobody would know whether everything is stored."""
+    monkeypatch.setattr(unmount_module, "find_mount", lambda path: Mount(1, "0:99", path, FUSE_TYPE, "file:///v"))
+    answer = run("unmount", str(tmp_path))
+    assert (answer.code, answer.out) == (7, "")
+    assert (
+        answer.sentence() == f"{tmp_path} is left as it is: its daemon lives, and cannot be asked to store everything"
+    )
+    assert f"fusermount -u {tmp_path}" in answer.hint() and "as the user who mounted it" in answer.hint()
 
 
 def test_info_is_the_daemons(run: Run, daemon: Daemon) -> None:

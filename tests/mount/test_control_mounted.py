@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from s3backer.cli import main
 from s3backer.control import call
 from s3backer.errors import S3backerError
 from tests.support.mounts import is_alive, loop_device, needs_mounts, wait_until
@@ -305,6 +307,39 @@ def test_unmount_while_the_store_fails_leaves_it_mounted(bench: Workbench) -> No
         with contextlib.suppress(S3backerError):
             ask(bench, "unmount")
         mount.wait()
+
+
+def test_the_mount_that_took_a_volume_is_found_beside_the_one_that_lost_it(
+    volume: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place, url = volume.directory / "second", f"file://{volume.bucket}"
+    place.mkdir()
+    taking = {"force": True, "journal_directory": str(volume.directory / "journals"), "journal": 4 << 20}
+
+    def pids() -> list[object]:
+        capfd.readouterr()
+        assert main(["info", url, "--json"]) == 0
+        facts = json.loads(capfd.readouterr().out)
+        return [facts["pid"], *(other["pid"] for other in facts.get("other_mounts", ()) if other["lost"])]
+
+    with (
+        volume.mounted(volume={"lease": 3.0}) as loser,
+        volume.mounted(volume=taking, mountpoint=str(place)) as mount,
+    ):
+        # From the first moment, when the other one does not know yet that it has lost it.
+        assert pids()[0] == mount.pid
+        wait_until(lambda: pids() == [mount.pid, loser.pid], "it is seen to be lost")
+        third = volume.directory / "third"
+        third.mkdir()
+        code, said = volume.run(mountpoint=str(third))
+        assert code == 6 and f"here on {place} by process {mount.pid}" in said
+        write_unflushed(mount.file, 0, DATA)
+        capfd.readouterr()
+        assert main(["unmount", str(place)]) == 0
+        assert not is_alive(mount.pid) and volume.stored(0, len(DATA)) == DATA
+        assert capfd.readouterr() == ("", "")
+        assert pids() == [loser.pid]
+    assert not list(volume.socket.parent.glob(f"{volume.ident}*"))
 
 
 def test_the_socket_of_a_killed_daemon_is_in_nobodys_way(volume: Workbench) -> None:

@@ -159,7 +159,8 @@ class Workbench:
         for pid in runners(self.directory):
             with contextlib.suppress(ProcessLookupError):
                 end_process(pid)
-        self.socket.unlink(missing_ok=True)
+        for left in self.socket.parent.glob(f"{self.ident}*.sock"):
+            left.unlink(missing_ok=True)
 
     def wait_for_nothing(self) -> None:
         """Wait until no mount, process, token or socket of this volume is left."""
