@@ -18,9 +18,9 @@ from s3backer.cli.common import Target, with_password
 from s3backer.cli.erase import erase
 from s3backer.cli.original_words import FORM, Words, parse
 from s3backer.cli.unlock import unlock
-from s3backer.config import password_file
+from s3backer.config import password_file, store_options
 from s3backer.errors import S3backerError, UsageError
-from s3backer.hints import command_line
+from s3backer.hints import import_command, note_store
 from s3backer.original_options import ORIGINAL
 from s3backer.url import VolumeURL, check_bucket, checked_prefix
 
@@ -73,6 +73,8 @@ def _run(words: list[str]) -> int:
                 unlock(target)
         return 0
     _settle_encoding(said, url)
+    # No store is opened before the cache file is looked at.
+    note_store(str(url), store_options(values).named())
     _check_cache_file(values.get("cache_file"), str(url))
     from s3backer.cli.mount import mount_request
     from s3backer.daemon import run_mount
@@ -217,7 +219,7 @@ def _check_cache_file(path: str | None, url: str) -> None:
         if cache.dirty_blocks:
             raise UsageError(
                 f"{path} has {len(cache.dirty_blocks)} blocks that are not in the bucket",
-                hint=f"Bring them there first: {command_line('s3backer', 'import-cache', path, url)}",
+                hint=f"Bring them there first: {import_command(path, url)}",
             )
 
 

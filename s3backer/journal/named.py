@@ -39,7 +39,7 @@ class OtherName:
             return f"Move it back: {move_back_command(self.path, self.place)}. Then run: {way_on(url, token)}"
         if self.url == url:
             # Of S3's names the endpoint is no part.
-            return f"Recover it with the --endpoint-url of that mount: {way_on(url, token)}"
+            return f"Recover it with the --endpoint-url of that mount: {way_on(url, token, elsewhere=True)}"
         return (
             "Recover it by that name (a directory that was moved has to be moved back for that, or bound there with "
             f"mount --bind): {way_on(self.url, token)}"

@@ -269,9 +269,12 @@ def count_down(left: Callable[[], float], looks: Callable[[float], None] | None)
         time.sleep(min(seconds, _LOOK))
 
 
-def way_on(url: str, token: MountToken) -> str:
-    """Return the command to be run, on the token's host, if its mount has died; it says so if that is not enough."""
-    return recover_command(url, token.journal) if token.journal else unlock_command(url)
+def way_on(url: str, token: MountToken, *, elsewhere: bool = False) -> str:
+    """Return the command to be run, on the token's host, if its mount has died; it says so if that is not enough.
+
+    ``elsewhere``: that mount, which had a journal, had another endpoint.
+    """
+    return recover_command(url, token.journal, elsewhere=elsewhere) if token.journal else unlock_command(url)
 
 
 def in_use(url: str, token: MountToken | None, *, died: str = "") -> VolumeInUse:

@@ -1,13 +1,14 @@
 """Stores: named objects in a bucket, a directory or memory.
 
 ``open_store`` is the one place that turns a volume's URL into a store. Nothing is contacted yet: a bucket
-that is missing shows at the first call.
+that is missing shows at the first call. How the store was named is noted for the commands that errors tell to run.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s3backer.hints import note_store
 from s3backer.stores.options import StoreOptions
 
 if TYPE_CHECKING:
@@ -26,4 +27,6 @@ def open_store(url: VolumeURL, options: StoreOptions) -> ObjectStore:
     # Imported here: a local volume needs neither urllib3 nor botocore, and they take most of the start-up.
     from s3backer.stores.s3 import S3Store
 
-    return S3Store(url.bucket, options)
+    store = S3Store(url.bucket, options)
+    note_store(str(url), options.named())
+    return store

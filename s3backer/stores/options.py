@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -42,6 +43,24 @@ class StoreOptions:
     upload_limit: int | None = None
     download_limit: int | None = None
     type_of_service: int | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return what leads to the store, as options of a command line: flags, and values that are no secrets.
+
+        "" is that of a flag without one. How long to wait, and who we are, is no part of it.
+        """
+        values = {
+            # With a password in it no store is opened; nor is it told.
+            "--endpoint-url": None if "@" in (self.endpoint_url or "") else self.endpoint_url,
+            "--region": self.region,
+            "--profile": self.profile,
+            "--no-sign-request": "" if self.anonymous else None,
+            "--ca-bundle": os.path.abspath(self.ca_bundle) if self.ca_bundle else None,
+            "--no-verify-tls": None if self.verify_tls else "",
+            "--virtual-host": "" if self.virtual_host else None,
+            "--path-style": "" if self.virtual_host is False else None,
+        }
+        return {flag: value for flag, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
         """Name the store without its keys: this text may end up in a log."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from s3backer import control
+from s3backer import control, hints
 from s3backer.admin import create_volume
 from s3backer.cli import main
 from s3backer.cli import unmount as unmount_module
@@ -37,13 +37,15 @@ def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(sockets: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(sockets: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run a command in this process."""
     root, ours = logging.getLogger(), logging.getLogger("s3backer")
     level = ours.level
 
     def run_here(*words: str) -> Answer:
         capfd.readouterr()
+        # In a process of its own none is noted yet.
+        monkeypatch.setattr(hints, "_stores", {})
         code = main(words)
         out, err = capfd.readouterr()
         return Answer(code, out, err)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
+import shlex
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,35 @@ def test_every_command_says_what_is_wrong(
     assert "Traceback" not in answer.err
     assert snapshot(store) == before
     assert not mounts_below(tmp_path)
+
+
+def test_what_is_told_to_run_reaches_the_store_that_the_options_named(
+    run: Run, store: S3Store, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    url, named = f"s3://{bucket}/disk", ("--endpoint-url", store.endpoint)
+    token = new_token(random.Random(1), journal="/elsewhere/journals")
+    write_token(store, "disk/", url, replace(token, host="elsewhere"), former=None)
+    journals = ("--journal-directory", str(tmp_path / "journals"))
+
+    def told(*words: str) -> list[str]:
+        answer = run(*words)
+        found = re.search(r"s3backer (recover .*? --journal-directory \S+/journals)", answer.out + answer.err)
+        assert found is not None, answer
+        return shlex.split(found[1])
+
+    (tmp_path / "mnt").mkdir()
+    for words in (
+        ("info", url, *named),
+        ("recover", url, *named, *journals),
+        ("unlock", url, *named),
+        ("mount", url, str(tmp_path / "mnt"), "--foreground", *named, *journals),
+        (f"--baseURL={store.endpoint}/", f"{bucket}/disk", str(tmp_path / "mnt"), "-f"),
+    ):
+        way = told(*words)
+        assert way[:2] == ["recover", url], words
+        # It reaches that store: the token is read there.
+        assert "on elsewhere" in run(*way).err, (words, way)
 
 
 @pytest.mark.parametrize("off", [-7200, 7200])
