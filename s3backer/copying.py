@@ -22,12 +22,16 @@ What a crash or a failed request leaves, and what a second run does with ``resum
     block 0 put, token there           compared, token removed
     token removed                      a volume: VolumeExists
 
+A copy is made from the bucket only. The journal of a mount that has the source, or has died, may have more, which is
+said with what brings it there.
+
 Two runs at once: the later one replaces the token, which ends the earlier one within ``_TOKEN_SECONDS`` and the
 requests under way. That is why ``resume`` has to be said: the earlier run should be dead.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -52,12 +56,15 @@ from s3backer.errors import (
     WrongPassword,
 )
 from s3backer.geometry import MIB, check_geometry
+from s3backer.journal.named import if_died
 from s3backer.layouts.block_set import BlockSet
 from s3backer.layouts.classic import MAX_BLOCKS, ClassicLayout, parse_metadata
 from s3backer.layouts.copy_note import CopyNote
 from s3backer.layouts.token import MountToken, in_use, new_token, read_token, remove_token, settle, write_token
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.stores.base import ObjectStore
+
+log = logging.getLogger(__name__)
 
 #: How often a run looks whether the token is still its own, in seconds.
 _TOKEN_SECONDS = 10.0
@@ -120,13 +127,24 @@ def copy_volume(
             f"{volume_name(source, source_prefix)} would be copied onto itself", hint="Give another bucket or prefix."
         )
     token = read_token(source, source_prefix)
-    if token is not None and not (options.force and token.copy is None):
-        error = in_use(volume_name(source, source_prefix), token)
-        hint = error.hint if token.copy else "Unmount it first. With --force it is copied as it is, perhaps torn."
-        raise VolumeInUse(error.message, hint=hint)
+    if token is not None:
+        _refuse_mounted(source, source_prefix, token, force=options.force)
     reader = Source(source, source_prefix, source_options, force=options.force)
     layout = _target_layout(reader, target, target_prefix, source_options.encoding, options)
     return _Copy(reader, target, layout, options).run(progress or (lambda done, total: None))
+
+
+def _refuse_mounted(source: ObjectStore, prefix: str, token: MountToken, *, force: bool) -> None:
+    """Raise VolumeInUse for a source with a token; with ``force`` only if it is itself an unfinished copy."""
+    url = volume_name(source, prefix)
+    error = in_use(url, token, died=if_died(source, prefix, url, token) if token.journal else "")
+    if token.copy is not None:
+        raise error
+    if not force:
+        error.hint = f"{error.hint.rstrip('.')}. With --force it is copied as it is, perhaps torn."
+        raise error
+    if token.journal:
+        log.warning("%s: what it flushed may be in that only, and is not copied", error.message)
 
 
 def _target_layout(

@@ -22,6 +22,7 @@ from s3backer.config import (
 )
 from s3backer.copying import CopyOptions, copy_volume
 from s3backer.errors import S3backerError, UsageError
+from s3backer.hints import unmount_command
 from s3backer.units import format_size
 
 _RESUME = Option("--resume", "resume", "Go on with an unfinished copy. The run that began it must have ended.")
@@ -81,7 +82,8 @@ def command(url: str, new_url: str, **values: Any) -> None:
         if source.id == target.id:
             raise UsageError(f"{source.url} would be copied onto itself", hint="Give another bucket or prefix.")
         if not values["force"]:
-            source.refuse_if_served("Unmount it first. With --force it is copied as it is, perhaps torn.")
+            way = unmount_command(str(source.url))
+            source.refuse_if_served(f"Unmount it first: {way}. With --force it is copied as it is, perhaps torn.")
         target.refuse_if_served("Copy to another place.")
         values = with_password(values)
         to_values = _with_password(to_values, values)

@@ -127,6 +127,7 @@ def test_what_is_told_to_run_reaches_the_store_that_the_options_named(
         ("info", url, *named),
         ("recover", url, *named, *journals),
         ("unlock", url, *named),
+        ("copy", url, f"file://{tmp_path}/copy", *named),
         ("mount", url, str(tmp_path / "mnt"), "--foreground", *named, *journals),
         (f"--baseURL={store.endpoint}/", f"{bucket}/disk", str(tmp_path / "mnt"), "-f"),
     ):

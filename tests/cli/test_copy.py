@@ -6,10 +6,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,33 @@ def test_a_mounted_source_needs_force(run: Run, volume: Path, tmp_path: Path) ->
     assert not target.exists()
     assert run("copy", f"file://{volume}", f"file://{target}", "--force").code == 0
     assert not (target / TOKEN_NAME).exists() and (volume / TOKEN_NAME).exists()
+
+
+def test_a_source_whose_mount_may_have_left_a_journal(run: Run, volume: Path, tmp_path: Path) -> None:
+    """What that mount flushed may be in its journal only: the copy would be without it."""
+    url, new_url = f"file://{volume}", f"file://{tmp_path}/target"
+    token = replace(new_token(random.Random(1), journal="/its/journals"), host="elsewhere")
+    token = write_token(DirectoryStore(volume), "", url, token, former=None)
+    answer = run("copy", url, new_url)
+    assert answer.code == 6 and "with a journal in /its/journals there" in answer.sentence()
+    assert f"s3backer recover {url} --journal-directory /its/journals" in answer.hint()
+    assert "--force" in answer.hint()
+    answer = run("copy", url, new_url, "--force")
+    assert answer.code == 0
+    assert f"{url} is mounted by elsewhere" in answer.err
+    assert "with a journal in /its/journals there: what it flushed may be in that only, and is not copied" in answer.err
+    # One of this host that is gone with what was in it cannot be recovered.
+    gone = replace(token, host=socket.gethostname(), journal=str(tmp_path / "gone"))
+    write_token(DirectoryStore(volume), "", url, gone, former=token)
+    answer = run("copy", url, f"{new_url}-2")
+    assert "which is not there" in answer.hint() and f"s3backer unlock --force {url}" in answer.hint()
+
+
+def test_of_a_source_whose_mount_had_no_journal_nothing_is_told_of_one(run: Run, volume: Path, tmp_path: Path) -> None:
+    write_token(DirectoryStore(volume), "", "", new_token(random.Random(1)), former=None)
+    answer = run("copy", f"file://{volume}", f"file://{tmp_path}/target")
+    assert "journal" not in answer.err and f"s3backer unlock file://{volume}" in answer.hint()
+    assert "journal" not in run("copy", f"file://{volume}", f"file://{tmp_path}/target", "--force").err
 
 
 def test_how_the_new_store_is_reached(run: Run, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
