@@ -146,7 +146,9 @@ def warned_when_late(logger: logging.Logger, seconds: float, text: str) -> Itera
     """Log a warning, once, if what is done in it takes longer than that."""
     timer = threading.Timer(seconds, logger.warning, ("%s", text))
     timer.daemon = True
-    timer.start()
+    # Without a thread for it nothing is said.
+    with contextlib.suppress(RuntimeError, MemoryError):
+        timer.start()
     try:
         yield
     finally:

@@ -293,7 +293,7 @@ class Recoverer:
     def _note_begun(self, holder: Holder) -> None:
         """Note that a forced replay has begun: the next mount goes on. Without the note it has to be forced again."""
         with contextlib.suppress(JournalError):
-            self._directory.note_token(holder.token.value)
+            self._directory.note_token(holder.token.value, self.left.found.header.session)
 
     def _hold(self, token: MountToken | None, quiet: float, *, covered: bool, own: bool = False) -> Holder:
         """Carry on with the mount that wrote the journal; ``quiet``: the seconds for which nothing may be written.
@@ -301,9 +301,11 @@ class Recoverer:
         ``own``: with a token of another value than that mount's.
         """
         store, source = self._store, random.SystemRandom()
+        # Who goes on with a forced replay keeps its value: that of the journal others may have, too, in a copy.
+        value = token.value if token is not None and self._begun(token) else self.left.found.header.token
         mine = new_token(
             source,
-            value=0 if own else self.left.found.header.token,
+            value=0 if own else value,
             journal=self._directory.place,
             lease=self._options.lease,
             arriving=store.arriving,
@@ -413,8 +415,12 @@ class Recoverer:
         if token is None or self._is_older(token):
             return decide(None, self.left.found)
         # That of a forced replay that had begun is as good as the journal's own.
-        begun = token.value == self._directory.token and bool(self.left.found.files)
-        return decide(self.left.found.header.token if begun else token.value, self.left.found)
+        return decide(self.left.found.header.token if self._begun(token) else token.value, self.left.found)
+
+    def _begun(self, token: MountToken) -> bool:
+        """Whether a token is that of a forced replay of this journal that had begun."""
+        found = self.left.found
+        return bool(found.files) and self._directory.has_begun(token.value, found.header.session)
 
     def _quiet_in(self, token: MountToken | None) -> float:
         """Return for how many seconds nothing may be written. ``token``: see ``_find_token``; it is dead, or taken."""
@@ -430,9 +436,8 @@ class Recoverer:
     def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
         """Remove the journal, and then the token if it is this host's, or held."""
         mine = token if token is not None and (holder is not None or self._is_mine(token)) else None
-        if mine is not None and (holder is not None or self._has_value(mine)):
-            # Whoever finds no files any more, and the token, removes that. With that of a forced replay that had not
-            # begun, whoever still finds files would go on with it.
+        if mine is not None:
+            # Whoever finds no files any more, and the token, removes that.
             self._directory.note_token(mine.value)
         self._directory.remove_all(settled=True)
         reach("replay-removed")

@@ -87,7 +87,7 @@ class WriteBack:
         if now < self._held_until:
             return self._held_until
         wake = None
-        if self._backlog is not None and (lasts or self._room_for_left() > 0):
+        if self._backlog is not None and (lasts or self._room_for_left(now) > 0):
             wake = self._backlog.next_wake(now)
         if lasts and wake is not None:
             wake = max(wake, self._outage.next_try)
@@ -147,10 +147,10 @@ class WriteBack:
     def _room(self) -> int:
         return self._policy.store_limit - len(self._storing) - self._fetching.merging
 
-    def _room_for_left(self) -> int:
+    def _room_for_left(self, now: float) -> int:
         """Return how many blocks of the backlog may be begun: others that wait get half of the places."""
         # What has failed waits for its time, not for a place.
-        waits = self._slab.dirty > len(self._retry_at)
+        waits = self._slab.dirty > len(self._retry_at) or any(at <= now for at in self._retry_at.values())
         kept = max(self._policy.store_limit // 2, bool(self._common.parked)) if waits else 0
         return self._room() - kept
 
@@ -195,7 +195,7 @@ class WriteBack:
         if self._outage.lasts:
             self._try_one(now, settle)
             return
-        while self._room_for_left() > 0 and self._fetch_left(now):
+        while self._room_for_left(now) > 0 and self._fetch_left(now):
             pass
         self._store_due(now, settle)
 

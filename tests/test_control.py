@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -478,6 +480,33 @@ def test_what_a_client_has_given_up_is_not_done_later(path: Path) -> None:
     finally:
         server.stop()
     assert done == [2]
+
+
+def test_what_only_asks_is_answered_however_late(path: Path) -> None:
+    """Who asks which daemon serves a mount point takes an error for another one's."""
+    server = ControlServer(path, {"info": echo})
+    server.start()
+    try:
+        assert call("id", "info", {"until": 0.0}, path=path) == {}
+        with pytest.raises(S3backerError, match="too long ago"):
+            call("id", "flush", {"until": 0.0}, path=path)
+    finally:
+        server.stop()
+
+
+def test_a_command_from_where_the_clock_is_another_is_carried_out(path: Path) -> None:
+    """Each namespace of times, as of a container, has one."""
+    server = ControlServer(path, {"flush": echo})
+    server.start()
+    try:
+        code = "import sys, pathlib, s3backer.control as c; c.call('id', 'flush', path=pathlib.Path(sys.argv[1]))"
+        other = ("unshare", "--time", "--boottime", "-100", sys.executable, "-c", code, str(path))
+        done = subprocess.run(other, capture_output=True, text=True, check=False, timeout=60)
+        if "unshare" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stderr
+    finally:
+        server.stop()
 
 
 def test_a_daemon_for_which_too_many_wait_is_an_error_and_no_hang(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from s3backer.admin import create_volume
+from s3backer.frontends.errnos import errno_of
 from s3backer.frontends.lane import FastLane
 from s3backer.layouts.classic import block_name
 from s3backer.opening import VolumeOptions
@@ -118,3 +119,26 @@ def test_nor_does_no_memory_for_an_interruption(served: Served, monkeypatch: pyt
     assert not failures
     served.read(1000, 200)
     assert served.answered() == 1000
+
+
+def test_nor_does_no_memory_for_an_error(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits gets EIO."""
+    missing, read = [1], served.volume.port.read
+
+    def no_read(*args: Any, **more: Any) -> bool:
+        if missing:
+            raise MemoryError
+        return read(*args, **more)
+
+    def no_errno(error: Exception, *args: Any) -> int:
+        if missing:
+            missing.clear()
+            raise MemoryError
+        return errno_of(error, *args)
+
+    monkeypatch.setattr(served.volume.port, "read", no_read)
+    monkeypatch.setattr("s3backer.frontends.lane.errno_of", no_errno)
+    served.read(10, 100)
+    assert served.answered() == 10
+    served.read(12, 101)
+    assert served.answered() == 12

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -250,5 +251,9 @@ class FastLane:
         self, number: int, what: str, error: Exception | None, content: Buffer | None = None, taken: int = 0
     ) -> None:
         self._calls.pop(number, None)
-        code = 0 if error is None else errno_of(error, f"{what} of {self._port.name}", self._limited)
+        try:
+            code = 0 if error is None else errno_of(error, f"{what} of {self._port.name}", self._limited)
+        except Exception:
+            # No memory to say so; who waits is answered all the same.
+            code = errno.EIO
         self.lane.finish(number, code, content if error is None else None, taken)

@@ -97,17 +97,19 @@ def has_files(path: str | os.PathLike[str]) -> bool:
 def noted_token(path: str) -> int | None:
     """Return the value of the token that is noted in a journal's directory, without locking it; None if none can be."""
     try:
-        return _read_token(os.path.join(path, _TOKEN), None)
+        return _read_token(os.path.join(path, _TOKEN), None)[0]
     except OSError:
         return None
 
 
-def _read_token(name: str, directory: int | None) -> int | None:
+def _read_token(name: str, directory: int | None) -> tuple[int | None, bytes]:
+    """Return the value that is noted, None if none is, and the session that is replayed by force with it, if one is."""
     try:
         text = read_beginning(name, directory, 64)
     except FileNotFoundError:
-        return None
-    return int(text, 16) if re.fullmatch(rb"[0-9a-f]{8}", text) else None
+        return None, b""
+    found = re.fullmatch(rb"([0-9a-f]{8})(?: ([0-9a-f]{32}))?", text)
+    return (int(found[1], 16), bytes.fromhex((found[2] or b"").decode())) if found else (None, b"")
 
 
 def is_home(path: str, home: str) -> bool:
@@ -487,22 +489,33 @@ class JournalDirectory:
     @property
     def token(self) -> int | None:
         """The value of the token that the last mount noted, None if it removed it."""
+        return self._noted()[0]
+
+    def has_begun(self, value: int, session: bytes) -> bool:
+        """Whether a forced replay of the journal whose newest session that is has begun, with a token of this value."""
+        return bool(session) and self._noted() == (value, session)
+
+    def _noted(self) -> tuple[int | None, bytes]:
         try:
             return _read_token(_TOKEN, self._descriptor)
         except OSError as error:
             raise self._error("cannot be read", error) from None
 
-    def note_token(self, value: int) -> None:
-        """Note the value of the token that is about to be put. Raises JournalError."""
+    def note_token(self, value: int, session: bytes = b"") -> None:
+        """Note the value of the token that is about to be put. Raises JournalError.
+
+        ``session``: of the journal that is about to be replayed by force with a token of that value.
+        """
         try:
             self._make_busy()
-            if self.token == value:
+            noted, begun = self._noted()
+            if noted == value and session in (b"", begun):
                 return
             with contextlib.suppress(FileNotFoundError):
                 self._system.remove(_NEW_TOKEN, self._descriptor)
             fd = self._system.create(_NEW_TOKEN, self._descriptor)
             try:
-                self._system.write(fd, b"%08x" % value, 0)
+                self._system.write(fd, b"%08x" % value + (b" " + session.hex().encode() if session else b""), 0)
                 self._system.sync(fd)
             finally:
                 os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from s3backer import replaying
 from s3backer.admin import unlock_volume
 from s3backer.codec.choice import AS_THE_VOLUME
-from s3backer.errors import JournalError, S3backerError, StoreError, VolumeInUse
+from s3backer.errors import JournalDamaged, JournalError, S3backerError, StoreError, VolumeInUse
+from s3backer.journal import files
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token
 from s3backer.left_journal import place_of_journal
@@ -156,21 +158,102 @@ def test_nor_is_one_that_was_to_be_given_up_then(place: Place, monkeypatch: pyte
 @pytest.mark.parametrize("died", [True, False])
 def test_but_one_that_had_begun_is(place: Place, monkeypatch: pytest.MonkeyPatch, died: bool, journal: int) -> None:
     use_elsewhere(place, died=died)
-    count = 0
-
-    def die_at_the_fourth(name: str) -> None:
-        nonlocal count
-        count += name == "replay-write"
-        if count == 4:
-            os._exit(7)
 
     def replay() -> None:
-        monkeypatch.setattr(replaying, "reach", die_at_the_fourth)
+        die_at_the_third(monkeypatch)
         force(place, place.store())
 
     assert in_another_process(replay) == 7
     assert place.content(BLOCK, 8 * BLOCK, journal=journal) == 8 * OLD
     assert read_token(place.store(), "") is None and not place.files
+
+
+def die_at_the_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process end when a replay has written twice."""
+    count = 0
+
+    def reach(name: str) -> None:
+        nonlocal count
+        count += name == "replay-write"
+        if count == 3:
+            os._exit(7)
+
+    monkeypatch.setattr(replaying, "reach", reach)
+
+
+def test_nor_is_a_journal_of_before_for_the_note_of_a_later_mount(place: Place) -> None:
+    """Its files are put back where those of the later one have vanished."""
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    home, backup = place.files[0].parent, place.directory / "backup"
+    backup.mkdir()
+    for file in place.files:
+        shutil.copy2(file, backup)
+    place.open().close()
+    with place.killed() as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+        volume._driver.flush()
+    for file in place.files:
+        file.unlink()
+    with pytest.raises(JournalDamaged, match="no files any more"):
+        place.open()
+    for file in backup.iterdir():
+        shutil.copy2(file, home)
+    refuses_or_has(place, NEW)
+
+
+def test_who_goes_on_with_a_forced_replay_is_not_taken_for_who_wrote_the_journal(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who has the original of a copy that was replayed, and has forgotten which tokens were its own."""
+    with place.killed(lease=1.0) as volume:
+        for block in range(1, 5):
+            volume.write(block * BLOCK, OLD)
+        volume.flush()
+    shutil.copytree(place.journals, place.directory / "copy")
+    with_copy = replace(place.options, journal_directory=str(place.directory / "copy"), lease=1.0)
+    unlock_volume(place.store(), "", force=True, journal_directory=str(place.journals))
+
+    def replay() -> None:
+        die_at_the_third(monkeypatch)
+        with JournalDirectory(place_of_journal(place.store(), "", with_copy)) as directory:
+            Recoverer(place.store(), "", with_copy, directory).replay(force=True)
+
+    def go_on() -> None:
+        volume = Volume.open(place.store(), "", with_copy)
+        for block in range(1, 5):
+            volume.write(block * BLOCK, NEW)
+        volume.flush()
+        volume._driver.flush()
+        os._exit(8)
+
+    assert in_another_process(replay) == 7
+    assert in_another_process(go_on) == 8
+    refuses_or_has(place, NEW)
+
+
+def test_its_token_is_removed_with_a_journal_that_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that is damaged, and the computer was started since."""
+    use_elsewhere(place, died=False)
+
+    def replay() -> None:
+        die_at_the_third(monkeypatch)
+        force(place, place.store())
+
+    assert in_another_process(replay) == 7
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    monkeypatch.setattr(files, "_boot_id", lambda: "another start")
+    for file in place.files:
+        file.write_bytes(bytes(64) + file.read_bytes()[64:])
+    with pytest.raises(JournalDamaged):
+        place.open()
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        Recoverer(place.store(), "", replace(place.options, lease=1.0), directory).discard()
+    assert not place.files and read_token(place.store(), "") is None
 
 
 def fails(place: Place, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:

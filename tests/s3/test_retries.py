@@ -85,6 +85,15 @@ def test_who_waits_for_the_first_answer_of_all_is_told(monkeypatch, caplog):
         assert len(caplog.messages) == 1
 
 
+def test_without_a_thread_for_that_nothing_is_said(monkeypatch):
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    with talk(OK) as (store, _):
+        monkeypatch.setattr(threading.Timer, "start", no_thread)
+        assert store.get("key").body == b"a"
+
+
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────
 
 
