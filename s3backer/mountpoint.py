@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 #: What a file operation reports where the daemon of a FUSE mount is gone (or was cut off).
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+#: Seconds for the process of a mount to answer.
+_PATIENCE = 2.0
 _FUSERMOUNT_SECONDS = 60
 #: Longest wait in seconds for the kernel to take note of a new size.
 _KERNEL_SECONDS = 5.0
@@ -83,6 +86,15 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
 
     ``volume_directory`` is where a ``file:`` volume keeps its blocks: neither may lie in the other.
     """
+    mounted = find_mount(path)
+    if mounted is not None and mounted.kind == FUSE_TYPE:
+        # Before anything else is asked of it: where its process is stopped that would wait.
+        if is_dead(path):
+            raise _unusable(path, OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))
+        raise MountError(
+            f"{mounted.source} is already mounted on {path}",
+            hint=f"Use another directory, or unmount it first: {unmount_command(path)}",
+        )
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -93,17 +105,6 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
         raise _unusable(path, error) from None
     if not stat.S_ISDIR(status.st_mode):
         raise MountError(f"mount point {path} is not a directory", hint="Name an empty directory.")
-    mounted = find_mount(path)
-    if mounted is not None and mounted.kind == FUSE_TYPE:
-        try:
-            # Unlike what stat says, this is not remembered by the kernel for some time after a daemon's death.
-            os.statvfs(path)
-        except OSError as error:
-            raise _unusable(path, error) from None
-        raise MountError(
-            f"{mounted.source} is already mounted on {path}",
-            hint=f"Use another directory, or unmount it first: {unmount_command(path)}",
-        )
     try:
         with os.scandir(path) as entries:
             occupied = not allow_nonempty and any(entries)
@@ -119,12 +120,21 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
 
 
 def is_dead(path: str) -> bool:
-    """Whether the process that served the mount on ``path`` is gone."""
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in _DEAD
-    return False
+    """Whether the process that served the mount on ``path`` is gone; one that does not answer in a moment is there."""
+    gone = threading.Event()
+
+    def look() -> None:
+        try:
+            # Unlike what stat says, this is not remembered by the kernel for some time after a daemon's death.
+            os.statvfs(path)
+        except OSError as error:
+            if error.errno in _DEAD:
+                gone.set()
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_PATIENCE)
+    return gone.is_set()
 
 
 def _unusable(path: str, error: OSError) -> MountError:

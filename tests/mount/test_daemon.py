@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,19 @@ def test_a_mount_point_with_a_volume_on_it(volume: Workbench, other: Workbench) 
             mountpoint=str(mount.mountpoint),
         )
         assert mount.file.stat().st_size == SIZE and is_alive(mount.pid)
+
+
+@without_lane
+def test_a_mount_point_whose_daemon_is_stopped(volume: Workbench, other: Workbench) -> None:
+    """Whatever is asked of it would wait for ever."""
+    with volume.mounted() as mount:
+        mount.signal(signal.SIGSTOP)
+        try:
+            time.sleep(1.5)
+            said = f"file://{volume.bucket} is already mounted on {mount.mountpoint}"
+            refuse(other, 7, said, mountpoint=str(mount.mountpoint))
+        finally:
+            mount.signal(signal.SIGCONT)
 
 
 def test_a_dead_mount(volume: Workbench, other: Workbench) -> None:
