@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -291,18 +292,26 @@ class ControlServer:
                     f"another daemon serves this volume at {self._path}", hint="Ask it with 's3backer info'."
                 )
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            new = f"{place}.{os.getpid()}.new"
             try:
-                # The directory is closed to others, so nobody connects before the mode is set.
-                listener.bind(place)
-                os.chmod(place, 0o600)
+                # It has its name only when it listens: before, it would be taken for a dead daemon's.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new)
+                listener.bind(new)
+                os.chmod(new, 0o600)
                 listener.listen(MAX_CLIENTS)
+                self._inode = _identity(os.stat(new, follow_symlinks=False))
+                try:
+                    with _changing(directory):
+                        os.link(new, place)
+                finally:
+                    os.unlink(new)
             except OSError as error:
                 listener.close()
                 raise S3backerError(
                     f"the control socket {self._path} cannot be made: {error.strerror}",
                     hint="Check the directory and its permissions.",
                 ) from None
-            self._inode = _identity(os.stat(place, follow_symlinks=False))
         finally:
             os.close(directory)
         self._listener = listener
@@ -463,6 +472,16 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+@contextlib.contextmanager
+def _changing(directory: int) -> Iterator[None]:
+    """Let nobody else give a name in the sockets' directory, or take one away."""
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(directory, fcntl.LOCK_UN)
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -514,7 +533,7 @@ def _connect(path: Path) -> socket.socket | None:
     except ConnectionRefusedError:
         connection.close()
         # Only the one that refused: a new daemon may have put its own there in between.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _changing(directory):
             if _identity(os.stat(path.name, dir_fd=directory, follow_symlinks=False)) == before:
                 os.unlink(path.name, dir_fd=directory)
         return None

@@ -202,8 +202,9 @@ class _Daemon:
             try:
                 with self._closing:
                     volume.close(self._closing, self._closing.waits)
-            except S3backerError as error:
-                self._close_error = error
+            except Exception as error:
+                known = error if isinstance(error, S3backerError) else None
+                self._close_error = known or S3backerError(f"closing failed: {error!r}", hint="See its log.")
                 raise
             finally:
                 self._closed.set()
@@ -334,8 +335,14 @@ class _Daemon:
         with self._lock:
             first, self._stop_asked = not self._stop_asked, True
             if first and self._mount is not None:
-                self._stopper = threading.Thread(target=self._mount.stop, name="s3backer-stop", daemon=True)
-                self._stopper.start()
+                stopper = threading.Thread(target=self._mount.stop, name="s3backer-stop", daemon=True)
+                try:
+                    stopper.start()
+                except (RuntimeError, MemoryError):
+                    # Whoever asks next can have it.
+                    self._stop_asked = False
+                    raise
+                self._stopper = stopper
         if self._volume is None and (self._store is None or self._store.fence.shut()):
             # It may wait for a store that is away, and there is nothing to be undone.
             self._end_at_once()
@@ -449,8 +456,8 @@ def _with_place(error: VolumeInUse, ident: str) -> VolumeInUse:
             facts = ask(ident, "info", silence=_ANSWER_SECONDS)
         except DaemonSilent as silent:
             return VolumeInUse(f"{error.message}; {silent.message}", hint=silent.hint)
-        # One that has lost it is not the one that has it now.
-        if facts is not None and not facts.get("lost"):
+        # One that has lost it, or only reads, is not the one that has it now.
+        if facts is not None and not facts.get("lost") and not facts.get("read_only"):
             place = str(facts.get("mountpoint"))
             message = f"{error.message}, here on {place} by process {facts.get('pid')}"
             return VolumeInUse(message, hint=f"Unmount it first: {unmount_command(place)}")

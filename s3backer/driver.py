@@ -314,11 +314,16 @@ class Driver:
         total = self.unsaved
         finished = threading.Event()
         flusher = threading.Thread(target=self._drain, args=(finished,), name="s3backer-drain", daemon=True)
-        flusher.start()
-        while not finished.wait(0.2):
-            if progress:
-                progress(self.unsaved, total)
-        flusher.join()
+        try:
+            flusher.start()
+        except (RuntimeError, MemoryError):
+            # Without a thread for it nobody hears how far it is.
+            self._drain(finished)
+        else:
+            while not finished.wait(0.2):
+                if progress:
+                    progress(self.unsaved, total)
+            flusher.join()
         if progress:
             progress(0, total)
         self.abandon()

@@ -77,7 +77,16 @@ def _unescape(text: str) -> str:
 
 
 def resolve_mountpoint(path: str) -> str:
-    """Return the absolute path without symbolic links, under which the kernel will list the mount."""
+    """Return the absolute path without symbolic links, under which the kernel will list the mount.
+
+    What is mounted there is not asked: its process may be stopped.
+    """
+    parent, name = os.path.split(path.rstrip("/"))
+    if name not in ("", ".", ".."):
+        direct = os.path.join(os.path.realpath(parent), name)
+        mounted = find_mount(direct)
+        if mounted is not None and mounted.kind == FUSE_TYPE:
+            return direct
     return os.path.realpath(path)
 
 

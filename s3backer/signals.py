@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 #: Signals that end a mount cleanly. SIGQUIT too: a core is worth less than the data in memory. SIGPWR: the power is
@@ -24,6 +25,8 @@ IGNORED_SIGNALS = frozenset(
         *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
     }
 )
+#: Seconds between two attempts to do what a signal asks for.
+_RETRY = 1.0
 
 
 class Signals:
@@ -62,4 +65,13 @@ class Signals:
             number = signal.sigwait(STOP_SIGNALS)
             if self._over:
                 return
+            while not (self._handled(number) or self._over):
+                time.sleep(_RETRY)
+
+    def _handled(self, number: int) -> bool:
+        try:
             self._handler(number)
+        except (RuntimeError, MemoryError):
+            # No thread just now. Without this one nobody would hear of any signal.
+            return False
+        return True

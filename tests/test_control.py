@@ -482,6 +482,50 @@ def test_what_a_client_has_given_up_is_not_done_later(path: Path) -> None:
     assert done == [2]
 
 
+def listener(directory: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> ControlServer:
+    """Return a server, A; ``meanwhile`` something happens while it begins to listen."""
+    monkeypatch.setattr(control, "control_directory", lambda: directory)
+    chmod = os.chmod
+
+    def then(path: str, mode: int) -> None:
+        chmod(path, mode)
+        monkeypatch.setattr(os, "chmod", chmod)
+        meanwhile()
+
+    monkeypatch.setattr(os, "chmod", then)
+    return control.listen("ab", {"info": lambda arguments, progress: {"pid": "A", "opened": 1.0}})
+
+
+def found() -> list[str]:
+    return sorted(str(daemon.facts["pid"]) for daemon in control.find_daemons("ab"))
+
+
+def test_who_begins_to_listen_is_not_taken_for_dead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = listener(path.parent, monkeypatch, lambda: call("ab", "info"))
+    try:
+        assert found() == ["A"]
+    finally:
+        server.stop()
+    assert not list(path.parent.glob("ab*"))
+
+
+def test_two_that_begin_at_once_have_a_socket_each(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[ControlServer] = []
+
+    def begin() -> None:
+        others.append(control.listen("ab", {"info": lambda arguments, progress: {"pid": "B", "opened": 1.0}}))
+
+    server = listener(path.parent, monkeypatch, begin)
+    try:
+        assert found() == ["A", "B"]
+    finally:
+        server.stop()
+    try:
+        assert found() == ["B"]
+    finally:
+        others[0].stop()
+
+
 def test_what_only_asks_is_answered_however_late(path: Path) -> None:
     """Who asks which daemon serves a mount point takes an error for another one's."""
     server = ControlServer(path, {"info": echo})

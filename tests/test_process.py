@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from s3backer import signals
 from s3backer.process import has_memory_limit
-from tests.support.mounts import ROOT
+from tests.support.mounts import ROOT, wait_until
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,17 @@ def test_a_limit_of_memory_is_found(tmp_path: Path, own: str, files: dict[str, s
         (tmp_path / "groups" / name).write_text(content)
     assert has_memory_limit(str(tmp_path / "groups"), str(tmp_path / "own")) == limited
     assert not has_memory_limit(str(tmp_path / "groups"), str(tmp_path / "absent"))
+
+
+def test_a_signal_for_which_there_was_no_thread_is_heard_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_RETRY", 0.05)
+    failures, heard = [RuntimeError("can't start new thread"), MemoryError()], threading.Event()
+
+    def handler(number: int) -> None:
+        if failures:
+            raise failures.pop()
+        heard.set()
+
+    with signals.Signals(handler):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(heard.is_set, "the signal is heard")

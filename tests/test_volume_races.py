@@ -625,3 +625,19 @@ def test_a_block_written_while_its_page_is_listed_is_not_taken_for_absent() -> N
     layout.write(0, None)
     layout.survey(lambda: False)
     assert not layout.known_absent(7) and not layout.known_absent(PAGE_BLOCKS + 7)
+
+
+def test_closing_needs_no_thread(store: SlowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many processes run as may: who waits does not hear how far it is, that is all."""
+    volume = Volume.open(store, "", options())
+    volume.write(3 * BLOCK, b"x" * BLOCK)
+    start = threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "s3backer-drain":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    volume.close()
+    assert store.get(f"{3:08x}").body == b"x" * BLOCK

@@ -88,7 +88,13 @@ def _daemon_of(path: str) -> str | None:
 def _unmount(ident: str) -> None:
     facts = call(ident, "info") or {}
     pid = facts.get("pid")
-    process = None
+    process, stores = None, False
+
+    def hear(facts: dict[str, object]) -> None:
+        nonlocal stores
+        stores = True
+        report(facts)
+
     if isinstance(pid, int):
         try:
             process = os.pidfd_open(pid)
@@ -103,14 +109,18 @@ def _unmount(ident: str) -> None:
             left = None if answer is None else answer.get("left_unsaved")
             journal_left = None if answer is None else answer.get("journal_left")
             try:
-                end = call(ident, "ended", on_progress=report) or {}
+                end = call(ident, "ended", on_progress=hear) or {}
                 left = end.get("error") or left
                 journal_left = end.get("journal_left") or journal_left
             except DaemonSilent:
                 raise
             except S3backerError:
-                # It may have ended by now.
-                pass
+                # It may have ended by now. But one that stores answers before it does.
+                if stores:
+                    raise MountError(
+                        f"process {pid} ended before it had said that everything is stored",
+                        hint="See its log, and mount the volume again on this host.",
+                    ) from None
             if process is not None and isinstance(pid, int):
                 _wait_for_end(process, pid)
             if isinstance(journal_left, str):
@@ -136,7 +146,7 @@ def _unmount_without_daemon(path: str) -> None:
     if not is_dead(path):
         # Who is told that it is unmounted takes that for stored.
         raise MountError(
-            f"{path} is left as it is: its daemon lives, and cannot be asked to store everything",
+            f"{path} is left as it is: its daemon may live, and cannot be asked to store everything",
             hint="Run it as the user who mounted it, with the same XDG_RUNTIME_DIR. Or end it without waiting: "
             f"{fusermount_command(path)}; its log says when everything is stored.",
         )

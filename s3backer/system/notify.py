@@ -16,6 +16,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -70,10 +71,11 @@ class Service:
         with self._lock:
             if self._silent or self._thread is not None:
                 return
-            self._thread = threading.Thread(
-                target=self._report, args=(left, waits), name="s3backer-notify", daemon=True
-            )
-            self._thread.start()
+            thread = threading.Thread(target=self._report, args=(left, waits), name="s3backer-notify", daemon=True)
+            # Without one nobody hears how far it is; it ends all the same.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                thread.start()
+                self._thread = thread
 
     def close(self, status: str) -> None:
         """Stop reporting what is left, and say how it ended."""

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from s3backer import control
+from s3backer import control, mountpoint
 from s3backer.cli import unmount as unmount_module
 from s3backer.cli.common import unsaved_progress
 from s3backer.control import ControlServer, Progress, failure, socket_name
-from s3backer.errors import MountError, UsageError
+from s3backer.daemon import _with_place
+from s3backer.errors import MountError, UsageError, VolumeInUse
 from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
-from s3backer.mountpoint import FUSE_TYPE, Mount
+from s3backer.mountpoint import FUSE_TYPE, Mount, resolve_mountpoint
 from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL
 from tests.support.cache_files import put_cache_file
@@ -171,7 +172,8 @@ def test_a_mount_whose_daemon_lives_is_not_unmounted_without_it(
     answer = run("unmount", str(tmp_path))
     assert (answer.code, answer.out) == (7, "")
     assert (
-        answer.sentence() == f"{tmp_path} is left as it is: its daemon lives, and cannot be asked to store everything"
+        answer.sentence()
+        == f"{tmp_path} is left as it is: its daemon may live, and cannot be asked to store everything"
     )
     assert f"fusermount -u {tmp_path}" in answer.hint() and "as the user who mounted it" in answer.hint()
 
@@ -327,6 +329,67 @@ def test_unmount_says_how_closing_ended(run: Run, daemon: Daemon) -> None:
         "1 blocks cannot be stored",
         "They are in the journal.",
     )
+
+
+DIES = """
+import os, signal, sys, time
+from pathlib import Path
+from s3backer.control import ControlServer
+
+facts = {"pid": os.getpid(), "mountpoint": "/mnt/dies", "settles_in": 0.0}
+
+def ended(arguments, progress):
+    progress({"unsaved_blocks": 7})
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+handlers = {"info": lambda *_: facts, "unmount": lambda *_: facts, "ended": ended}
+ControlServer(Path(sys.argv[1]), handlers).start()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_unmount_says_that_the_daemon_died_while_it_stored(run: Run, sockets: Path) -> None:
+    sockets.mkdir(mode=0o700, exist_ok=True)
+    command = [sys.executable, "-c", DIES, str(sockets / f"{'a' * 32}.sock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        answer = run("unmount", "/mnt/dies")
+    assert answer.code == 7
+    assert answer.sentence() == f"process {process.pid} ended before it had said that everything is stored"
+
+
+def test_the_root_of_a_mount_is_not_asked_for_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where its process is stopped that would wait for ever."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / "mnt").mkdir(parents=True)
+    link.symlink_to(real)
+    lstat = os.lstat
+
+    def asked(path: str, **more: Any) -> os.stat_result:
+        assert os.path.basename(path) != "mnt"
+        return lstat(path, **more)
+
+    mounted = Mount(1, "0:99", str(real / "mnt"), FUSE_TYPE, "file:///v")
+    monkeypatch.setattr(mountpoint, "find_mount", lambda path: mounted if path == mounted.path else None)
+    monkeypatch.setattr(os, "lstat", asked)
+    for name in (link / "mnt", f"{link}/mnt/", f"{link}/../link/mnt"):
+        assert resolve_mountpoint(str(name)) == mounted.path
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert resolve_mountpoint(f"{link}/mnt/..") == str(real)
+
+
+def test_who_only_reads_is_not_said_to_have_the_volume(sockets: Path) -> None:
+    """Another host has it."""
+    facts = {"pid": 1, "mountpoint": "/ro", "opened": 1.0, "read_only": True, "lost": False}
+    server = ControlServer(sockets / "ab.sock", {"info": lambda arguments, progress: facts})
+    server.start()
+    try:
+        error = _with_place(VolumeInUse("mounted by another host", hint="Unmount it there."), "ab")
+    finally:
+        server.stop()
+    assert (error.message, error.hint) == ("mounted by another host", "Unmount it there.")
 
 
 def test_unmount_of_what_is_busy_says_how_to_go_on(run: Run, daemon: Daemon) -> None:
