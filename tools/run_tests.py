@@ -62,7 +62,13 @@ PARTS = (
     Part(
         "worlds",
         2,
-        ("tests/test_cache_simulation.py", "tests/crashes/test_worlds.py", "tests/crashes/test_hard_worlds.py"),
+        (
+            "tests/test_cache_simulation.py",
+            "tests/crashes/test_worlds.py",
+            "tests/crashes/test_hard_worlds.py",
+            "tests/crashes/test_forced.py",
+            "tests/crashes/test_spill.py",
+        ),
         workers=2,
     ),
     Part(
@@ -73,7 +79,6 @@ PARTS = (
             "tests/crashes/test_adoption.py",
             "tests/crashes/test_adoption_races.py",
             "tests/crashes/test_backlog_steps.py",
-            "tests/crashes/test_spill.py",
             "tests/crashes/test_carry.py",
             "tests/crashes/test_volume_journal.py",
             "tests/crashes/test_long_run.py",
