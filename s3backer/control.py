@@ -327,11 +327,12 @@ class ControlServer:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._listener.close()
-        self._listener = None
+        # Before it is closed: afterwards the filesystem may give the inode's number to the socket of another daemon.
         with contextlib.suppress(OSError):
             if _identity(os.stat(self._path, follow_symlinks=False)) == self._inode:
                 self._path.unlink()
+        self._listener.close()
+        self._listener = None
         with self._lock:
             clients = dict(self._clients)
         for connection in clients.values():
@@ -532,10 +533,18 @@ def _connect(path: Path) -> socket.socket | None:
         return None
     except ConnectionRefusedError:
         connection.close()
-        # Only the one that refused: a new daemon may have put its own there in between.
-        with contextlib.suppress(OSError), _changing(directory):
-            if _identity(os.stat(path.name, dir_fd=directory, follow_symlinks=False)) == before:
-                os.unlink(path.name, dir_fd=directory)
+        # Only one that refuses still: a new daemon may have put its own there in between, with the same inode number.
+        with (
+            contextlib.suppress(OSError),
+            _changing(directory),
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as again,
+        ):
+            again.setblocking(False)
+            try:
+                again.connect(place)
+            except ConnectionRefusedError:
+                if _identity(os.stat(path.name, dir_fd=directory, follow_symlinks=False)) == before:
+                    os.unlink(path.name, dir_fd=directory)
         return None
     except (BlockingIOError, TimeoutError):
         connection.close()

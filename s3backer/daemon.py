@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 #: Bytes that the kernel may read ahead on the file.
 READ_AHEAD = 2 << 20
 _REPORT_SECONDS = 0.5
+#: Seconds after which ending a mount is tried again.
+_STOP_RETRY = 1.0
 #: Longest wait in seconds for another daemon to say where it has mounted the same volume.
 _ANSWER_SECONDS = 2.0
 #: Longest wait in seconds for the kernel to report that a file was closed.
@@ -335,7 +337,7 @@ class _Daemon:
         with self._lock:
             first, self._stop_asked = not self._stop_asked, True
             if first and self._mount is not None:
-                stopper = threading.Thread(target=self._mount.stop, name="s3backer-stop", daemon=True)
+                stopper = threading.Thread(target=_stop, args=(self._mount,), name="s3backer-stop", daemon=True)
                 try:
                     stopper.start()
                 except (RuntimeError, MemoryError):
@@ -472,8 +474,24 @@ def _stays_open(operations: DiskOperations) -> bool:
     return operations.open_files > 0
 
 
+def _stop(mount: FuseMount) -> None:
+    """Make serving end, whatever that meets: nobody would ask again."""
+    while True:
+        try:
+            mount.stop()
+            return
+        except Exception:
+            log.exception("ending the mount met a defect and is tried again")
+            time.sleep(_STOP_RETRY)
+
+
 def _left_to_store(volume: Volume) -> dict[str, object]:
-    return {"unsaved_blocks": volume.unsaved, "write_back_error": volume.write_back_error, "lost": volume.lost}
+    return {
+        "unsaved_blocks": volume.unsaved,
+        "write_back_error": volume.write_back_error,
+        "lost": volume.lost,
+        "stores_in": volume.stores_in,
+    }
 
 
 def _reporting(volume: Volume, operation: Callable[[], None], progress: Progress) -> None:

@@ -32,6 +32,8 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 #: Seconds for the process of a mount to answer.
 _PATIENCE = 2.0
 _FUSERMOUNT_SECONDS = 60
+#: Symbolic links that are followed, as the kernel does it.
+_MOST_LINKS = 40
 #: Longest wait in seconds for the kernel to take note of a new size.
 _KERNEL_SECONDS = 5.0
 
@@ -54,9 +56,10 @@ class Mount:
 def read_mounts(table: str = "/proc/self/mountinfo") -> list[Mount]:
     """Return all mounts that this process sees, later ones on top of earlier ones."""
     mounts = []
-    with open(table, encoding="utf-8", errors="surrogateescape") as lines:
+    # By bytes: names may have what is white space, or ends a line, for text only; the kernel escapes but four.
+    with open(table, "rb") as lines:
         for line in lines:
-            fields = line.split()
+            fields = os.fsdecode(line.removesuffix(b"\n")).split(" ")
             rest = fields[fields.index("-", 6) + 1 :]
             root, path, source = map(_unescape, (fields[3], fields[4], rest[1]))
             mounts.append(Mount(int(fields[0]), fields[2], path, rest[0], source, root))
@@ -81,12 +84,19 @@ def resolve_mountpoint(path: str) -> str:
 
     What is mounted there is not asked: its process may be stopped.
     """
-    parent, name = os.path.split(path.rstrip("/"))
-    if name not in ("", ".", ".."):
+    current = path
+    for _ in range(_MOST_LINKS):
+        parent, name = os.path.split(current.rstrip("/"))
+        if name in ("", ".", ".."):
+            break
         direct = os.path.join(os.path.realpath(parent), name)
         mounted = find_mount(direct)
         if mounted is not None and mounted.kind == FUSE_TYPE:
             return direct
+        try:
+            current = os.path.join(os.path.dirname(direct), os.readlink(direct))
+        except OSError:
+            break
     return os.path.realpath(path)
 
 

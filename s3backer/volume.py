@@ -433,11 +433,16 @@ class Volume:
         return None if self._driver.failure is None else str(self._driver.failure)
 
     @property
+    def stores_in(self) -> float:
+        """Seconds for which nothing is stored, as requests of a mount that has died may still arrive."""
+        return max(0.0, self._quiet_at - time.monotonic())
+
+    @property
     def settles_in(self) -> float:
         """Seconds that ``close`` would wait now for requests whose answers were lost."""
         if self._holder is None:
             return 0.0
-        return max(self._store.settles_in(), self._quiet_at - time.monotonic())
+        return max(self._store.settles_in(), self.stores_in)
 
     def facts(self) -> dict[str, object]:
         """Return what ``info`` shows, ready for JSON. Sizes in bytes, times in seconds since 1970."""
@@ -510,7 +515,7 @@ class Volume:
 
     def _run_survey(self) -> None:
         # What is listed before may be changed by requests of the mount before.
-        if self._stop_survey.wait(max(0.0, self._quiet_at - time.monotonic())):
+        if self._stop_survey.wait(self.stores_in):
             return
         self._layout.doubted = ()
         if self._holder is not None:

@@ -526,6 +526,30 @@ def test_two_that_begin_at_once_have_a_socket_each(path: Path, monkeypatch: pyte
         others[0].stop()
 
 
+def test_a_new_daemon_keeps_the_socket_that_a_client_found_dead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it gets the dead one's inode number, as on ext4."""
+    path.parent.mkdir(parents=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    changing = control._changing
+    started: list[ControlServer] = []
+
+    @contextlib.contextmanager
+    def late(directory: int) -> Iterator[None]:
+        if not started:
+            started.append(ControlServer(path, {"info": echo}))
+            started[0].start()
+        with changing(directory):
+            yield
+
+    monkeypatch.setattr(control, "_identity", lambda status: (0, 0))
+    monkeypatch.setattr(control, "_changing", late)
+    assert call("id", "info", path=path) is None
+    monkeypatch.undo()
+    assert call("id", "info", path=path) == {}
+    started[0].stop()
+
+
 def test_what_only_asks_is_answered_however_late(path: Path) -> None:
     """Who asks which daemon serves a mount point takes an error for another one's."""
     server = ControlServer(path, {"info": echo})

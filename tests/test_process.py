@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -72,6 +71,10 @@ def test_a_signal_for_which_there_was_no_thread_is_heard_later(monkeypatch: pyte
             raise failures.pop()
         heard.set()
 
-    with signals.Signals(handler):
-        os.kill(os.getpid(), signal.SIGTERM)
+    waiting = signals.Signals(handler)
+    with waiting:
+        ident = waiting._thread.ident
+        assert ident is not None
+        # To that thread: others of the process that runs this have them not blocked.
+        signal.pthread_kill(ident, signal.SIGTERM)
         wait_until(heard.is_set, "the signal is heard")

@@ -207,7 +207,11 @@ class _Storing:
         if why is not None:
             self._tell(": ".join(why))
         elif left and now - self._moved >= _STALL_SECONDS and not self._said:
-            self._tell(f"waiting for the store: {left} blocks are not stored yet")
+            seconds, what = facts.get("stores_in"), f"{left} blocks are not stored yet"
+            if isinstance(seconds, float) and seconds > 0:
+                self._tell(f"waits {seconds:.0f} s for requests of the mount before that may still arrive: {what}")
+            else:
+                self._tell(f"waiting for the store: {what}")
 
     def _tell(self, text: str) -> None:
         if text != self._said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -93,7 +94,9 @@ def _unmount(ident: str) -> None:
     def hear(facts: dict[str, object]) -> None:
         nonlocal stores
         stores = True
-        report(facts)
+        # What cannot be shown says nothing of the daemon.
+        with contextlib.suppress(OSError):
+            report(facts)
 
     if isinstance(pid, int):
         try:
@@ -116,7 +119,7 @@ def _unmount(ident: str) -> None:
                 raise
             except S3backerError:
                 # It may have ended by now. But one that stores answers before it does.
-                if stores:
+                if stores and (process is None or select.select([process], [], [], _SILENCE)[0]):
                     raise MountError(
                         f"process {pid} ended before it had said that everything is stored",
                         hint="See its log, and mount the volume again on this host.",

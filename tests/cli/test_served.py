@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from s3backer.control import ControlServer, Progress, failure, socket_name
 from s3backer.daemon import _with_place
 from s3backer.errors import MountError, UsageError, VolumeInUse
 from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
-from s3backer.mountpoint import FUSE_TYPE, Mount, resolve_mountpoint
+from s3backer.mountpoint import FUSE_TYPE, Mount, read_mounts, resolve_mountpoint
 from s3backer.stores.directory import DirectoryStore
 from s3backer.url import VolumeURL
 from tests.support.cache_files import put_cache_file
@@ -269,10 +269,14 @@ OUTAGE = {"unsaved_blocks": 3, "write_back_error": "it is away"}
             ["write-back fails: it is away; it is tried again", "write-back fails: it is full; it is tried again"],
         ),
         ([OUTAGE | {"write_back_error": None}] * 50, ["waiting for the store: 3 blocks are not stored yet"]),
+        (
+            [OUTAGE | {"write_back_error": None, "stores_in": 93.4}] * 50,
+            ["waits 93 s for requests of the mount before that may still arrive: 3 blocks are not stored yet"],
+        ),
         ([{"unsaved_blocks": left} for left in range(50, 0, -1)], []),
         ([OUTAGE | {"lost": True}] * 3, ["volume is lost: it is away; nothing is stored from here any more"]),
     ],
-    ids=["fails", "fails otherwise", "says no reason", "goes on", "lost"],
+    ids=["fails", "fails otherwise", "says no reason", "waits for requests", "goes on", "lost"],
 )
 def test_unmount_says_once_why_nothing_is_stored(
     run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, object]], said: list[str]
@@ -374,10 +378,37 @@ def test_the_root_of_a_mount_is_not_asked_for_its_name(monkeypatch: pytest.Monke
     mounted = Mount(1, "0:99", str(real / "mnt"), FUSE_TYPE, "file:///v")
     monkeypatch.setattr(mountpoint, "find_mount", lambda path: mounted if path == mounted.path else None)
     monkeypatch.setattr(os, "lstat", asked)
-    for name in (link / "mnt", f"{link}/mnt/", f"{link}/../link/mnt"):
+    (tmp_path / "straight").symlink_to(link / "mnt")
+    for name in (link / "mnt", f"{link}/mnt/", f"{link}/../link/mnt", tmp_path / "straight"):
         assert resolve_mountpoint(str(name)) == mounted.path
     monkeypatch.setattr(os, "lstat", lstat)
     assert resolve_mountpoint(f"{link}/mnt/..") == str(real)
+
+
+@pytest.mark.parametrize("character", ["\u00a0", "\u3000", "\x0c", "\x1c", "\r", "\u2028", "\x85"])
+def test_a_name_in_the_mount_table_may_have_any_character(tmp_path: Path, character: str) -> None:
+    """The kernel escapes but four, and no other one ends a name or a line."""
+    table = tmp_path / "mountinfo"
+    table.write_bytes(f"36 35 0:50 / /mnt/a{character}b rw,nosuid - fuse.s3backer src rw\n".encode())
+    assert [mount.path for mount in read_mounts(str(table))] == [f"/mnt/a{character}b"]
+
+
+def test_progress_that_cannot_be_shown_says_nothing_of_the_daemon(
+    run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard error goes to a full disk, or to a pipe that nobody reads any more."""
+
+    @contextlib.contextmanager
+    def shown() -> Iterator[Callable[[dict[str, object]], None]]:
+        def show(facts: dict[str, object]) -> None:
+            if facts.get("write_back_error"):
+                raise OSError(28, "No space left on device")
+
+        yield show
+
+    daemon.reports = [OUTAGE] * 3
+    monkeypatch.setattr(unmount_module, "unsaved_progress", shown)
+    assert run("unmount", daemon.mountpoint).code == 0
 
 
 def test_who_only_reads_is_not_said_to_have_the_volume(sockets: Path) -> None:

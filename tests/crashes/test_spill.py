@@ -18,7 +18,10 @@ from tests.support.power_loss import FaultyDisk
 MEMORY = 1 << 20
 
 
-@pytest.fixture(params=[EncodingOptions(), SECRET], ids=["plain", "secret"])
+# Without encryption there is less to go wrong: that is for make soak.
+@pytest.fixture(
+    params=[pytest.param(EncodingOptions(), id="plain", marks=pytest.mark.soak), pytest.param(SECRET, id="secret")]
+)
 def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     return Place(tmp_path, request.param)
 
