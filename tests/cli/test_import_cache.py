@@ -244,7 +244,7 @@ def test_an_unfinished_copy_is_refused_even_by_force(run: Run, volume: Path, cac
 def test_a_volume_that_is_mounted_here_is_refused(
     run: Run, volume: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s3backer.cli.common.call", lambda *_: {"mountpoint": "/mnt/x", "pid": 12})
+    monkeypatch.setattr("s3backer.cli.common.ask", lambda *_: {"mountpoint": "/mnt/x", "pid": 12})
     answer = run("import-cache", str(cache), f"file://{volume}", "--force")
     assert answer.code == 6 and "/mnt/x" in answer.sentence() and "unmount" in answer.hint()
 

@@ -90,7 +90,8 @@ def test_flush_reports_progress_and_failure(bench: Workbench) -> None:
 
         (bench.knobs / "hold-flush").touch()
         assert call(bench.ident, "flush", on_progress=on_progress) == {"unsaved_blocks": 3}
-        assert several.is_set() and heard[0] == {"unsaved_blocks": 3, "write_back_error": None, "lost": False}
+        left = {"unsaved_blocks": 3, "write_back_error": None, "lost": False, "stores_in": 0.0}
+        assert several.is_set() and heard[0] == left
         with bench.turned("fail-flush"):
             error = refused(bench, "flush")
         assert (error.message, error.hint, error.exit_code) == ("the store at 127.0.0.1 is away", "Wait.", 3)

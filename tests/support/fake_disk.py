@@ -30,7 +30,7 @@ class FakeDisk:
         self.size = size
         self.data = bytearray(size)
         self.unsaved = 3
-        self.settles_in = 0.0
+        self.settles_in = self.stores_in = 0.0
         self.lost = False
         self.write_back_error = self.journal_left = None
         self.calls = 0
