@@ -12,7 +12,7 @@ import pytest
 
 from s3backer.stores.directory import DirectoryStore
 from tests.support.mounts import PATIENCE, Mounted, environment, mounted, needs_mounts, umount
-from tests.support.workbench import BLOCK, Workbench
+from tests.support.workbench import BLOCK, Workbench, lane_first
 
 pytestmark = needs_mounts
 
@@ -80,6 +80,7 @@ def info(bench: Bench) -> str:
     return done.stdout
 
 
+@lane_first
 def test_after_a_restart_no_body_is_downloaded_again(cached: Bench) -> None:
     with cached.mounted() as mount:
         write(mount)
@@ -98,6 +99,7 @@ def test_after_a_restart_no_body_is_downloaded_again(cached: Bench) -> None:
         assert f"of 2 MiB, {path}" in said and "disk cache" in said
 
 
+@lane_first
 def test_what_another_writer_changed_in_between_is_seen(cached: Bench) -> None:
     with cached.mounted() as mount:
         write(mount)
@@ -113,6 +115,7 @@ def test_what_another_writer_changed_in_between_is_seen(cached: Bench) -> None:
         assert found[10 * BLOCK :] == WHOLE[10 * BLOCK :]
 
 
+@lane_first
 def test_a_damaged_file_does_no_harm(cached: Bench) -> None:
     with cached.mounted() as mount:
         write(mount)
@@ -169,6 +172,7 @@ def test_a_full_disk_stops_nothing(cached: Bench, small_disk: Path) -> None:
         assert read(mount) == b"".join(text(block, 66) for block in range(BLOCKS))
 
 
+@lane_first
 def test_a_second_mount_goes_without_and_says_so(cached: Bench) -> None:
     with cached.mounted() as mount:
         write(mount)

@@ -23,7 +23,7 @@ from s3backer.cli import main
 from s3backer.errors import VolumeInUse
 from s3backer.layouts.token import new_token, read_token, write_token
 from tests.support.mounts import PATIENCE, Mounted, filesystem, is_alive, loop_device, needs_mounts, wait_until
-from tests.support.workbench import BLOCK, NEVER, SIZE, Workbench, without_lane, write_unflushed
+from tests.support.workbench import BLOCK, NEVER, SIZE, Workbench, lane_first, without_lane, write_unflushed
 
 pytestmark = needs_mounts
 
@@ -311,6 +311,7 @@ def test_a_mount_point_that_is_removed_underneath(volume: Workbench) -> None:
         volume.wait_for_nothing()
 
 
+@lane_first
 def test_a_signal_that_is_ignored_at_the_start_still_ends_it(volume: Workbench) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -350,6 +351,7 @@ def test_ending_waits_for_a_store_that_is_stuck_and_says_so(bench: Workbench) ->
         assert (bench.knobs / "closed").read_bytes().startswith(DATA)
 
 
+@lane_first
 @pytest.mark.parametrize("dirty", [True, False], ids=["blocks", "token"])
 def test_ending_waits_for_a_store_that_is_away(volume: Workbench, dirty: bool) -> None:
     with volume.mounted(foreground=True) as mount:
@@ -398,6 +400,7 @@ def elsewhere(volume: Workbench) -> dict[str, str]:
     return {"journal_directory": str(volume.directory / "elsewhere")}
 
 
+@lane_first
 def test_after_kill_9_the_next_mount_on_this_host_goes_on(killed: Workbench) -> None:
     with killed.mounted() as mount, mount.file.open("rb") as file:
         assert file.read(len(DATA)) == DATA
@@ -405,6 +408,7 @@ def test_after_kill_9_the_next_mount_on_this_host_goes_on(killed: Workbench) -> 
     assert not killed.token.exists()
 
 
+@lane_first
 def test_after_kill_9_another_host_is_told_to_unlock_it(killed: Workbench) -> None:
     """In a directory: a process that was stopped within a write could go on with it whenever it likes."""
     host, moment, *_ = killed.token.read_text().split("\n")
@@ -416,6 +420,7 @@ def test_after_kill_9_another_host_is_told_to_unlock_it(killed: Workbench) -> No
     assert not killed.token.exists()
 
 
+@lane_first
 def test_a_mount_on_another_host_is_seen_to_be_alive(volume: Workbench) -> None:
     with volume.mounted(volume={"lease": SHORT}) as mount:
         (volume.directory / "second").mkdir()
@@ -476,6 +481,7 @@ def test_a_mount_that_was_overtaken_is_read_only_and_ends(
     assert volume.stored(64 * BLOCK, BLOCK) == bytes(BLOCK)
 
 
+@lane_first
 def test_after_kill_9_it_can_be_unlocked(killed: Workbench) -> None:
     host, *_ = killed.token.read_text().split("\n")
     began = time.monotonic()
@@ -486,6 +492,7 @@ def test_after_kill_9_it_can_be_unlocked(killed: Workbench) -> None:
         assert file.read(len(DATA)) == DATA
 
 
+@lane_first
 def test_force_takes_over_from_a_dead_one(volume: Workbench) -> None:
     with volume.mounted() as mount:
         mount.signal(signal.SIGKILL)
@@ -496,6 +503,7 @@ def test_force_takes_over_from_a_dead_one(volume: Workbench) -> None:
     assert not volume.token.exists()
 
 
+@lane_first
 def test_the_dead_mount_itself_names_what_is_wrong(volume: Workbench) -> None:
     with volume.mounted() as mount:
         mount.signal(signal.SIGKILL)

@@ -705,12 +705,7 @@ def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path, how: st
         assert not list(journaled.bucket.glob("s3backer-stored-*"))
 
 
-# Who slows them down does not ask who reads the requests: the other way is for make soak.
-@pytest.mark.parametrize(
-    "fast_lane",
-    [pytest.param(True, id="lane"), pytest.param(False, id="llfuse", marks=pytest.mark.soak)],
-    indirect=True,
-)
+@lane_first
 def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
     """The last quarter of the journal takes its time, however fast one writes; ``info`` says so."""
 
