@@ -79,6 +79,12 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
+def _find_volume(path: str) -> Mount | None:
+    """Return the mount on top of ``path``, None if that is no volume."""
+    mounted = find_mount(path)
+    return mounted if mounted is not None and mounted.kind == FUSE_TYPE else None
+
+
 def resolve_mountpoint(path: str) -> str:
     """Return the absolute path without symbolic links, under which the kernel will list the mount.
 
@@ -90,8 +96,7 @@ def resolve_mountpoint(path: str) -> str:
         if name in ("", ".", ".."):
             break
         direct = os.path.join(os.path.realpath(parent), name)
-        mounted = find_mount(direct)
-        if mounted is not None and mounted.kind == FUSE_TYPE:
+        if _find_volume(direct) is not None:
             return direct
         try:
             current = os.path.join(os.path.dirname(direct), os.readlink(direct))
@@ -105,8 +110,8 @@ def check_mountpoint(path: str, *, allow_nonempty: bool = False, volume_director
 
     ``volume_directory`` is where a ``file:`` volume keeps its blocks: neither may lie in the other.
     """
-    mounted = find_mount(path)
-    if mounted is not None and mounted.kind == FUSE_TYPE:
+    mounted = _find_volume(path)
+    if mounted is not None:
         # Before anything else is asked of it: where its process is stopped that would wait.
         if is_dead(path):
             raise _unusable(path, OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))

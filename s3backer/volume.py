@@ -311,7 +311,7 @@ class Volume:
 
     def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
-        count_down(lambda: 0.0 if self.lost else self._quiet_at - time.monotonic(), waits)
+        count_down(lambda: 0.0 if self.lost else self.stores_in, waits)
         # Calls under way end first: what they still write has to be stored too.
         total = self.unsaved
         while not self._calls.end(_LOOK):
