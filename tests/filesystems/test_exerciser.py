@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from tests.support.exerciser import LARGEST, Exerciser, Model, Operation, operations
-from tests.support.mounts import wait_until
+from tests.support.exerciser import LARGEST, Exerciser, Model, Operation, operations, sync_file
+from tests.support.mounts import needs_mounts, umount, wait_until
+from tests.support.tools import run
 
 
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
@@ -33,6 +35,25 @@ def test_it_ends_where_nothing_works(tmp_path: Path) -> None:
     exerciser = Exerciser(tmp_path / "file", 1)
     wait_until(lambda: not exerciser.alive, "it ends")
     exerciser.join()
+
+
+@needs_mounts
+def test_no_sync_counts_on_a_filesystem_that_has_given_up(tmp_path: Path) -> None:
+    run("mount", "--bind", str(tmp_path), str(tmp_path))
+    try:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            for sync in (os.fsync, os.fdatasync):
+                sync_file(descriptor, sync)
+            run("mount", "-o", "remount,bind,ro", str(tmp_path))
+            for sync in (os.fsync, os.fdatasync):
+                sync(descriptor)
+                with pytest.raises(OSError, match="Read-only"):
+                    sync_file(descriptor, sync)
+        finally:
+            os.close(descriptor)
+    finally:
+        umount(tmp_path)
 
 
 def test_one_seed_is_one_series() -> None:

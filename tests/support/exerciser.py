@@ -11,6 +11,7 @@ compared at once. After the crash each byte has to be what was synced last, or w
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,8 +189,8 @@ class Exerciser:
 def exercise(path: Path, seed: int) -> None:
     """Do it, and say on standard output how far it is."""
     descriptor, directory = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), os.open(path.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.fsync(directory)
+    sync_file(descriptor)
+    sync_file(directory)
     os.close(directory)
     model = Model()
     for number, operation in enumerate(operations(seed), 1):
@@ -198,7 +199,7 @@ def exercise(path: Path, seed: int) -> None:
             found = os.pread(descriptor, operation.length, operation.offset)
             if found != model.content[operation.offset : operation.offset + operation.length]:
                 # Of a device that has died anything may be read.
-                os.fsync(descriptor)
+                sync_file(descriptor)
                 _say(_WRONG, number)
                 return
         else:
@@ -230,9 +231,21 @@ def _do(descriptor: int, operation: Operation, size: int) -> None:
         case "truncate":
             os.ftruncate(descriptor, offset)
         case "fsync":
-            os.fsync(descriptor)
+            sync_file(descriptor)
         case "fdatasync":
-            os.fdatasync(descriptor)
+            sync_file(descriptor, os.fdatasync)
+
+
+def sync_file(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+    """Sync a file, and fail where its filesystem has given up meanwhile, whatever it said.
+
+    btrfs says yes to a sync that waits for the commit of somebody else's, when that commit fails: it finds no
+    transaction any more then, and takes that for one that is on the disk (``btrfs_sync_file``, Linux 6.18; whatever the
+    device is). It is read-only by that time.
+    """
+    sync(descriptor)
+    if os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 if __name__ == "__main__":
