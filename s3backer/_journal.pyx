@@ -30,7 +30,9 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from s3backer._fast cimport Slab, all_zero, iovec, pthread_cond_t, pthread_mutex_t
+from s3backer._fast cimport (
+    Slab, all_zero, clear_bits, iovec, next_bit, pthread_cond_t, pthread_mutex_t, set_bits
+)
 
 cdef extern from "<errno.h>" nogil:
     # No write and no sync fails with it.
@@ -68,7 +70,7 @@ cdef enum:
     # Bytes at the end of each file for MARKs: one that says that a file is not needed, one that what is synced with it
     # is on the disk, and one more to free a file with.
     _MARKS = 3 * 64
-    # 512 bytes: what there is of a block is counted in these.
+    # 512 bytes.
     _SECTOR_SHIFT = 9
     # Bytes of a payload from which on the checking lets other threads run.
     _LONG = 4096
@@ -128,7 +130,7 @@ cdef class Journal:
         self._bucket = <int32_t *>malloc((<size_t>1 << hash_bits(capacity)) * sizeof(int32_t))
         self._file = <JournalFile *>calloc(most_files, sizeof(JournalFile))
         self._to_sync = <int32_t *>calloc(most_files, sizeof(int32_t))
-        self._touched = <unsigned char *>calloc((self._block_size >> _SECTOR_SHIFT) + 1, 1)
+        self._touched = <unsigned char *>calloc(self._block_size >> 3, 1)
         if not (self._entry and self._bucket and self._file and self._to_sync and self._touched):
             raise MemoryError(f"no memory for a journal of {capacity} entries")
         memset(self._bucket, 0xFF, (<size_t>1 << hash_bits(capacity)) * sizeof(int32_t))

@@ -41,44 +41,45 @@ cdef Py_ssize_t map_keepers(Journal journal, uint64_t *found, Py_ssize_t room) n
     return count
 
 
-cdef Py_ssize_t most_ranges(Journal journal) noexcept nogil:
-    """Return in how many ranges whole sectors of a block may lie apart from each other."""
-    return 1 + (journal._block_size >> 10)
-
-
 cdef Py_ssize_t touched_bytes(Journal journal, int32_t oldest, Py_ssize_t *ranges) noexcept nogil:
-    """Return how many bytes the journal has of a block, in whole sectors, and about in how many ranges they are."""
-    cdef Py_ssize_t first = journal._block_size, last = 0, sectors = 0, sector
-    cdef int32_t index = first_needed(journal, oldest)
+    """Return how many bytes the journal has of a block, and in how many ranges they are."""
+    cdef int32_t index = first_needed(journal, oldest), needed = index
     cdef unsigned char *touched = journal._touched
     cdef Entry *entry = journal._entry + index
-    cdef bint whole = True
+    # What lies in whole sectors is counted in these.
+    cdef Py_ssize_t first = journal._block_size, last = 0, length = 0, start, stop, edges = 0
+    cdef int shift
     ranges[0] = 1
     if entry.newer < 0:
         return entry.stop - entry.start
-    ranges[0] = 0
     while index >= 0:
         entry = journal._entry + index
-        sector = entry.start >> _SECTOR_SHIFT
-        memset(touched + sector, 1, ((entry.stop - 1) >> _SECTOR_SHIFT) + 1 - sector)
-        first, last = min(first, sector), max(last, <Py_ssize_t>((entry.stop - 1) >> _SECTOR_SHIFT) + 1)
-        whole = whole and entry.stop % (1 << _SECTOR_SHIFT) == 0
+        first, last = min(first, <Py_ssize_t>entry.start), max(last, <Py_ssize_t>entry.stop)
+        edges |= entry.start | entry.stop
         index = entry.newer
-    for sector in range(first, last):
-        if touched[sector]:
-            sectors += 1
-            ranges[0] += sector == first or not touched[sector - 1]
-    if first < last:
-        memset(touched + first, 0, last - first)
-    if not whole:
-        # One that ends inside of a sector may be apart from another one that begins there.
-        ranges[0] = min(most_ranges(journal), map_count(journal, oldest))
-    return min(sectors << _SECTOR_SHIFT, journal._block_size)
+    shift = _SECTOR_SHIFT if edges & ((1 << _SECTOR_SHIFT) - 1) == 0 else 0
+    first, last, index = first >> shift, last >> shift, needed
+    while index >= 0:
+        entry = journal._entry + index
+        set_bits(touched, entry.start >> shift, entry.stop >> shift)
+        index = entry.newer
+    ranges[0], start = 0, first
+    while start < last:
+        stop = next_bit(touched, start, last, False)
+        ranges[0] += 1
+        length += stop - start
+        start = next_bit(touched, stop, last, True)
+    clear_bits(touched, first, last)
+    return length << shift
 
 
 cdef Py_ssize_t room_to_carry(Journal journal) noexcept nogil:
-    """Return how many bytes of records fit for sure into the rest of the current file and the spares."""
-    cdef Py_ssize_t end = journal._block_size + most_ranges(journal) * <Py_ssize_t>sizeof(DiskRecord) + _MARKS
+    """Return how many bytes of records fit into the rest of the current file and the spares.
+
+    For sure, if no block is in more ranges than every other sector of it would be.
+    """
+    cdef Py_ssize_t ranges = 1 + (journal._block_size >> (_SECTOR_SHIFT + 1))
+    cdef Py_ssize_t end = journal._block_size + ranges * <Py_ssize_t>sizeof(DiskRecord) + _MARKS
     cdef Py_ssize_t whole = journal._file_bytes - JOURNAL_PAGE - <Py_ssize_t>sizeof(DiskRecord) - end
     cdef Py_ssize_t room = journal.spares * whole - kept_free(journal, FOR_CARRYING)
     if journal._current >= 0:

@@ -78,11 +78,14 @@ class Case:
             self.small.journal.prepare()
         return False
 
-    def fill(self, length: int = 700) -> None:
-        """Write, in no time, until all that the oldest file has is more than can be carried at once."""
+    def fill(self, length: int = 170) -> None:
+        """Write, in no time, until all that the oldest file has is more than can be carried at once.
+
+        What is needed of a block lies in ten ranges.
+        """
         reason = _fast.DONE
         while reason != JOURNAL_FULL:
-            offset = self.source.randrange(BLOCKS) * BLOCK + self.source.randrange(2) * (BLOCK - length)
+            offset = self.source.randrange(BLOCKS) * BLOCK + self.source.randrange(10) * ((BLOCK - length) // 9)
             reason = self.small.core.write(offset, bytes([7]) * length, 0.0)[1]
             if reason == _fast.DONE:
                 self.content[offset : offset + length] = bytes([7]) * length
@@ -304,6 +307,20 @@ def test_a_map_full_of_blocks_with_few_entries_each(tmp_path: Path, clock: Clock
 
 
 @pytest.mark.parametrize("files", [4, 5, 8])
+def test_what_is_needed_is_counted_in_bytes(tmp_path: Path, clock: Clock, files: int) -> None:
+    """Parts of sectors, of all blocks, in no time: all of it fits into one file, and is carried there."""
+    with SmallJournal(tmp_path / "j", files=files, capacity=4000, monotonic=clock) as small:
+        reason, turn = _fast.DONE, 0
+        while reason != JOURNAL_FULL:
+            turn += 1
+            reason = small.core.write(turn % BLOCKS * BLOCK + turn % 2 * 1348, bytes([7]) * 700, 0.0)[1]
+            small.journal.prepare()
+        assert len(small.core.keepers()) == BLOCKS
+        keep(small, clock, 5)
+        assert small.core.write(0, b"x" * 1700, 0.0) == (1700, _fast.DONE)
+
+
+@pytest.mark.parametrize("files", [4, 5, 8])
 def test_a_small_journal_that_is_full_is_said(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, files: int
 ) -> None:
@@ -313,7 +330,7 @@ def test_a_small_journal_that_is_full_is_said(
         caplog.clear()
         with SmallJournal(tmp_path / str(turn), files=files, capacity=4000, monotonic=clock) as small:
             case = Case(small, clock, BLOCKS)
-            case.fill(700 + 100 * turn)
+            case.fill(160 + 3 * turn)
             keep(small, clock, 5)
             if small.core.write(0, b"x" * 1700, 0.0)[1] == JOURNAL_FULL:
                 keep(small, clock, 5)
