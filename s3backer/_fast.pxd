@@ -33,6 +33,8 @@ cdef struct Slot:
     int32_t valid
     int32_t dirty
     int32_t storing
+    # The first of its patches; -1 ends a list.
+    int32_t patch
     # Next slot of the same hash bucket, or of the list of free ones; -1 ends a list.
     int32_t chain
     # Neighbours in the list of dirty slots, which is in order of first_sequence, or in the queue of a clean one.
@@ -63,6 +65,8 @@ cdef struct Ghosts:
     int32_t next
     int32_t count
 
+cdef struct Patch
+
 cdef class Slab:
     # Geometry, fixed.
     cdef Py_ssize_t _block_size
@@ -74,6 +78,8 @@ cdef class Slab:
     cdef int _hash_shift
     cdef Py_ssize_t _data_bytes
     cdef int32_t _pin_limit
+    cdef int32_t _patch_count
+    cdef int32_t _patch_limit
     cdef uint32_t _burst
     # Everything below is guarded by this lock, which is only ever taken without the GIL.
     cdef pthread_mutex_t _lock
@@ -82,6 +88,8 @@ cdef class Slab:
     cdef Slot *_slot
     cdef int32_t *_bucket
     cdef int32_t _free
+    cdef Patch *_patch
+    cdef int32_t _free_patch
     # Slots with dirty sectors, and the queues of the clean ones; a slot is in at most one of them.
     cdef SlotList _dirty
     cdef SlotList _small
@@ -104,6 +112,8 @@ cdef class Slab:
     cdef public int32_t crowded_from
     cdef readonly int32_t pinned
     cdef readonly int32_t ahead
+    # Patches in use.
+    cdef readonly int32_t patches
     cdef readonly int32_t waiting
     cdef readonly uint64_t waits
     cdef readonly uint64_t evictions
@@ -113,6 +123,7 @@ cdef class Slab:
     cdef int32_t _find(self, uint64_t block) noexcept nogil
     cdef unsigned char *_map(self, int32_t index, int which) noexcept nogil
     cdef bint _covers(self, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil
+    cdef bint _knows(self, int32_t index, Py_ssize_t start, Py_ssize_t stop) noexcept nogil
     cdef Py_ssize_t read_range(
         self, uint64_t offset, unsigned char *out, Py_ssize_t length, uint64_t *missing, Py_ssize_t *count
     ) noexcept nogil

@@ -8,6 +8,7 @@
     unknown      0       0        0
     clean        1       0        0
     dirty        1       1        -      written, and not yet copied for the bucket
+    patched      0       1        0      written in part, the rest is not known (``_patches.pxi``)
     storing      1       -        1      copied by begin_store, settled by end_store
 
 Guarantees
@@ -71,17 +72,15 @@ s3b_choose()
 
 DONE = 0
 NO_SLOT = 1
-NEEDS_FETCH = 2
-ZERO_BLOCK = 3
-MISSING = 4
-BUSY = 5
+ZERO_BLOCK = 2
+MISSING = 3
+BUSY = 4
 cdef enum:
     _DONE = 0
     _NO_SLOT = 1
-    _NEEDS_FETCH = 2
-    _ZERO_BLOCK = 3
-    _MISSING = 4
-    _BUSY = 5
+    _ZERO_BLOCK = 2
+    _MISSING = 3
+    _BUSY = 4
     _VALID = 0
     _DIRTY = 1
     _STORING = 2
@@ -103,6 +102,7 @@ cdef inline uint64_t spread(uint64_t block, int hash_shift) noexcept nogil:
 include "_bits.pxi"
 include "_ghosts.pxi"
 include "_eviction.pxi"
+include "_patches.pxi"
 include "_slots.pxi"
 include "_storing.pxi"
 include "_pins.pxi"
@@ -134,11 +134,16 @@ cdef Py_ssize_t _map_bytes_of(Py_ssize_t block_size) noexcept nogil:
     return ((block_size >> _SECTOR_SHIFT) + 63) // 64 * 8
 
 
+cdef Py_ssize_t _patches_of(Py_ssize_t block_size) noexcept nogil:
+    """Patches for each slot."""
+    return 1 + (block_size >> _SECTOR_SHIFT) // _PATCH_SECTORS
+
+
 def slot_bytes(Py_ssize_t block_size):
-    """Return the bytes that one slot costs: data, bitmaps, bookkeeping, a ghost, its share of the hash tables."""
-    cdef Py_ssize_t ghost = sizeof(uint64_t) + 3 * sizeof(int32_t)
+    """Return the bytes that one slot costs: data, bitmaps, bookkeeping, patches, a ghost, its share of hash tables."""
+    cdef Py_ssize_t ghost = sizeof(uint64_t) + 3 * sizeof(int32_t), patches = _patches_of(block_size) * sizeof(Patch)
     _shift_of(block_size)
-    return block_size + 3 * _map_bytes_of(block_size) + sizeof(Slot) + 2 * sizeof(int32_t) + ghost
+    return block_size + 3 * _map_bytes_of(block_size) + sizeof(Slot) + patches + 2 * sizeof(int32_t) + ghost
 
 
 cdef class Slab:
@@ -165,6 +170,10 @@ cdef class Slab:
         self._slot = <Slot *>calloc(slots, sizeof(Slot))
         self._bitmaps = <unsigned char *>calloc(slots, 3 * self._map_bytes)
         self._bucket = <int32_t *>calloc(<size_t>1 << bits, sizeof(int32_t))
+        # A write may need two of them.
+        self._patch_count = <int32_t>min(max(slots * _patches_of(block_size), 2), <Py_ssize_t>0x7FFFFFFF)
+        self._patch_limit = self._patch_count
+        self._patch = <Patch *>calloc(self._patch_count, sizeof(Patch))
         # Mapped, not allocated: pages that were never used cost nothing.
         data = mmap(
             NULL, <size_t>slots * block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
@@ -172,7 +181,10 @@ cdef class Slab:
         if data != MAP_FAILED:
             self._data = <unsigned char *>data
             self._data_bytes = <Py_ssize_t>slots * block_size
-        if not (ghosts_make(&self._ghosts, slots, self._hash_shift) and self._slot and self._bitmaps and self._bucket):
+        if not (
+            ghosts_make(&self._ghosts, slots, self._hash_shift)
+            and self._slot and self._bitmaps and self._bucket and self._patch
+        ):
             raise MemoryError(f"no memory for the bookkeeping of {slots} blocks")
         if not self._data:
             raise MemoryError(f"no memory for {slots} blocks of {block_size} bytes")
@@ -180,6 +192,9 @@ cdef class Slab:
         for index in range(slots):
             self._slot[index].chain = index + 1
         self._slot[slots - 1].chain = -1
+        for index in range(self._patch_count):
+            self._patch[index].next = index + 1
+        self._patch[self._patch_count - 1].next = -1
         self._dirty.oldest = self._dirty.newest = -1
         self._small.oldest = self._small.newest = -1
         self._main.oldest = self._main.newest = -1
@@ -199,6 +214,7 @@ cdef class Slab:
         free(self._slot)
         free(self._bitmaps)
         free(self._bucket)
+        free(self._patch)
 
     @property
     def block_size(self):
@@ -256,6 +272,15 @@ cdef class Slab:
             return True
         return next_bit(self._map(index, _VALID), first, last, False) == last
 
+    cdef bint _knows(self, int32_t index, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+        """Bytes [start, stop) are all known: of valid sectors, or written."""
+        cdef bint known = False
+        if self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT):
+            return True
+        if self._slot[index].patch < 0:
+            return False
+        return known_run(self, index, start, stop, &known) == stop and known
+
     # ── reading and writing ──────────────────────────────────────────────────────────────────────────────
 
     cdef Py_ssize_t read_range(
@@ -272,7 +297,7 @@ cdef class Slab:
             start = (offset + position) & (self._block_size - 1)
             stop = min(self._block_size, start + length - position)
             index = self._find(block)
-            if index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT):
+            if index >= 0 and self._knows(index, start, stop):
                 memcpy(out + position, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
                 note_use(self, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
                 self.read_hits += 1
@@ -342,8 +367,8 @@ cdef class Slab:
     def write(self, uint64_t offset, data, double now):
         """Write as far as possible; return (bytes written, reason).
 
-        DONE; NEEDS_FETCH: the next block's sectors at an edge are not valid and only partly written; NO_SLOT: too
-        much is unsaved; ZERO_BLOCK: the next block is written whole, with zeros, and has no slot.
+        DONE; NO_SLOT: too much is unsaved, or too many sectors are known in part; ZERO_BLOCK: the next block is written
+        whole, with zeros, and has no slot.
         """
         cdef Py_buffer view
         cdef Py_ssize_t done
@@ -398,7 +423,7 @@ cdef class Slab:
         return whole
 
     def copy_out(self, uint64_t block, Py_ssize_t start, out):
-        """Fill ``out`` from byte ``start`` of the block; False, and nothing changed, unless all of that is valid."""
+        """Fill ``out`` from byte ``start`` of the block; False, and nothing changed, unless all of that is known."""
         cdef Py_buffer view
         cdef Py_ssize_t stop
         cdef int32_t index
@@ -411,7 +436,7 @@ cdef class Slab:
             raise ValueError(f"bytes {start} to {stop} are not in a block of {self._block_size}")
         away = enter(self, view.len)
         index = self._find(block)
-        whole = index >= 0 and self._covers(index, start >> _SECTOR_SHIFT, (stop + _SECTOR - 1) >> _SECTOR_SHIFT)
+        whole = index >= 0 and (start == stop or self._knows(index, start, stop))
         if whole:
             memcpy(view.buf, self._data + <Py_ssize_t>index * self._block_size + start, stop - start)
             note_use(self, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
@@ -419,8 +444,34 @@ cdef class Slab:
         PyBuffer_Release(&view)
         return whole
 
+    def copy_run(self, uint64_t block, Py_ssize_t start, out):
+        """Fill ``out`` from byte ``start`` of the block as far as that is known; return (how many bytes, True).
+
+        (How many are not known, False) if that begins with one that is not.
+        """
+        cdef Py_buffer view
+        cdef Py_ssize_t stop, end
+        cdef int32_t index
+        cdef bint known = False
+        cdef PyThreadState *away
+        PyObject_GetBuffer(out, &view, PyBUF_WRITABLE)
+        stop = end = start + view.len
+        if start < 0 or stop > self._block_size:
+            PyBuffer_Release(&view)
+            raise ValueError(f"bytes {start} to {stop} are not in a block of {self._block_size}")
+        away = enter(self, view.len)
+        index = self._find(block)
+        if index >= 0:
+            end = known_run(self, index, start, stop, &known)
+        if known:
+            memcpy(view.buf, self._data + <Py_ssize_t>index * self._block_size + start, end - start)
+            note_use(self, index, ((end + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
+        leave(self, away)
+        PyBuffer_Release(&view)
+        return end - start, known
+
     def fill(self, uint64_t block, body, bint ahead=False):
-        """Make the whole block valid: sectors that are not get their part of ``body`` (None: zeros).
+        """Make the whole block valid: what is not known gets its part of ``body`` (None: zeros).
 
         ``ahead``: nobody has asked for it yet. Returns False if the block has no slot and none is free.
         """
@@ -569,6 +620,10 @@ cdef class Slab:
         pthread_mutex_unlock(&self._lock)
 
     # ── for tests ────────────────────────────────────────────────────────────────────────────────────────
+
+    def limit_patches(self, int32_t limit):
+        """Let writes wait when there would be more patches; at least two."""
+        self._patch_limit = max(2, min(limit, self._patch_count))
 
     def pin(self, uint64_t offset, Py_ssize_t length):
         """Call ``pin_range``; return (DONE, MISSING or BUSY; views of the pieces, which end with the pin)."""

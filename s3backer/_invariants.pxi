@@ -11,6 +11,8 @@ cdef const char *find_broken(Slab slab) noexcept nogil:
         wrong = find_broken_list(slab, &slab._small)
     if not wrong:
         wrong = find_broken_list(slab, &slab._main)
+    if not wrong:
+        wrong = find_broken_patch(slab)
     if not wrong and not ghosts_hold(&slab._ghosts):
         wrong = b"a ghost is not found by its block, or they are counted wrong"
     return wrong
@@ -35,8 +37,8 @@ cdef const char *find_broken_slot(Slab slab) noexcept nogil:
         if slot.storing != count_bits(slab._map(index, _STORING), 0, 8 * slab._map_bytes):
             return b"a count of storing sectors is wrong"
         for i in range(slab._map_bytes):
-            if (slab._map(index, _DIRTY)[i] | slab._map(index, _STORING)[i]) & ~slab._map(index, _VALID)[i]:
-                return b"a sector is dirty or storing and not valid"
+            if slab._map(index, _STORING)[i] & ~slab._map(index, _VALID)[i]:
+                return b"a sector is storing and not valid"
         if slot.storing > 0 and slot.valid != slab._sectors:
             return b"a block that is being stored is not fully valid"
         if slot.hits > _MOST_HITS:
@@ -45,6 +47,45 @@ cdef const char *find_broken_slot(Slab slab) noexcept nogil:
             return b"a slot that was read ahead and not used has signs of use"
         if not slot.ahead and ghosts_link(&slab._ghosts, slot.block)[0] >= 0:
             return b"a cached block has a ghost"
+    return NULL
+
+
+cdef const char *find_broken_patch(Slab slab) noexcept nogil:
+    cdef int32_t index, patch, patches = 0, unused = 0
+    cdef Py_ssize_t sector, patched
+    cdef unsigned char *known
+    for index in range(slab._slots):
+        if not slab._slot[index].used:
+            continue
+        patched = 0
+        patch = slab._slot[index].patch
+        while patch >= 0:
+            sector, known = slab._patch[patch].sector, slab._patch[patch].known
+            patched += 1
+            if patched > slab._sectors or find_patch(slab, index, sector) != patch:
+                return b"a sector has two patches"
+            if slab._covers(index, sector, sector + 1) or not 0 < count_bits(known, 0, _SECTOR) < _SECTOR:
+                return b"a patch is of a sector that is valid, or empty, or full"
+            if next_bit(slab._map(index, _DIRTY), sector, sector + 1, True) != sector:
+                return b"a sector that is known in part is not dirty"
+            patch = slab._patch[patch].next
+        for sector in range(slab._sectors):
+            patched -= (
+                next_bit(slab._map(index, _DIRTY), sector, sector + 1, True) == sector
+                and not slab._covers(index, sector, sector + 1)
+            )
+        if patched:
+            return b"a sector is dirty, neither valid nor known in part"
+        patch = slab._slot[index].patch
+        while patch >= 0:
+            patches += 1
+            patch = slab._patch[patch].next
+    patch = slab._free_patch
+    while patch >= 0 and unused <= slab._patch_count:
+        unused += 1
+        patch = slab._patch[patch].next
+    if patches != slab.patches or patches + unused != slab._patch_count:
+        return b"patches are counted wrong, or lost"
     return NULL
 
 

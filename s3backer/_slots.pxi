@@ -22,6 +22,7 @@ cdef int32_t allocate(Slab slab, uint64_t block, bint ahead) noexcept nogil:
     memset(slab._map(index, _VALID), 0, 3 * slab._map_bytes)
     head = slab._head(block)
     slot.block = block
+    slot.patch = -1
     slot.used = 1
     slot.chain = head[0]
     head[0] = index
@@ -64,13 +65,21 @@ cdef int32_t newer_dirty(Slab slab, int32_t index) noexcept nogil:
     return slab._slot[index].newer if index >= 0 else slab._dirty.oldest
 
 
-cdef void mark_dirty(Slab slab, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil:
-    """Set sectors [first, last) valid and dirty, as of the current sequence."""
-    cdef Slot *slot = slab._slot + index
+cdef void mark_valid(Slab slab, int32_t index, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Set sectors [first, last) valid: all of their bytes are known."""
     cdef unsigned char *valid = slab._map(index, _VALID)
-    cdef unsigned char *dirty = slab._map(index, _DIRTY)
-    slot.valid += last - first - count_bits(valid, first, last)
+    if first >= last:
+        return
+    slab._slot[index].valid += last - first - count_bits(valid, first, last)
     set_bits(valid, first, last)
+    if slab._slot[index].patch >= 0:
+        drop_patches(slab, index, first, last)
+
+
+cdef void mark_dirty(Slab slab, int32_t index, Py_ssize_t first, Py_ssize_t last, double now) noexcept nogil:
+    """Set sectors [first, last) dirty, as of the current sequence."""
+    cdef Slot *slot = slab._slot + index
+    cdef unsigned char *dirty = slab._map(index, _DIRTY)
     if slot.dirty == 0:
         slot.first_sequence = slab.sequence
         slot.dirty_since = now
@@ -83,11 +92,26 @@ cdef void mark_dirty(Slab slab, int32_t index, Py_ssize_t first, Py_ssize_t last
     set_bits(dirty, first, last)
 
 
+cdef void mark_written(Slab slab, int32_t index, Py_ssize_t start, Py_ssize_t stop, double now) noexcept nogil:
+    """Bytes [start, stop) were written; there are patches for the sectors of which the rest is not known."""
+    cdef Py_ssize_t first = start >> _SECTOR_SHIFT, last = (stop + _SECTOR - 1) >> _SECTOR_SHIFT
+    cdef Py_ssize_t valid_from = first, valid_to = last
+    if start & (_SECTOR - 1) and not is_completed(slab, index, start, min(stop, (first + 1) << _SECTOR_SHIFT)):
+        valid_from += 1
+    if stop & (_SECTOR - 1) and (last - 1 > first or start & (_SECTOR - 1) == 0):
+        if not is_completed(slab, index, max(start, (last - 1) << _SECTOR_SHIFT), stop):
+            valid_to -= 1
+    mark_valid(slab, index, valid_from, valid_to)
+    mark_dirty(slab, index, first, last, now)
+
+
 cdef void fill_gaps(Slab slab, int32_t index, const unsigned char *body) noexcept nogil:
-    """Make every invalid sector valid with its part of the body, or with zeros."""
+    """Make every invalid sector valid with its part of the body, or with zeros; what was written of it stays."""
     cdef unsigned char *valid = slab._map(index, _VALID)
     cdef unsigned char *data = slab._data + <Py_ssize_t>index * slab._block_size
     cdef Py_ssize_t first = 0, last, start, length
+    if slab._slot[index].patch >= 0:
+        fill_patches(slab, index, body)
     while True:
         first = next_bit(valid, first, slab._sectors, False)
         if first == slab._sectors:
@@ -107,25 +131,21 @@ cdef int write_piece(
     Slab slab, uint64_t block, Py_ssize_t start, Py_ssize_t stop, const unsigned char *data, double now, bint *changed
 ) noexcept nogil:
     """Write one block's part, or zeros where there is no data; return _DONE or why it cannot be done."""
-    cdef Py_ssize_t first = start >> _SECTOR_SHIFT, last = (stop + _SECTOR - 1) >> _SECTOR_SHIFT
-    cdef bint head = (start & (_SECTOR - 1)) != 0, tail = (stop & (_SECTOR - 1)) != 0
     cdef int32_t index = slab._find(block)
     cdef unsigned char *target
     if index >= 0:
-        if head and not slab._covers(index, first, first + 1):
-            return _NEEDS_FETCH
-        if tail and not slab._covers(index, last - 1, last):
-            return _NEEDS_FETCH
         if slab._slot[index].dirty == 0 and slab._slot[index].storing == 0 and slab.unsaved >= slab._dirty_limit:
             return _NO_SLOT
-        slab.write_hits += 1
     else:
         if data and stop - start == slab._block_size and s3b_zero(data, slab._block_size):
             return _ZERO_BLOCK
-        if head or tail:
-            return _NEEDS_FETCH
         if slab.unsaved >= slab._dirty_limit:
             return _NO_SLOT
+    if (start | stop) & (_SECTOR - 1) and not has_patches_for(slab, index, start, stop):
+        return _NO_SLOT
+    if index >= 0:
+        slab.write_hits += 1
+    else:
         index = allocate(slab, block, False)
         if index < 0:
             return _NO_SLOT
@@ -138,6 +158,6 @@ cdef int write_piece(
         memcpy(target, data, stop - start)
     else:
         memset(target, 0, stop - start)
-    note_use(slab, index, last - first)
-    mark_dirty(slab, index, first, last, now)
+    note_use(slab, index, ((stop + _SECTOR - 1) >> _SECTOR_SHIFT) - (start >> _SECTOR_SHIFT))
+    mark_written(slab, index, start, stop, now)
     return _DONE

@@ -69,6 +69,7 @@ cdef bint make_clean(Slab slab, uint64_t block) noexcept nogil:
     if index < 0 or slot.dirty == 0 or slot.storing > 0:
         return False
     memset(slab._map(index, _DIRTY), 0, slab._map_bytes)
+    drop_patches(slab, index, 0, slab._sectors)
     slot.dirty = 0
     list_remove(slab._slot, &slab._dirty, index)
     slab.dirty -= 1

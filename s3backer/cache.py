@@ -7,7 +7,8 @@ its lock around every call. Only the slab is shared with the hot path, and it lo
     block            slab says                        what happens to it
     ───────────────  ───────────────────────────────  ─────────────────────────────────────────────────
     absent           no slot                          read → Fetch; write → slot with the written sectors
-    partial          slot, some sectors invalid       read of those, or store → Fetch fills the gaps
+    partial          slot, some sectors invalid       read of those, or store → Fetch fills the gaps; what was
+                                                      written of a sector stays
     clean            slot, all valid, not dirty       may be evicted at any time
     dirty            dirty sectors                    Store when old, on flush, under pressure
     storing          body copied, Store under way     a write makes it dirty again; it is stored again after
@@ -25,7 +26,7 @@ Guarantees
   * Dirty data leaves the slab only into the bucket, or when the disk of the journal has it. When too much is dirty,
     writers wait, readers do not; before that they are slowed down, see ``throttle``.
   * Zeros known to be absent from the bucket cost no request, neither read nor written.
-  * A block that is left has no slot in which a sector is valid without what the journal has of it: whoever fetches it
+  * A block that is left has no slot in which a byte is known without what the journal has of it: whoever fetches it
     puts that over what the bucket has. The backlog brings such blocks into memory, where they are touched and stored.
     A flush is answered when nothing is left. These are blocks of an earlier mount; and where nothing can be stored,
     and memory is full, the oldest that the journal has on the disk, so that writers wait for the journal only. A block
@@ -255,8 +256,6 @@ class BlockCache:
                 self._flushes.take(lambda flush: flush is request)
             case WriteRequest() if request in self._parked:
                 self._parked.remove(request)
-            case WriteRequest() if (fetch := self._fetching.awaited_by(request)) is not None:
-                fetch.writers.remove(request)
             case _:
                 return
         self._common.reply(request, error)
@@ -267,11 +266,11 @@ class BlockCache:
     def fetched(self, block: int, body: Buffer | None, error: S3backerError | None, now: float) -> None:
         """A Fetch has ended."""
         fetch = self._fetching.fetched(block, body, error)
-        for writer in fetch.writers:
+        for touch in fetch.touches:
             if error is None or fetch.for_nobody:
-                self._advance(writer, now)
+                self._advance(touch, now)
             else:
-                self._common.reply(writer, error)
+                self._common.reply(touch, error)
         self._write_back.fetched(block, fetch, error, now)
         self._schedule(now)
 
@@ -311,7 +310,8 @@ class BlockCache:
         if block < 0:
             self._parked.append(request)
             return False
-        self._fetching.fetch(block, urgent=True).writers.append(request)
+        assert isinstance(request, TouchRequest)
+        self._fetching.fetch(block, urgent=True).touches.append(request)
         return True
 
     _NO_SLOT = -1
@@ -331,7 +331,7 @@ class BlockCache:
         return None
 
     def _write(self, request: WriteRequest, now: float) -> int | None:
-        """Return None when done, a block that has to be fetched first, or _NO_SLOT."""
+        """Return None when done, else _NO_SLOT."""
         size = self._slab.block_size
         while request.position < request.length:
             at = request.offset + request.position
@@ -344,20 +344,14 @@ class BlockCache:
             else:
                 count, reason = self.writer.write(at, memoryview(request.data)[request.position :], now)
             request.position += count
-            block = (at + count) // size
             if reason == _fast.ZERO_BLOCK:
+                block = (at + count) // size
                 if self._layout.known_absent(block) and block not in self._write_back.unnoted:
                     self.counts.zeros_skipped += 1
                     request.position += size
                     continue
                 count, reason = self.writer.write_zeros(block * size, size, now)
                 request.position += count
-            elif reason == _fast.NEEDS_FETCH:
-                if not self._layout.known_absent(block):
-                    return block
-                if self._slab.fill(block, None):
-                    continue
-                reason = _fast.NO_SLOT
             if reason == _journal.JOURNAL_FAILED:
                 self._common.writer = self._slab
             elif reason in _NO_ROOM and not (reason == _fast.NO_SLOT and self._write_back.spill(now)):

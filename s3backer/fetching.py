@@ -5,7 +5,7 @@ A part of the block cache, which gives the states and the guarantees; the cache 
 
 from __future__ import annotations
 
-from s3backer.cache_calls import Fetch, Hurry, Look, ReadRequest, WriteRequest
+from s3backer.cache_calls import Fetch, Hurry, Look, ReadRequest
 from s3backer.cache_state import Common, PendingFetch, PendingLook
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import Part
@@ -17,7 +17,7 @@ _ZEROS = bytes(_SECTOR)
 
 
 class Fetching:
-    """The fetches and looks under way, by block, with their readers and writers. It fills the slab."""
+    """The fetches and looks under way, by block, and who waits for them. It fills the slab."""
 
     def __init__(self, common: Common) -> None:
         self._common = common
@@ -44,10 +44,6 @@ class Fetching:
         """Whether a block is fetched because it is to be stored."""
         fetch = self._fetches.get(block)
         return fetch is not None and fetch.stores
-
-    def awaited_by(self, writer: WriteRequest) -> PendingFetch | None:
-        """Return the fetch for which a writer waits."""
-        return next((fetch for fetch in self._fetches.values() if writer in fetch.writers), None)
 
     def fetch(self, block: int, *, urgent: bool) -> PendingFetch:
         """Return the fetch of a block, begun if none was; ``urgent``: somebody waits for it."""
@@ -98,7 +94,7 @@ class Fetching:
         self._common.counts.blocks_read += body is not None
         self._common.counts.zero_blocks_read += body is None
         if not fetch.stale:
-            self._slab.fill(block, body, ahead=not (fetch.readers or fetch.writers or fetch.store_sequence))
+            self._slab.fill(block, body, ahead=not (fetch.readers or fetch.touches or fetch.store_sequence))
         for reader in fetch.readers:
             self._finish_read(reader, block, fetch.stale, body)
         return fetch
@@ -192,16 +188,12 @@ class Fetching:
 
     def _copy_left(self, block: int, start: int, stop: int, view: memoryview, part: Part) -> bool:
         """Copy [start, stop) of a block from memory, and where that has nothing from the journal; False: in neither."""
-        if not self._slab.contains(block) and part.covers(start, stop):
-            view[:] = memoryview(part.body)[start:stop]
-            return True
         position = start
         while position < stop:
-            end = min(stop, position - position % _SECTOR + _SECTOR)
-            piece = view[position - start : end - start]
-            if not self._slab.copy_out(block, position, piece):
-                if not part.covers(position, end):
+            count, known = self._slab.copy_run(block, position, view[position - start :])
+            if not known:
+                if not part.covers(position, position + count):
                     return False
-                piece[:] = memoryview(part.body)[position:end]
-            position = end
+                view[position - start :][:count] = memoryview(part.body)[position : position + count]
+            position += count
         return True

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -202,14 +203,32 @@ def test_a_corrupt_block_is_an_error_and_the_rest_is_not(store: BrokenStore) -> 
         for _ in range(2):
             with pytest.raises(CorruptObject, match="00000007"):
                 volume.read(6 * BLOCK, 3 * BLOCK)
+        volume.write(7 * BLOCK + 1, b"x")
+        volume.write(7 * BLOCK + 512, b"n" * 512)
+        assert volume.read(7 * BLOCK + 1, 1) == b"x"
         with pytest.raises(CorruptObject, match="00000007"):
-            volume.write(7 * BLOCK + 1, b"x")
-        volume.write(7 * BLOCK, b"n" * 512)
+            volume.read(7 * BLOCK, 2)
         with pytest.raises(CorruptObject, match="00000007"):
             volume.flush()
         assert volume.read(8 * BLOCK, BLOCK) == bytes(BLOCK)
         volume.write(7 * BLOCK, b"n" * BLOCK)
         assert volume.read(7 * BLOCK, BLOCK) == b"n" * BLOCK, "a whole write heals the block"
+
+
+def test_parts_of_more_sectors_than_can_be_remembered_wait_until_some_are_stored(store: BrokenStore) -> None:
+    content = {block: bytearray(bytes([block]) * BLOCK) for block in range(1, 30)}
+    for block, body in content.items():
+        store.put(f"p/{block:08x}", bytes(body))
+    with Volume.open(store, "p/", replace(SMALL, write_delay=3600.0)) as volume:
+        volume._slab.limit_patches(3)
+        for block, body in content.items():
+            volume.write(block * BLOCK + 500, b"w" * 1000)
+            body[500:1500] = b"w" * 1000
+        assert volume.unsaved < 5
+        for block, body in content.items():
+            assert volume.read(block * BLOCK, BLOCK) == body
+    for block, body in content.items():
+        assert store.get(f"p/{block:08x}").body == body
 
 
 def test_the_token_is_there_while_it_is_open(store: BrokenStore) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from s3backer import _fast
 from s3backer.admin import create_volume, inspect_volume
-from s3backer.cache_calls import Fetch, ReadRequest, WriteRequest
+from s3backer.cache_calls import WriteRequest
 from s3backer.errors import StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
@@ -267,22 +267,6 @@ def test_no_memory_for_a_write_that_had_to_wait_for_room_fails_it() -> None:
     assert writer.answered(second) == [None] and writer.cache.counts.memory_errors == 1
 
 
-def test_no_memory_for_one_of_the_writes_that_wait_for_a_block_fails_that_one() -> None:
-    writer = Writer()
-    requests = [WriteRequest(offset=at, data=b"x", length=1) for at in (5, 50)]
-    for request in requests:
-        writer.cache.write(request, 0.0)
-    reading = ReadRequest(offset=900, buffer=bytearray(10))
-    writer.cache.read(reading, [0])
-    assert writer.cache.take_actions() == [Fetch(0, urgent=True)]
-    slab: Any = MeanSlab(writer.slab, failures=1)
-    writer.cache._common.writer = slab
-    writer.cache.fetched(0, b"o" * BLOCK, None, 0.0)
-    writer.take()
-    assert [type(error) for request in requests for error in writer.answered(request)] == [StoreError, type(None)]
-    assert writer.answered(reading) == [None]
-
-
 @pytest.mark.parametrize("what", ["in the bucket", "in the bucket and in memory", "absent"])
 def test_no_memory_for_a_read_fails_it_and_nobody_waits(
     store: SlowStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, what: str
@@ -370,15 +354,18 @@ def test_a_synchronous_write_whose_flush_cannot_begin_is_answered(
 
 
 @pytest.mark.parametrize("way", ["port", "library"])
-@pytest.mark.parametrize("length", [BLOCK, 100])
+@pytest.mark.parametrize("waits", [False, True])
 def test_a_write_that_met_a_defect_is_answered_once_and_its_memory_left_alone(
-    store: SlowStore, monkeypatch: pytest.MonkeyPatch, length: int, way: str
+    store: SlowStore, monkeypatch: pytest.MonkeyPatch, waits: bool, way: str
 ) -> None:
-    """A whole block is written at once, a piece of a sector waits for the block."""
     with Volume.open(store, "", options()) as volume:
         volume.write(3 * BLOCK, b"o" * BLOCK)
-    volume = Volume.open(store, "", options())
-    cache, data, answers = volume._driver.cache, bytearray(b"n" * length), []
+    volume = Volume.open(store, "", options(memory=20 * BLOCK))
+    block = 4
+    # Else there is room for it at once.
+    while waits and volume._slab.write(block * BLOCK, b"f" * BLOCK, 0.0)[1] == _fast.DONE:
+        block += 1
+    cache, data, answers = volume._driver.cache, bytearray(b"n" * BLOCK), []
     schedule = cache._schedule
 
     def fails(now: float) -> None:
@@ -388,15 +375,15 @@ def test_a_write_that_met_a_defect_is_answered_once_and_its_memory_left_alone(
 
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_schedule", fails)
-        offset = 3 * BLOCK + (7 if length < BLOCK else 0)
-        # A whole block that is written by a call of the library needs no step.
-        with pytest.raises(MemoryError) if way == "port" or length < BLOCK else contextlib.nullcontext():
+        # A block that is written by a call of the library needs no step, if it does not wait.
+        with pytest.raises(MemoryError) if way == "port" or waits else contextlib.nullcontext():
             if way == "port":
-                volume.port.write(Call(0), offset, data, 0, lambda *_: answers.append(1))
+                volume.port.write(Call(0), 3 * BLOCK, data, 0, lambda *_: answers.append(1))
             else:
-                volume.write(offset, data)
+                volume.write(3 * BLOCK, data)
     # It is somebody else's by now.
-    data[:] = b"!" * length
+    data[:] = b"!" * BLOCK
+    volume.flush()
     found = volume.read(3 * BLOCK, BLOCK)
     volume.close()
     assert found in (b"o" * BLOCK, b"n" * BLOCK)

@@ -473,3 +473,27 @@ def test_a_damaged_block_takes_no_place_from_those_that_are_left(tmp_path: Path,
             steps.journal.prepare()
         steps.cache.try_disk()
     assert steps.answered(waiting) == [None]
+
+
+def test_parts_of_more_sectors_than_can_be_remembered_are_left_to_the_journal(steps: Steps) -> None:
+    """Nothing can be stored; who writes waits for nothing, and what was written is read and stored as it was."""
+    steps.slab.limit_patches(2)
+    steps.cache._write_back._held_until = 60.0
+    content = {block: bytearray(bytes([block]) * BLOCK) for block in range(2, 12)}
+    for block, body in content.items():
+        request = steps.write(block * BLOCK + 500, b"w" * 20)
+        body[500:520] = b"w" * 20
+        # For what the disk does not have yet.
+        while not steps.answered(request):
+            steps.do(next(job for job in steps.jobs if isinstance(job, Sync)))
+        assert steps.slab.patches == 2
+    assert steps.core.left == len(content) - 1 and not any(isinstance(job, Fetch) for job in steps.jobs)
+    for block in content:
+        piece = steps.read(block, 503, 10)
+        steps.looks()
+        assert steps.answered(piece) == [None] and bytes(piece.filled()) == b"w" * 10
+    flush = steps.flush()
+    steps.run()
+    assert steps.answered(flush) == [None]
+    for block, body in content.items():
+        assert steps.layout.read(block) == bytes(body)

@@ -25,6 +25,7 @@ _SEEN = {
     "full disk": 3,
     "no memory": 5,
     "outage": 3,
+    "patches": 2,
     "power loss": 5,
     "spilled": 3,
     "unnoted": 5,

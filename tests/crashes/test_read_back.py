@@ -49,11 +49,11 @@ class Oracle(Steps):
             if isinstance(job, Store) and job.block < BLOCKS:
                 self.storing[job.block] = self.writes
 
-    def put(self, block: int, first: int, count: int) -> None:
-        """Write whole sectors, if there is room; nothing of it is to follow later."""
+    def put(self, block: int, start: int, length: int) -> None:
+        """Write bytes, if there is room; nothing of it is to follow later."""
         self.writes += 1
-        start = block * BLOCK + first * SECTOR
-        done, _ = self.core.write(start, bytes([self.writes % 255 + 1]) * count * SECTOR, self.now)
+        start += block * BLOCK
+        done, _ = self.core.write(start, bytes([self.writes % 255 + 1]) * length, self.now)
         for byte in range(start, start + done):
             self.history[byte].append((self.writes, self.writes % 255 + 1))
 
@@ -117,22 +117,23 @@ class Oracle(Steps):
 
 def wander(world: Oracle, source: random.Random) -> None:
     """Do something."""
-    block, sector = source.randrange(BLOCKS), source.randrange(BLOCK // SECTOR)
+    block, start = source.randrange(BLOCKS), source.randrange(BLOCK)
+    start -= start % SECTOR if source.random() < 0.5 else 0
+    length = source.randint(1, BLOCK - start)
+    if source.random() < 0.5:
+        length = SECTOR - start % SECTOR
     kinds = ("write", "read", "leave", "evict", "all of that", "begin", "end", "tick", "away")
     match source.choices(kinds, (4, 6, 2, 1, 4, 3, 3, 1, 1))[0]:
         case "write":
-            world.put(block, sector, source.randint(1, BLOCK // SECTOR - sector))
-        case "read" if source.random() < 0.5:
-            world.ask(block, sector * SECTOR, SECTOR, waits=source.random() < 0.3)
+            world.put(block, start, length)
         case "read":
-            start = source.randrange(BLOCK)
-            world.ask(block, start, source.randint(1, BLOCK - start), waits=source.random() < 0.3)
+            world.ask(block, start, length, waits=source.random() < 0.3)
         case "leave":
             world.leave(block)
         case "evict":
             world.read_others()
         case "all of that":
-            world.put(block, sector, 1)
+            world.put(block, start, length)
             world.leave(block)
             world.read_others()
         case "begin" if world.waiting:

@@ -20,7 +20,7 @@ BLOCKS = 12
 SLOTS = 6
 LIMIT = 3
 COUNTERS = (
-    *("used", "clean", "dirty", "storing", "unsaved", "pinned", "kept", "ahead", "ghosts"),
+    *("used", "clean", "dirty", "storing", "unsaved", "pinned", "kept", "ahead", "ghosts", "patches"),
     *("sequence", "read_hits", "read_misses", "write_hits", "write_misses", "evictions", "ghost_hits"),
 )
 
@@ -64,7 +64,7 @@ class SlabMachine(RuleBasedStateMachine):
 
     @rule(
         offset=st.integers(0, BLOCKS * BLOCK - 1) | st.integers(0, BLOCKS * 4 - 1).map(lambda n: n * 512),
-        length=st.integers(0, BLOCK) | st.sampled_from([512, 1024, BLOCK]),
+        length=st.integers(0, BLOCK) | st.sampled_from([64, 256, 512, 1024, BLOCK]),
         zero=st.booleans(),
     )
     def write(self, offset: int, length: int, zero: bool) -> None:
@@ -196,6 +196,20 @@ class SlabMachine(RuleBasedStateMachine):
         assert self.real.copy_out(block, start, real) == self.plain.copy_out(block, start, plain)
         assert real == plain
 
+    @rule(block=st.integers(0, BLOCKS - 1), start=st.integers(0, BLOCK), length=st.integers(0, BLOCK))
+    def copy_run(self, block: int, start: int, length: int) -> None:
+        length = min(length, BLOCK - start)
+        real, plain = bytearray(length), bytearray(length)
+        assert self.real.copy_run(block, start, real) == self.plain.copy_run(block, start, plain)
+        assert real == plain
+
+    @rule(block=st.integers(0, BLOCKS - 1), sector=st.integers(0, 3), pieces=st.integers(2, 9))
+    def write_pieces(self, block: int, sector: int, pieces: int) -> None:
+        """Write a sector piece by piece, the last one first."""
+        for piece in range(pieces - 1, -1, -1):
+            start, stop = 512 * piece // pieces, 512 * (piece + 1) // pieces
+            self.write(block * BLOCK + sector * 512 + start, stop - start, False)
+
     @rule(limit=st.integers(-1, SLOTS + 1))
     def dirty_blocks(self, limit: int) -> None:
         real = self.real.dirty_blocks(limit)
@@ -243,6 +257,8 @@ def test_calls_with_impossible_ranges_are_refused() -> None:
     for start, length in ((0, 513), (512, 1), (-1, 1)):
         with pytest.raises(ValueError):
             slab.copy_out(0, start, bytearray(length))
+        with pytest.raises(ValueError):
+            slab.copy_run(0, start, bytearray(length))
     with pytest.raises(ValueError):
         slab.fill(0, bytes(511))
     with pytest.raises(BufferError):
@@ -252,4 +268,8 @@ def test_calls_with_impossible_ranges_are_refused() -> None:
 
 @pytest.mark.parametrize("block_size", [512, 4096, 131072])
 def test_slot_bytes_covers_everything(block_size: int) -> None:
-    assert block_size < _fast.slot_bytes(block_size) <= block_size + 256 + 3 * block_size // 4096
+    assert (
+        block_size
+        < _fast.slot_bytes(block_size)
+        <= block_size + 320 + 3 * block_size // 4096 + 72 * block_size // 16384
+    )

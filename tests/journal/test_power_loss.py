@@ -95,12 +95,12 @@ class Writer:
         self.append(offset, bytes(3 * BLOCK), zeros=True)
 
     def write_nothing(self) -> None:
-        """Write what the slab does not take: zeros where there is nothing, or a part of a block that it has not.
+        """Write what the slab does not take: zeros where there is nothing.
 
         At the end of a file it begins the next one all the same, which has nothing in it then.
         """
-        data = self.source.choice((bytes(BATCH * BLOCK), self.source.randbytes(BLOCK - 1)))
-        assert self.small.core.write(BLOCKS * BLOCK + -len(data) % BLOCK, data, 0.0)[0] == 0
+        data = bytes(self.source.choice((1, BATCH)) * BLOCK)
+        assert self.small.core.write(BLOCKS * BLOCK, data, 0.0)[0] == 0
 
     def append(self, offset: int, data: bytes, *, zeros: bool) -> None:
         while data:

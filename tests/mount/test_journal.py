@@ -329,9 +329,18 @@ def test_there_is_one_where_nothing_is_said(in_its_directory: Bench) -> None:
         assert command_mounted(in_its_directory, *words) == "None"
 
 
+def read_directly(mount: Mounted, length: int, offset: int) -> bytes:
+    """Read so many bytes, and not the pages around them."""
+    descriptor = os.open(mount.file, os.O_RDONLY | os.O_DIRECT)
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
+
+
 @lane_first
-def test_parts_of_sectors_need_the_store(journaled: Bench) -> None:
-    """Of a block that has to be fetched: what is around them is not known. Whole sectors do not."""
+def test_parts_of_sectors_wait_for_nothing(journaled: Bench) -> None:
+    """Of a block that would have to be fetched, with the store away; they are there after a kill, too."""
     # The first blocks are read when it is mounted.
     first = SIZE // 2
     second = first + 8 * BLOCK
@@ -339,15 +348,32 @@ def test_parts_of_sectors_need_the_store(journaled: Bench) -> None:
         write(mount, DATA, first, sync=True)
         mount.umount()
         mount.wait()
+    with journaled.mounted() as mount, journaled.turned("outage"):
+        write(mount, b"x" * 100, first + 7, sync=True)
+        assert read_directly(mount, 100, first + 7) == b"x" * 100
+        with pytest.raises(OSError, match="Input/output error"):
+            read_directly(mount, 101, first + 7)
+        write(mount, b"x" * 512, second, sync=True)
+        write(mount, b"y" * 100, second, sync=True)
+        # From the middle of a sector into the middle of another.
+        write(mount, b"z" * 2 * BLOCK, second + 3 * BLOCK + 5, sync=True)
+        assert read_directly(mount, 2 * BLOCK, second + 3 * BLOCK + 5) == b"z" * 2 * BLOCK
+        mount.signal(signal.SIGKILL)
+        mount.umount("-l")
+        mount.wait()
+    expected = bytearray(DATA)
+    expected[7:107] = b"x" * 100
+    expected[8 * BLOCK : 8 * BLOCK + 512] = b"y" * 100 + b"x" * 412
+    expected[11 * BLOCK + 5 : 13 * BLOCK + 5] = b"z" * 2 * BLOCK
     with journaled.mounted() as mount:
-        with journaled.turned("outage"):
-            with pytest.raises(OSError, match="Input/output error"):
-                write(mount, b"x" * 100, first, sync=False)
-            write(mount, b"x" * 512, second, sync=True)
-            write(mount, b"y" * 100, second, sync=True)
-            write(mount, b"x" * 100, SIZE - BLOCK, sync=True)
-        assert read(mount, 100, first) == DATA[:100]
-        assert read(mount, 513, second) == b"y" * 100 + b"x" * 412 + DATA[8 * BLOCK + 512 : 8 * BLOCK + 513]
+        assert read(mount, len(DATA), first) == expected
+        write(mount, b"!" * 3, first + 511, sync=True)
+        expected[511:514] = b"!" * 3
+        assert read(mount, len(DATA), first) == expected
+        mount.umount()
+        mount.wait()
+    with journaled.mounted() as mount:
+        assert read(mount, len(DATA), first) == expected
 
 
 @lane_first

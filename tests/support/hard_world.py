@@ -176,7 +176,7 @@ class HardWorld(CrashWorld):
         self._durable = Disk(path)
         return JournalDirectory(path, system=self.disk)
 
-    def make_slab(self, slots: int, dirty_limit: int) -> _fast.Slab:
+    def new_slab(self, slots: int, dirty_limit: int) -> _fast.Slab:
         slab = ScarceSlab(BLOCK, slots, dirty_limit)
         slab.lacks_memory = self._lacks_memory
         return slab
@@ -249,6 +249,7 @@ class HardWorld(CrashWorld):
             ("outage", self.now < self._outage),
             ("behind", core.behind),
             ("spilled", core.left and not self.crashes),
+            ("patches", self.slab.patches >= self.patch_limit - 1),
             ("unnoted", self.cache._write_back.unnoted),
         ):
             if happens:

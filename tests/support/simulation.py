@@ -362,6 +362,12 @@ class World:
         self.cache = self.make_cache(policy)
 
     def make_slab(self, slots: int, dirty_limit: int) -> _fast.Slab:
+        slab = self.new_slab(slots, dirty_limit)
+        self.patch_limit = self.random.choice((2, 3, slots))
+        slab.limit_patches(self.patch_limit)
+        return slab
+
+    def new_slab(self, slots: int, dirty_limit: int) -> _fast.Slab:
         return _fast.Slab(BLOCK, slots, dirty_limit)
 
     def _make_layout(self) -> ClassicLayout:

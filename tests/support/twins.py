@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from s3backer._fast import BUSY, DONE, MISSING, NEEDS_FETCH, NO_SLOT, ZERO_BLOCK
+from s3backer._fast import BUSY, DONE, MISSING, NO_SLOT, ZERO_BLOCK
 from s3backer.stores.base import Buffer
 
 SECTOR = 512
@@ -53,6 +53,8 @@ class PlainSlot:
     valid: set[int] = field(default_factory=set)
     dirty: set[int] = field(default_factory=set)
     storing: set[int] = field(default_factory=set)
+    #: Which bytes of a sector that is not valid were written, as places in the block.
+    patches: dict[int, set[int]] = field(default_factory=dict)
     first_sequence: int = 0
     dirty_since: float = 0.0
     storing_sequence: int = 0
@@ -176,6 +178,10 @@ class PlainSlab:
         return sum(slot.ahead for slot in self.found.values())
 
     @property
+    def patches(self) -> int:
+        return sum(len(slot.patches) for slot in self.found.values())
+
+    @property
     def ghosts(self) -> int:
         return sum(block is not None for block in self.eviction.ring)
 
@@ -224,14 +230,12 @@ class PlainSlab:
             piece = data[position : position + stop - start]
             slot = self.found.get(block)
             edges = {at // SECTOR for at in (start, stop) if at % SECTOR}
-            if slot is None:
-                if is_data and len(piece) == self.block_size and is_zero(piece):
-                    return position, ZERO_BLOCK
-                if edges:
-                    return position, NEEDS_FETCH
-            elif edges - slot.valid:
-                return position, NEEDS_FETCH
+            if slot is None and is_data and len(piece) == self.block_size and is_zero(piece):
+                return position, ZERO_BLOCK
             if (slot is None or not slot.unsaved) and self.unsaved >= self.dirty_limit:
+                return position, NO_SLOT
+            fresh = edges if slot is None else edges - slot.valid - set(slot.patches)
+            if self.patches + len(fresh) > max(2, self.slots * (1 + self._sectors // 32)):
                 return position, NO_SLOT
             if slot is None:
                 slot = self._allocate(block, ahead=False)
@@ -245,6 +249,8 @@ class PlainSlab:
                 self.sequence += 1
             slot.data[start:stop] = piece
             self.eviction.use(block, len(sectors(start, stop)))
+            for sector in sectors(start, stop):
+                self._learn(slot, sector, set(range(start, stop)))
             self._mark_dirty(block, sectors(start, stop), now)
             position += stop - start
         return position, DONE
@@ -270,7 +276,18 @@ class PlainSlab:
         if not slot.dirty:
             slot.first_sequence, slot.dirty_since = self.sequence, now
         slot.dirty |= written
-        slot.valid |= written
+
+    def _learn(self, slot: PlainSlot, sector: int, written: set[int]) -> None:
+        """Note that some bytes of the block were written."""
+        whole = set(range(sector * SECTOR, (sector + 1) * SECTOR))
+        known = slot.patches.pop(sector, set()) | written & whole
+        if sector in slot.valid or known == whole:
+            slot.valid.add(sector)
+        else:
+            slot.patches[sector] = known
+
+    def _knows(self, slot: PlainSlot, at: int) -> bool:
+        return at // SECTOR in slot.valid or at in slot.patches.get(at // SECTOR, ())
 
     def next_held(self, block: int, stop: int) -> int:
         return next((one for one in range(block, stop) if self.contains(one)), stop)
@@ -283,11 +300,22 @@ class PlainSlab:
 
     def copy_out(self, block: int, start: int, out: bytearray | memoryview) -> bool:
         slot = self.found.get(block)
-        if slot is None or sectors(start, start + len(out)) - slot.valid:
+        if slot is None or not all(self._knows(slot, at) for at in range(start, start + len(out))):
             return False
         out[:] = slot.data[start : start + len(out)]
         self.eviction.use(block, len(sectors(start, start + len(out))))
         return True
+
+    def copy_run(self, block: int, start: int, out: bytearray | memoryview) -> tuple[int, bool]:
+        slot = self.found.get(block)
+        if slot is None:
+            return len(out), False
+        known = [self._knows(slot, at) for at in range(start, start + len(out))]
+        count = next_of(known, 0, len(known), not known[0]) if known else 0
+        if not known or not known[0]:
+            return count, False
+        self.copy_out(block, start, memoryview(out)[:count])
+        return count, True
 
     def fill(self, block: int, body: Buffer | None, ahead: bool = False) -> bool:
         slot = self.found.get(block)
@@ -298,9 +326,10 @@ class PlainSlab:
         if slot is None:
             return False
         data = bytes(self.block_size) if body is None else bytes(body)
-        for sector in set(range(self._sectors)) - slot.valid:
-            slot.data[sector * SECTOR : (sector + 1) * SECTOR] = data[sector * SECTOR : (sector + 1) * SECTOR]
-        slot.valid = set(range(self._sectors))
+        for at in range(self.block_size):
+            if not self._knows(slot, at):
+                slot.data[at] = data[at]
+        slot.valid, slot.patches = set(range(self._sectors)), {}
         return True
 
     def touch(self, block: int, now: float) -> bool:
