@@ -1,8 +1,8 @@
 """Writers that are killed, and what has to be there afterwards.
 
 A writer is forked from one process that has loaded everything, so that a life takes no start-up. It stamps sectors of a
-volume, and says on a pipe what it begins, what was acknowledged and which flush succeeded; a pipe keeps what a killed
-process had written to it.
+volume, and parts of them, and says on a pipe what it begins, what was acknowledged and which flush succeeded; a pipe
+keeps what a killed process had written to it.
 """
 
 from __future__ import annotations
@@ -23,40 +23,57 @@ from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore
 from s3backer.volume import Volume
 
-SECTOR = 512
+#: Bytes that are stamped together: parts of a sector, of which there are so many in one.
+PIECE, SECTOR_PIECES = 128, 4
 BLOCK = 4096
 BLOCKS = 64
 SIZE = BLOCK * BLOCKS
-SECTORS = SIZE // SECTOR
 OPTIONS = VolumeOptions(
     memory=8 << 20, threads=4, write_delay=0.01, list_blocks=False, journal=1 << 20, journal_directory=""
 )
-#: begins or has ended: kind, generation, first sector, number of sectors
+#: begins or has ended: kind, generation, first piece, number of pieces
 _LINE = struct.Struct("<cIII")
 
 
-def stamp(sector: int, generation: int) -> bytes:
-    """Return what a sector holds: zeros for generation 0, otherwise nothing that another one holds."""
-    return struct.pack("<II", sector, generation) * (SECTOR // 8) if generation else bytes(SECTOR)
+def stamp(piece: int, generation: int) -> bytes:
+    """Return what a piece holds: zeros for generation 0, otherwise nothing that another one holds."""
+    return struct.pack("<II", piece, generation) * (PIECE // 8) if generation else bytes(PIECE)
 
 
-def generation_of(sector: int, content: bytes) -> int | None:
-    """Return the generation of a sector's content, None if it is torn or not this sector's."""
+def stamps(first: int, count: int, generation: int) -> bytes:
+    """Return what so many pieces hold."""
+    return b"".join(stamp(piece, generation) for piece in range(first, first + count))
+
+
+def generation_of(piece: int, content: bytes) -> int | None:
+    """Return the generation of a piece's content, None if it is torn or not this piece's."""
     if not any(content):
         return 0
     found: int = struct.unpack_from("<II", content)[1]
-    return found if content == stamp(sector, found) else None
+    return found if content == stamp(piece, found) else None
+
+
+def choose(source: random.Random, pieces: int) -> tuple[int, int]:
+    """Return the first one and the number of some of so many pieces: most often whole sectors."""
+    first = source.randrange(pieces // SECTOR_PIECES) * SECTOR_PIECES
+    count = source.choice([1, 1, 2, 3, 8, 8, 16, 40]) * SECTOR_PIECES
+    if source.random() < 0.3:
+        first += source.randrange(SECTOR_PIECES)
+        count -= source.randrange(SECTOR_PIECES)
+    return first, min(count, pieces - first)
 
 
 @dataclass
 class History:
-    """What a volume's sectors may hold. A sector: what is acknowledged last, and what was begun after that.
+    """What a volume's pieces may hold. A piece: what is acknowledged last, and what was begun after that.
 
     Zeros count as generation 0; what they replaced is not to be seen again once they are acknowledged.
     """
 
     acknowledged: dict[int, int] = field(default_factory=dict)
     begun: dict[int, set[int]] = field(default_factory=dict)
+    #: Sectors of which a part was written since they were written as a whole: those may be of several writes.
+    parted: set[int] = field(default_factory=set)
     flushes: int = 0
     writes: int = 0
 
@@ -73,37 +90,44 @@ class History:
                 self.flushes += 1
 
     def begin(self, first: int, count: int, value: int) -> None:
-        """Note that a write of these sectors begins."""
-        for sector in range(first, first + count):
-            self.begun.setdefault(sector, set()).add(value)
+        """Note that a write of these pieces begins."""
+        for piece in range(first, first + count):
+            self.begun.setdefault(piece, set()).add(value)
+        self.parted.update(end // SECTOR_PIECES for end in (first, first + count) if end % SECTOR_PIECES)
 
     def acknowledge(self, first: int, count: int, value: int) -> None:
         """Note that it was acknowledged."""
         self.writes += 1
-        for sector in range(first, first + count):
-            self.acknowledged[sector] = value
+        for piece in range(first, first + count):
+            self.acknowledged[piece] = value
             # There is one writer at a time: whatever was begun before lies under this one.
-            self.begun.pop(sector, None)
+            self.begun.pop(piece, None)
+        self.parted.difference_update(range(-(-first // SECTOR_PIECES), (first + count) // SECTOR_PIECES))
 
     def check(self, content: bytes, first: int = 0) -> None:
         """Fail unless everything acknowledged is there, whole, or what was begun later.
 
-        ``content`` is that of the sectors from ``first`` on.
+        ``content`` is that of the pieces from ``first`` on.
         """
-        for sector in range(first, first + len(content) // SECTOR):
-            start = (sector - first) * SECTOR
-            found = generation_of(sector, content[start : start + SECTOR])
-            last = self.acknowledged.get(sector, 0)
-            allowed = {last, *self.begun.get(sector, ())}
-            assert found in allowed, f"sector {sector} holds {found}, not one of {sorted(allowed)}"
+        pieces = range(first, first + len(content) // PIECE)
+        for piece in pieces:
+            start = (piece - first) * PIECE
+            found = generation_of(piece, content[start : start + PIECE])
+            last = self.acknowledged.get(piece, 0)
+            allowed = {last, *self.begun.get(piece, ())}
+            assert found in allowed, f"piece {piece} holds {found}, not one of {sorted(allowed)}"
             # It stays what it is now.
             assert found is not None
-            self.acknowledged[sector] = found
-            self.begun.pop(sector, None)
+            self.acknowledged[piece] = found
+            self.begun.pop(piece, None)
+        for sector in range(-(-pieces.start // SECTOR_PIECES), pieces.stop // SECTOR_PIECES):
+            base = sector * SECTOR_PIECES
+            values = {self.acknowledged[piece] for piece in range(base, base + SECTOR_PIECES)}
+            assert len(values) == 1 or sector in self.parted, f"sector {sector} is torn: {sorted(values)}"
 
 
 class Writer:
-    """Stamps sectors of a volume until it is killed, or has done ``steps`` things."""
+    """Stamps pieces of a volume until it is killed, or has done ``steps`` things."""
 
     def __init__(self, bucket: Path, journals: Path, seed: int, pipe: int, first: int, *, journal: bool = True) -> None:
         self._source = random.Random(seed)
@@ -119,17 +143,15 @@ class Writer:
             os.write(self._pipe, _LINE.pack(b"o", 0, 0, 0))
             for _ in range(steps):
                 self._generation += 1
-                first = source.randrange(SECTORS)
-                count = min(SECTORS - first, source.choice([1, 1, 2, 3, 8, 8, 16, 40]))
+                first, count = choose(source, SIZE // PIECE)
                 dice = source.random()
                 if dice < 0.75:
                     self._say(b"w", first, count)
-                    data = b"".join(stamp(sector, self._generation) for sector in range(first, first + count))
-                    volume.write(first * SECTOR, data)
+                    volume.write(first * PIECE, stamps(first, count, self._generation))
                     self._say(b"W", first, count)
                 elif dice < 0.85:
                     self._say(b"z", first, count)
-                    volume.discard(first * SECTOR, count * SECTOR)
+                    volume.discard(first * PIECE, count * PIECE)
                     self._say(b"Z", first, count)
                 else:
                     volume.flush()

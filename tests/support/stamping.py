@@ -1,6 +1,6 @@
-"""Stamped sectors on a mount of an S3 server: who writes them, who kills what serves them, and what has to be there.
+"""Stamped sectors, and parts of them, on a mount of an S3 server: who writes and kills, and what has to be there.
 
-A ``Stamper`` is a thread that writes, discards, flushes and reads sectors of its own through the mounted file. It knows
+A ``Stamper`` is a thread that writes, discards, flushes and reads pieces of its own through the mounted file. It knows
 what it was promised (crashing.History), so each read is compared at once, and all of it after a kill. An error ends it,
 and is a failure unless the daemon was about to be killed.
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from s3backer.admin import create_volume
 from s3backer.stores.s3 import S3Store
-from tests.support.crashing import SECTOR, History, stamp
+from tests.support.crashing import PIECE, SECTOR_PIECES, History, choose, stamps
 from tests.support.servers import S3Server
 from tests.support.tools import punch_hole
 from tests.support.workbench import BLOCK, SIZE, Workbench
@@ -71,7 +71,7 @@ class Stamper:
     """Stamps ``count`` sectors of a file from sector ``first`` on, with pauses of about ``pause`` seconds."""
 
     def __init__(self, seed: int, first: int, count: int, pause: float = 0.0) -> None:
-        self.first, self.count = first, count
+        self.first, self.count = first * SECTOR_PIECES, count * SECTOR_PIECES
         self.history = History()
         self.problem: BaseException | None = None
         #: What it does since when, on the monotonic clock, for who asks whether it hangs.
@@ -142,28 +142,27 @@ class Stamper:
     def _step(self, descriptor: int) -> None:
         source, history = self._source, self.history
         self._generation += 1
-        offset = source.randrange(self.count)
-        count = min(self.count - offset, source.choice([1, 1, 2, 3, 8, 8, 16, 40]))
+        offset, count = choose(source, self.count)
         first = self.first + offset
         dice = source.random()
         if dice < 0.55:
-            self._do(f"a write of sector {first}")
+            self._do(f"a write of piece {first}")
             history.begin(first, count, self._generation)
-            data = b"".join(stamp(sector, self._generation) for sector in range(first, first + count))
-            written = os.pwrite(descriptor, data, first * SECTOR)
+            data = stamps(first, count, self._generation)
+            written = os.pwrite(descriptor, data, first * PIECE)
             assert written == len(data)
             history.acknowledge(first, count, self._generation)
         elif dice < 0.62:
-            self._do(f"a discard of sector {first}")
+            self._do(f"a discard of piece {first}")
             history.begin(first, count, 0)
-            punch_hole(descriptor, first * SECTOR, count * SECTOR)
+            punch_hole(descriptor, first * PIECE, count * PIECE)
             history.acknowledge(first, count, 0)
         elif dice < 0.72:
             self._do("a flush")
             os.fsync(descriptor)
             history.flushes += 1
         else:
-            self._do(f"a read of sector {first}")
+            self._do(f"a read of piece {first}")
             self._compare(descriptor, first, count)
             self.reads += 1
 
@@ -173,8 +172,8 @@ class Stamper:
     def _compare(self, descriptor: int, first: int, count: int) -> None:
         end = first + count
         while first < end:
-            length = min(end - first, 2048)
-            content = os.pread(descriptor, length * SECTOR, first * SECTOR)
-            assert len(content) == length * SECTOR
+            length = min(end - first, 2048 * SECTOR_PIECES)
+            content = os.pread(descriptor, length * PIECE, first * PIECE)
+            assert len(content) == length * PIECE
             self.history.check(content, first)
             first += length
