@@ -137,7 +137,7 @@ def password_file(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. ``convert`` None: a flag. ``value``: what a flag sets. ``alias``: the original's name for it."""
+    """One option. ``convert`` None: a flag. ``value``: what a flag sets. ``alias``: another name, the original's."""
 
     flag: str
     name: str
@@ -247,6 +247,8 @@ MOUNT: tuple[Option, ...] = (
         "Bytes of a local disk for what was written, or none. [256MiB, none on a disk with less than 1GiB free]",
         journal_size,
         "SIZE",
+        # Not the original's, which has none.
+        alias="--journal-size",
     ),
     JOURNAL_DIRECTORY,
     Option("--disk-cache", "disk_cache", "Bytes of a local disk for copies of blocks. [none]", memory_size, "SIZE"),
