@@ -56,6 +56,8 @@ _MOST = 0.9
 _CONNECT_SECONDS = 10.0
 _SEND_SECONDS = 10.0
 _JOIN_SECONDS = 10.0
+#: Seconds for a daemon that listens no more to take its socket away, and between two looks at that.
+_LEAVE_SECONDS, _LOOK = 2.0, 0.05
 
 Progress = Callable[[dict[str, object]], None]
 #: A command's work: takes its arguments and a way to report progress, returns the result or raises S3backerError.
@@ -93,15 +95,17 @@ def call(
     *,
     path: Path | None = None,
     silence: float | None = None,
+    keep: bool = False,
 ) -> dict[str, object] | None:
     """Ask the daemon of a volume and return its result, or None where no daemon listens.
 
-    ``silence``: how long it may say nothing, in seconds. Raises S3backerError with the daemon's message, hint and exit
+    ``silence``: how long it may say nothing, in seconds. ``keep``: a dead daemon's socket is left for ``has_died``.
+    Raises S3backerError with the daemon's message, hint and exit
     code, or if it breaks off, and DaemonSilent if it lives and says nothing.
     """
     where = path or control_path(name)
     silence = SILENCE if silence is None else silence
-    connection = _connect(where)
+    connection = _connect(where, keep=keep)
     if connection is None:
         return None
     with connection:
@@ -138,6 +142,40 @@ def _clock() -> str:
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/time")
     return ""
+
+
+def processes() -> str:
+    """Return what names the namespace of processes in which this one's number means it."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def has_died(name: str) -> bool:
+    """Return whether a daemon is gone and has left its socket; one that ends when everything is stored removes it."""
+    until = time.monotonic() + _LEAVE_SECONDS
+    # Of one that is about to take it away nobody hears any more either.
+    while _is_left(control_path(name)):
+        if time.monotonic() > until:
+            return True
+        time.sleep(_LOOK)
+    return False
+
+
+def _is_left(path: Path) -> bool:
+    try:
+        with (
+            _opened(path.parent) as directory,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection,
+        ):
+            connection.setblocking(False)
+            connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+    except ConnectionRefusedError:
+        return True
+    except (OSError, S3backerError):
+        # Also where somebody else has found it, and removed it.
+        pass
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +356,11 @@ class ControlServer:
         self._thread = threading.Thread(target=self._accept, name="s3backer-control", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop listening, let running commands end and answer, and remove the socket."""
+    def stop(self, *, keep: bool = False) -> None:
+        """Stop listening, let running commands end and answer, and remove the socket.
+
+        ``keep``: leave it, as who dies does: who is not heard any more must not be taken for one that ended well.
+        """
         if self._listener is None or self._thread is None:
             return
         self._stopping = True
@@ -328,9 +369,8 @@ class ControlServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         # Before it is closed: afterwards the filesystem may give the inode's number to the socket of another daemon.
-        with contextlib.suppress(OSError):
-            if _identity(os.stat(self._path, follow_symlinks=False)) == self._inode:
-                self._path.unlink()
+        if not keep:
+            self._remove()
         self._listener.close()
         self._listener = None
         with self._lock:
@@ -340,6 +380,12 @@ class ControlServer:
                 connection.shutdown(socket.SHUT_RD)
         for thread in clients:
             thread.join(_JOIN_SECONDS)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError, S3backerError), _opened(self._path.parent) as directory, _changing(directory):
+            name = self._path.name
+            if _identity(os.stat(name, dir_fd=directory, follow_symlinks=False)) == self._inode:
+                os.unlink(name, dir_fd=directory)
 
     def _accept(self) -> None:
         listener = self._listener
@@ -513,8 +559,17 @@ def _open_directory(path: Path, *, create: bool) -> int:
     return directory
 
 
-def _connect(path: Path) -> socket.socket | None:
-    """Return a connection to the daemon, or None where none listens; a dead daemon's socket is removed."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    directory = _open_directory(path, create=False)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _connect(path: Path, *, keep: bool = False) -> socket.socket | None:
+    """Return a connection to the daemon, or None where none listens; a dead daemon's socket is removed, or kept."""
     try:
         directory = _open_directory(path.parent, create=False)
     except FileNotFoundError:
@@ -533,6 +588,8 @@ def _connect(path: Path) -> socket.socket | None:
         return None
     except ConnectionRefusedError:
         connection.close()
+        if keep:
+            return None
         # Only one that refuses still: a new daemon may have put its own there in between, with the same inode number.
         with (
             contextlib.suppress(OSError),

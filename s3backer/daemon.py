@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
-from s3backer.control import ControlServer, Progress, ask, failure, listen, socket_name
+from s3backer.control import ControlServer, Progress, ask, failure, listen, processes, socket_name
 from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.hints import unmount_command
 from s3backer.journal.files import has_files
@@ -211,7 +211,7 @@ class _Daemon:
             finally:
                 self._closed.set()
                 if control is not None:
-                    control.stop()
+                    control.stop(keep=self._close_error is not None)
             self._service.close("everything is stored")
             log.info("%s is closed, everything is stored", volume.name)
 
@@ -392,6 +392,7 @@ class _Daemon:
                 "mountpoint": mount.mountpoint,
                 "file": file,
                 "pid": os.getpid(),
+                "processes": processes(),
                 "ending": self._stop_asked or self._ending.is_set(),
                 "uptime": time.monotonic() - self._started,
                 "requests": {kind: asdict(count) for kind, count in store.counters.snapshot().items()},

@@ -75,6 +75,12 @@ def find_mount(path: str, *, device: str = "") -> Mount | None:
     return found if found is None or not device or found.device == device else None
 
 
+def is_covered(path: str, device: str) -> bool:
+    """Whether a mount is on this path, but below another one."""
+    on_path = [mount.device for mount in read_mounts() if mount.path == path]
+    return device in on_path[:-1] and on_path[-1] != device
+
+
 def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 

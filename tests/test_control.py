@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +29,7 @@ from s3backer.control import (
     call,
     control_path,
     find_daemons,
+    has_died,
     listen,
     socket_names,
 )
@@ -624,3 +627,40 @@ def test_a_caller_says_how_long_it_waits(path: Path) -> None:
         listener.listen()
         with pytest.raises(S3backerError, match="has said nothing for 0 s"):
             call("id", "echo", path=path, silence=0.2)
+
+
+def test_who_has_died_is_known_by_the_socket_that_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that ends takes it away, unless what it closed was not closed well."""
+    monkeypatch.setattr(control, "control_path", lambda name: path)
+    monkeypatch.setattr(control, "_LEAVE_SECONDS", 0.1)
+    assert not has_died("id")
+    for keep in (False, True):
+        server = ControlServer(path, {"echo": echo})
+        server.start()
+        assert not has_died("id")
+        server.stop(keep=keep)
+        assert call("id", "echo", keep=True) is None
+        assert has_died("id") is keep
+    assert call("id", "echo") is None
+    assert not has_died("id")
+
+
+def test_a_daemon_that_ends_leaves_the_socket_of_the_next_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever puts another one there waits until it has looked whose that is, and removed it."""
+    server = ControlServer(path, {"echo": echo})
+    server.start()
+    unlink, changed = os.unlink, []
+
+    def seen(*args: Any, **more: Any) -> None:
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(directory)
+        changed.append(args)
+        unlink(*args, **more)
+
+    monkeypatch.setattr(os, "unlink", seen)
+    server.stop()
+    assert changed and not path.exists()

@@ -6,15 +6,16 @@ import contextlib
 import os
 import select
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control import call, control_path, find_daemons, result, stopped
+from s3backer.control import call, control_path, find_daemons, has_died, processes, result, stopped
 from s3backer.errors import DaemonSilent, MountError, S3backerError
 from s3backer.hints import fusermount_command, unmount_command
-from s3backer.mountpoint import FUSE_TYPE, find_mount, in_the_way, is_dead, resolve_mountpoint, unmount
+from s3backer.mountpoint import FUSE_TYPE, Mount, find_mount, in_the_way, is_dead, resolve_mountpoint, unmount
 
 #: Seconds for a daemon to say which mount it serves, while others may be the one that is looked for.
 _SILENCE = 2.0
@@ -54,10 +55,11 @@ def command(where: str, **values: Any) -> None:
 def _daemon_of(path: str) -> str | None:
     """Return the name of the socket of this user's daemon that serves this mount point, None if there is none.
 
-    One that is about to end has it no longer, if another has. Raises MountError if that cannot be told, because one of
-    them does not answer.
+    One that is about to end has it no longer, if another has, and neither has one whose mount is not the one that is
+    there: it may have been unmounted lazily, or be in another namespace of mounts. Raises MountError if that cannot be
+    told, because one of them does not answer.
     """
-    silent, ending = [], None
+    silent, ending, mount = [], None, find_mount(path)
     for socket in sorted(control_path("").parent.glob("*.sock")):
         try:
             # One that is stopped must not keep the others from being found.
@@ -67,7 +69,7 @@ def _daemon_of(path: str) -> str | None:
         except S3backerError:
             continue
         else:
-            if facts is not None and facts.get("mountpoint") == path:
+            if facts is not None and facts.get("mountpoint") == path and _is_of(facts, mount):
                 if not facts.get("ending"):
                     return socket.stem
                 ending = socket.stem
@@ -76,7 +78,7 @@ def _daemon_of(path: str) -> str | None:
     for ident in silent:
         try:
             facts = call(ident, "info")
-            if facts is not None and facts.get("mountpoint") == path:
+            if facts is not None and facts.get("mountpoint") == path and _is_of(facts, mount):
                 return ident
         except DaemonSilent as error:
             raise MountError(
@@ -86,10 +88,15 @@ def _daemon_of(path: str) -> str | None:
     return None
 
 
+def _is_of(facts: Mapping[str, object], mount: Mount | None) -> bool:
+    """Whether a daemon serves this mount, which it says is on that path, as far as it says it."""
+    return mount is None or facts.get("device") in (None, "", mount.device)
+
+
 def _unmount(ident: str) -> None:
-    facts = call(ident, "info") or {}
-    pid = facts.get("pid")
-    process, stores = None, False
+    facts = call(ident, "info", keep=True)
+    pid = None if facts is None else facts.get("pid")
+    process, stores, heard = None, False, False
 
     def hear(facts: dict[str, object]) -> None:
         nonlocal stores
@@ -98,34 +105,36 @@ def _unmount(ident: str) -> None:
         with contextlib.suppress(OSError):
             report(facts)
 
-    if isinstance(pid, int):
+    # Elsewhere its number is another process's, if anybody's.
+    if isinstance(pid, int) and facts is not None and facts.get("processes") in (None, processes()):
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
             process = None
     try:
         with unsaved_progress() as report:
-            answer = call(ident, "unmount", on_progress=report)
+            answer = call(ident, "unmount", on_progress=report, keep=True)
             seconds = None if answer is None else answer.get("settles_in")
             if isinstance(seconds, float) and seconds > 0:
                 print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
             left = None if answer is None else answer.get("left_unsaved")
             journal_left = None if answer is None else answer.get("journal_left")
             try:
-                end = call(ident, "ended", on_progress=hear) or {}
-                left = end.get("error") or left
-                journal_left = end.get("journal_left") or journal_left
+                end = call(ident, "ended", on_progress=hear, keep=True)
+                if end is not None:
+                    heard = True
+                    left = end.get("error") or left
+                    journal_left = end.get("journal_left") or journal_left
             except DaemonSilent:
                 raise
             except S3backerError:
                 # It may have ended by now. But one that stores answers before it does.
                 if stores and (process is None or select.select([process], [], [], _SILENCE)[0]):
-                    raise MountError(
-                        f"process {pid} ended before it had said that everything is stored",
-                        hint="See its log, and mount the volume again on this host.",
-                    ) from None
+                    raise _unheard(pid) from None
             if process is not None and isinstance(pid, int):
                 _wait_for_end(process, pid)
+            if not heard and has_died(ident):
+                raise _unheard(pid)
             if isinstance(journal_left, str):
                 print(f"s3backer: {journal_left}", file=sys.stderr)
             if isinstance(left, dict):
@@ -133,6 +142,13 @@ def _unmount(ident: str) -> None:
     finally:
         if process is not None:
             os.close(process)
+
+
+def _unheard(pid: object) -> MountError:
+    return MountError(
+        f"{'its daemon' if pid is None else f'process {pid}'} ended before it had said that everything is stored",
+        hint="See its log, and mount the volume again on this host.",
+    )
 
 
 def _wait_for_end(process: int, pid: int) -> None:

@@ -9,6 +9,7 @@ Guarantees
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ from s3backer.errors import MountError
 from s3backer.frontends.fuse import FILE_HANDLE, FILE_INODE, DiskOperations
 from s3backer.frontends.fuse_options import sort_out
 from s3backer.frontends.lane import FastLane, device_descriptors
-from s3backer.mountpoint import Mount, check_mountpoint, find_mount, unmount
+from s3backer.mountpoint import Mount, check_mountpoint, find_mount, is_covered, unmount
 from s3backer.port import Port
 
 log = logging.getLogger(__name__)
@@ -213,9 +214,13 @@ class FuseMount:
                 lane.join()
 
     def facts(self) -> dict[str, object]:
-        """Return what ``info`` shows of it; of the fast lane: requests that were answered at once, waited, wait."""
+        """Return what ``info`` shows of it; of the fast lane: requests that were answered at once, waited, wait.
+
+        ``device``: see Mount.
+        """
         lane = None if self._lane is None else self._lane.lane
         return {
+            "device": "" if self._mount is None else self._mount.device,
             "lazy_fsync": self._lazy_fsync,
             "fast_lane": lane is not None,
             "lane_answered": lane.answered if lane else 0,
@@ -224,9 +229,14 @@ class FuseMount:
         }
 
     def unmount(self) -> None:
-        """Unmount and let the loop end by it. OSError(EBUSY) while files are open; it goes on serving then."""
+        """Unmount and let the loop end by it. OSError(EBUSY) while files are open; it goes on serving then.
+
+        So it does where something else was mounted on it since: it would be left there, dead.
+        """
         if self._still_mounted():
             unmount(self._mountpoint)
+        elif (mount := self._mount) is not None and is_covered(self._mountpoint, mount.device):
+            raise OSError(errno.EBUSY, "something else is mounted over it", self._mountpoint)
 
     def stop(self) -> None:
         """End ``serve``: by an unmount where nobody uses it, else by cutting off those who do.

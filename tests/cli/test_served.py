@@ -49,6 +49,8 @@ class Daemon:
         self.failure: str | None = None
         self.lost = False
         self.ending = False
+        #: In what namespace of processes it is, and what it serves, if it says so.
+        self.where: dict[str, object] = {}
         #: What is reported while it ends.
         self.reports: list[dict[str, object]] = [{"unsaved_blocks": 1}]
         self.ended_at = 0.0
@@ -76,6 +78,7 @@ class Daemon:
             "lost": self.lost,
             "mountpoint": self.mountpoint,
             "pid": self.process.pid,
+            **self.where,
             "ending": self.ending,
             "requests": {"get": count},
             "cost": 0.0123,
@@ -336,32 +339,102 @@ def test_unmount_says_how_closing_ended(run: Run, daemon: Daemon) -> None:
 
 
 DIES = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from pathlib import Path
 from s3backer.control import ControlServer
 
 facts = {"pid": os.getpid(), "mountpoint": "/mnt/dies", "settles_in": 0.0}
+asked = []
 
-def ended(arguments, progress):
-    progress({"unsaved_blocks": 7})
-    time.sleep(0.3)
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-handlers = {"info": lambda *_: facts, "unmount": lambda *_: facts, "ended": ended}
+def handler(command):
+    def answer(arguments, progress):
+        asked.append(command)
+        if " ".join(asked) != sys.argv[2]:
+            return facts
+        if sys.argv[3] == "answers":
+            threading.Timer(0.1, die).start()
+            return facts
+        if sys.argv[3] == "reports":
+            progress({"unsaved_blocks": 7})
+            time.sleep(0.3)
+        die()
+    return answer
+
+handlers = {command: handler(command) for command in ("info", "unmount", "ended")}
 ControlServer(Path(sys.argv[1]), handlers).start()
 print("ready", flush=True)
 time.sleep(60)
 """
 
 
-def test_unmount_says_that_the_daemon_died_while_it_stored(run: Run, sockets: Path) -> None:
+@pytest.mark.parametrize(
+    ("when", "how"),
+    [
+        ("info", "answers"),
+        ("info info", "answers"),
+        ("info info unmount", "answers"),
+        ("info info unmount ended", "says nothing"),
+        ("info info unmount ended", "reports"),
+    ],
+)
+def test_unmount_says_that_the_daemon_died_while_it_stored(
+    run: Run, sockets: Path, monkeypatch: pytest.MonkeyPatch, when: str, how: str
+) -> None:
+    def slow(*args: Any, **more: Any) -> dict[str, object] | None:
+        answer = control.call(*args, **more)
+        if how == "answers" and not process.poll():
+            # Who dies after an answer is dead when the next thing is asked.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        return answer
+
+    monkeypatch.setattr(unmount_module, "call", slow)
     sockets.mkdir(mode=0o700, exist_ok=True)
-    command = [sys.executable, "-c", DIES, str(sockets / f"{'a' * 32}.sock")]
+    command = [sys.executable, "-c", DIES, str(sockets / f"{'a' * 32}.sock"), when, how]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         answer = run("unmount", "/mnt/dies")
     assert answer.code == 7
-    assert answer.sentence() == f"process {process.pid} ended before it had said that everything is stored"
+    who = "its daemon" if when == "info" else f"process {process.pid}"
+    assert answer.sentence() == f"{who} ended before it had said that everything is stored"
+
+
+def test_unmount_waits_for_no_process_of_another_namespace(run: Run, daemon: Daemon) -> None:
+    """Here its number is another one's, which may never end."""
+    daemon.where = {"processes": "pid:[1]"}
+    daemon.last_signal = signal.SIGCONT
+    began = time.monotonic()
+    assert run("unmount", daemon.mountpoint).code == 0
+    assert time.monotonic() < began + 5 and daemon.process.poll() is None
+
+
+def test_unmount_means_the_mount_that_is_there_not_one_that_was_taken_away_while_in_use(
+    run: Run, daemon: Daemon, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon serves on after a lazy unmount, and what is at its mount point then may be another's."""
+    mounted = Mount(1, "0:99", daemon.mountpoint, FUSE_TYPE, "file:///v")
+    monkeypatch.setattr(unmount_module, "find_mount", lambda path: mounted if path == mounted.path else None)
+    daemon.where = {"device": "0:99"}
+    asked: list[str] = []
+
+    def info(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        return {"mountpoint": daemon.mountpoint, "pid": os.getpid(), "ending": False, "device": "0:98"}
+
+    def unmount(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        asked.append("unmount")
+        raise MountError("it is in use")
+
+    # The first one in order.
+    before = ControlServer(sockets / f"{'0' * 32}.sock", {"info": info, "unmount": unmount})
+    before.start()
+    try:
+        answer = run("unmount", daemon.mountpoint)
+    finally:
+        before.stop()
+    assert (answer.code, asked, [name for name, _ in daemon.asked]) == (0, [], ["unmount"])
 
 
 def test_the_root_of_a_mount_is_not_asked_for_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -217,6 +217,21 @@ def test_unmount_names_who_has_to_go_first(volume: Workbench, tmp_path: Path) ->
     volume.wait_for_nothing()
 
 
+def test_unmount_leaves_what_something_else_is_mounted_on(volume: Workbench) -> None:
+    """It would be left below that, with nobody who serves it."""
+    with volume.mounted() as mount:
+        run("mount", "-t", "tmpfs", "tmpfs", str(mount.mountpoint))
+        try:
+            error = refused(volume, "unmount")
+        finally:
+            run("umount", str(mount.mountpoint))
+        assert error.exit_code == 7 and "something else is mounted over it" in error.message
+        assert is_alive(mount.pid) and mount.file.exists()
+        ask(volume, "unmount")
+        mount.wait()
+    volume.wait_for_nothing()
+
+
 @without_lane
 def test_unmount_of_what_is_in_use_says_so_before_it_stores(bench: Workbench) -> None:
     with bench.mounted(fake=True) as mount:
