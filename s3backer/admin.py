@@ -16,10 +16,10 @@ from itertools import islice
 from s3backer.codec.choice import AS_THE_VOLUME, EncodingOptions, choose_codec
 from s3backer.errors import JournalError, PreconditionFailed, UsageError, VolumeExists, VolumeInUse, VolumeNotFound
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
-from s3backer.hints import unlock_command
+from s3backer.hints import recover_command, unlock_command
 from s3backer.holder import give_up, quiet_in, take, wait_until_quiet
 from s3backer.journal.files import JournalDirectory, has_files
-from s3backer.journal.named import is_missing, under_another_name
+from s3backer.journal.named import has_not_begun, is_missing, under_another_name
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk
 from s3backer.layouts.stored_note import remove_notes
@@ -33,7 +33,7 @@ from s3backer.layouts.token import (
     watch_token,
     way_on,
 )
-from s3backer.left_journal import place_of_journal
+from s3backer.left_journal import LeftJournal, place_of_journal
 from s3backer.opening import VolumeOptions, volume_name
 from s3backer.recovery import expires_in
 from s3backer.stores.base import ListEntry, ListPage, ObjectStore
@@ -229,13 +229,28 @@ def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_dir
     mount = f"the mount of {url} by {token.host or 'an unknown host'}"
     directory = _home_of(store, prefix, token, journal_directory)
     if directory is not None:
-        directory.close()
+        with directory:
+            waiting = LeftJournal(store, prefix, directory).is_of_replay(token)
+        if waiting:
+            # Of the mount that wrote the journal the bucket's token says nothing any more.
+            return VolumeInUse(
+                f"the journal in {token.journal} on {token.host or 'an unknown host'} was to be replayed by force, and "
+                f"that has ended before it wrote anything to {url}",
+                hint=f"Begin it anew there: {recover_command(url, token.journal, '--force')}. Or only unlock it, the "
+                f"journal is kept: {unlock_command(url, '--force')}",
+            )
     if is_missing(store, prefix, token):
         other = under_another_name(store, prefix, token)
         if other is not None:
             return VolumeInUse(
                 f"{mount} may be alive, and has a journal {other.described(url)}",
                 hint=f"Unmount it if it is. If it has died, nothing is lost. {other.hint(url, token)}",
+            )
+        if has_not_begun(store, prefix, token):
+            return VolumeInUse(
+                f"{mount} took the volume by force and wrote nothing yet: what the mount before it flushed may be in "
+                "that one's journal only",
+                hint=f"Unmount it if it is alive. If it has died, give that up with: {unlock_command(url, '--force')}",
             )
         return VolumeInUse(
             f"{mount} may be alive, and has a journal in {token.journal}, which is not there",

@@ -46,12 +46,13 @@ def command_line(*words: str) -> str:
     return shlex.join(words)
 
 
-def recover_command(url: str, place: str, *words: str, elsewhere: bool = False) -> str:
+def recover_command(url: str, place: str, *words: str, elsewhere: bool = False, like: str = "") -> str:
     """Return how to recover the journal of a volume; ``place``: the directory in which those of all volumes are.
 
-    ``elsewhere``: the volume had another endpoint when the journal was written.
+    ``elsewhere``: the volume had another endpoint when the journal was written. ``like``: the URL of another volume,
+    whose store is named as that of this one, where nothing else was said of it.
     """
-    store = _of(url, elsewhere=elsewhere)
+    store = _of(like if like and url not in _stores else url, elsewhere=elsewhere) if url.startswith("s3:") else []
     return command_line("s3backer", "recover", url, *store, "--journal-directory", place, *words)
 
 

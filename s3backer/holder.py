@@ -36,6 +36,7 @@ from s3backer.errors import (
     StoreError,
     VolumeInUse,
 )
+from s3backer.failpoints import reach
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.named import if_died
 from s3backer.layouts.token import (
@@ -363,6 +364,7 @@ def take(
     tell. ``force``: also where that cannot be known, or flushed data is in a journal elsewhere. ``directory``: where it
     is noted; without a journal it may have no room for that. ``looks`` is called while it waits. Raises VolumeInUse.
     When ``looks`` raises, the token stays: whoever comes next has to wait as well; or the former one is put back.
+    Where that one names a journal, and this process is killed while it waits, nobody goes on with its token unasked.
     """
     ended = False
     if found is not None and not force:
@@ -371,9 +373,12 @@ def take(
         found = watch_token(store, prefix, url, found, looks)
         ended = True
     owed = quiet_in(store, found, ended=ended) if found is not None else 0.0
+    # Where there is one elsewhere it names a journal in any case while it waits: who finds it has to be told by force.
+    elsewhere = "" if found is None else found.journal
+    waiting = elsewhere if directory is None or not elsewhere else directory.place
     token = new_token(
         random.SystemRandom(),
-        journal=journal,
+        journal=journal or waiting,
         lease=lease,
         arriving=store.arriving,
         owed=owed,
@@ -381,7 +386,8 @@ def take(
     )
     if directory is not None:
         try:
-            directory.note_token(token.value)
+            if not elsewhere:
+                directory.note_token(token.value)
             if owed:
                 # Whoever comes next, should this process die, counts from here.
                 directory.note_busy()
@@ -406,6 +412,9 @@ def take(
         if ended and found is not None:
             log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
         wait_until_quiet(store, url, owed, looks)
+        reach("taken-by-force")
+        if elsewhere:
+            _begin(holder, directory, journal)
     except BaseException:
         if owed and not (holder.former and holder.former.journal):
             # One in place of another's stays: what is waited for now, the next one has to wait for as well. But nobody
@@ -418,6 +427,19 @@ def take(
     return holder
 
 
+def _begin(holder: Holder, directory: JournalDirectory | None, journal: str) -> None:
+    """Let the token be one that the next mount here goes on with: what a former mount flushed is given up."""
+    if not journal:
+        holder.disown_journal()
+    if directory is not None:
+        try:
+            directory.note_token(holder.token.value)
+        except JournalError as error:
+            if journal:
+                raise
+            log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error.message)
+
+
 def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
     """Leave the bucket as an opening that failed found it, and forget the note; a token that stays ends by itself.
 
@@ -427,6 +449,10 @@ def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
         if holder.former is None:
             holder.give_back(patient=False)
         else:
+            if holder.former.journal and directory is not None:
+                # Before: where it cannot be put back the next mount does not go on with ours unasked.
+                with contextlib.suppress(JournalError):
+                    directory.forget_token()
             holder.put_back(holder.former)
         if directory is not None:
             directory.forget_token()

@@ -156,6 +156,17 @@ class LeftJournal:
         """Whether there is no file of a journal."""
         return not (self.found.files or self.found.unused) and self._directory.token is None
 
+    def is_of_replay(self, token: MountToken) -> bool:
+        """Whether a token of this directory's is that of a forced replay which had not begun when it ended."""
+        with contextlib.suppress(JournalError):
+            found = self.found
+            return (
+                bool(found.pending)
+                and token.value not in {session.token for session in found.sessions}
+                and not self._directory.has_begun(token.value, found.header.session)
+            )
+        return False
+
     def right_of_it(self) -> tuple[Recovered, JournalDamaged | None]:
         """Return what is in it; of one that is damaged what is right of that, and what is wrong with it."""
         try:

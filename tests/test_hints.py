@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +17,11 @@ from s3backer import hints
 from s3backer.config import STORE, store_options
 from s3backer.errors import UsageError
 from s3backer.hints import check_command, recover_command, unlock_command, unmount_command
+from s3backer.journal import named
+from s3backer.layouts.token import new_token
 from s3backer.stores import open_store
 from s3backer.stores.options import StoreOptions
-from s3backer.url import VolumeURL
+from s3backer.url import VolumeURL, volume_id
 
 URL = "s3://bucket/disk"
 
@@ -108,3 +114,29 @@ def test_no_secret_is_told() -> None:
 
 def test_a_file_is_named_so_that_it_is_found_from_everywhere() -> None:
     assert StoreOptions(ca_bundle="ca.pem").named() == {"--ca-bundle": os.path.abspath("ca.pem")}
+
+
+@pytest.mark.parametrize(
+    ("url", "service", "options"),
+    [
+        ("s3://old/disk", "http://127.0.0.1:9000", "--endpoint-url http://127.0.0.1:9000 --region us-east-1 "),
+        ("s3://old", "http://127.0.0.1:9001", "--endpoint-url ENDPOINT_URL --region us-east-1 "),
+        ("file:///old", "/old", ""),
+    ],
+    ids=["renamed", "another service", "a directory"],
+)
+def test_a_journal_of_before_a_bucket_had_another_name_is_reached_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, service: str, options: str
+) -> None:
+    store = open_store(VolumeURL.parse(URL), StoreOptions("http://127.0.0.1:9000", "us-east-1"))
+    with contextlib.closing(store):
+        old = VolumeURL.parse(url)
+        (tmp_path / "of-before").mkdir()
+        (tmp_path / "of-before" / "token").write_text("0000abcd")
+        place = service if old.scheme == "file" else f"{service} {old.bucket}"
+        header = SimpleNamespace(url=url, volume=volume_id(place, old.prefix))
+        monkeypatch.setattr(named, "newest_header", lambda path: header)
+        token = new_token(random.Random(1), value=0xABCD, journal=str(tmp_path))
+        found = named.under_another_name(store, "disk/", token)
+    assert found is not None
+    assert found.hint(URL, token).endswith(f": s3backer recover {url} {options}--journal-directory {tmp_path}")

@@ -13,7 +13,7 @@ from s3backer.errors import JournalError, UsageError
 from s3backer.hints import unlock_command, unmount_command
 from s3backer.inheriting import open_journal
 from s3backer.journal.files import has_files
-from s3backer.journal.named import is_missing, named_path, under_another_name
+from s3backer.journal.named import has_not_begun, is_missing, named_path, under_another_name
 from s3backer.layouts.token import MountToken, in_use, read_token, way_on
 from s3backer.left_journal import place_of_journal
 from s3backer.recovery import Recoverer
@@ -128,6 +128,12 @@ def _find_token(target: Target, place: str) -> MountToken | None:
         raise JournalError(
             f"the journal of {target.url} is {other.described(str(target.url))}",
             hint=other.hint(str(target.url), token),
+        )
+    if has_not_begun(store, prefix, token):
+        raise JournalError(
+            f"{target.url} was taken by force by a mount of this host that waits still, or has ended before it wrote "
+            "anything: it has no journal yet, and what the mount before it flushed may be in that one's only",
+            hint=f"If it has ended, this gives that up: {unlock_command(str(target.url), '--force')}",
         )
     raise JournalError(
         f"the mount token of {target.url} says that its journal is in {named_path(store, prefix, token)}, and it is "

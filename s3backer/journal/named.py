@@ -14,23 +14,27 @@ import socket
 import stat
 from dataclasses import dataclass
 
+from s3backer.errors import UsageError
 from s3backer.hints import move_back_command, unlock_command
 from s3backer.journal.files import has_files, is_home, newest_header, noted_token
+from s3backer.journal.format import Header
 from s3backer.layouts.token import MountToken, way_on
 from s3backer.stores.base import ObjectStore
-from s3backer.url import volume_id
+from s3backer.url import VolumeURL, volume_id
 
 
 @dataclass(frozen=True, slots=True)
 class OtherName:
     """A journal's directory, ``path``, and the ``url`` that the volume had in the mount that wrote it.
 
-    ``place``: where it has to be for this volume, "" if it is another one's by its name of then.
+    ``place``: where it has to be for this volume, "" if it is another one's by its name of then. ``elsewhere``: it had
+    another endpoint then.
     """
 
     path: str
     url: str
     place: str = ""
+    elsewhere: bool = False
 
     def hint(self, url: str, token: MountToken) -> str:
         """Return how to reach it; ``url``: what the volume is called now."""
@@ -42,7 +46,7 @@ class OtherName:
             return f"Recover it with the --endpoint-url of that mount: {way_on(url, token, elsewhere=True)}"
         return (
             "Recover it by that name (a directory that was moved has to be moved back for that, or bound there with "
-            f"mount --bind): {way_on(self.url, token)}"
+            f"mount --bind): {way_on(self.url, token, elsewhere=self.elsewhere, like=url)}"
         )
 
     def described(self, url: str) -> str:
@@ -88,8 +92,20 @@ def under_another_name(store: ObjectStore, prefix: str, token: MountToken) -> Ot
                 if header.volume == volume_id(store.place, prefix):
                     # A link to it would not be followed in its place either.
                     return OtherName(os.path.realpath(path), url, named_path(store, prefix, token))
-                return OtherName(path, url)
+                return OtherName(path, url, elsewhere=not _is_in_service(store, header))
     return None
+
+
+def _is_in_service(store: ObjectStore, header: Header) -> bool:
+    """Whether a journal's volume was in the same S3 service as the store, or in none."""
+    if not header.url.startswith("s3:"):
+        return True
+    try:
+        was = VolumeURL.parse(header.url)
+    except UsageError:
+        return False
+    service = store.place.rpartition(" ")[0]
+    return volume_id(f"{service} {was.bucket}", was.prefix) == header.volume
 
 
 def _is_trusted(path: str) -> bool:
@@ -106,6 +122,12 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def has_not_begun(store: ObjectStore, prefix: str, token: MountToken) -> bool:
+    """Return whether a token is that of a mount of this host that has ended while it took the volume by force."""
+    path = named_path(store, prefix, token)
+    return is_missing(store, prefix, token) and is_home(path, token.home) and noted_token(path) is None
+
+
 def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str:
     """Return what to do if the mount of a token that names a journal has died, as a clause."""
     if not is_missing(store, prefix, token):
@@ -113,6 +135,11 @@ def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str
     other = under_another_name(store, prefix, token)
     if other is not None:
         return f"its journal is {other.described(url)}. {other.hint(url, token)}"
+    if has_not_begun(store, prefix, token):
+        return (
+            "it took the volume by force and wrote nothing yet. What the mount before it flushed may be in that one's "
+            f"journal only; give that up with --force, or with: {unlock_command(url, '--force')}"
+        )
     return (
         "what it flushed and had not stored is lost with that journal, which is not there; if it cannot be brought "
         f"back: {unlock_command(url, '--force')}"

@@ -269,12 +269,14 @@ def count_down(left: Callable[[], float], looks: Callable[[float], None] | None)
         time.sleep(min(seconds, _LOOK))
 
 
-def way_on(url: str, token: MountToken, *, elsewhere: bool = False) -> str:
+def way_on(url: str, token: MountToken, *, elsewhere: bool = False, like: str = "") -> str:
     """Return the command to be run, on the token's host, if its mount has died; it says so if that is not enough.
 
-    ``elsewhere``: that mount, which had a journal, had another endpoint.
+    ``elsewhere``: that mount, which had a journal, had another endpoint. ``like``: see ``recover_command``.
     """
-    return recover_command(url, token.journal, elsewhere=elsewhere) if token.journal else unlock_command(url)
+    if not token.journal:
+        return unlock_command(url)
+    return recover_command(url, token.journal, elsewhere=elsewhere, like=like)
 
 
 def in_use(url: str, token: MountToken | None, *, died: str = "") -> VolumeInUse:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import read_token
 from s3backer.left_journal import place_of_journal
 from s3backer.url import volume_id
+from s3backer.volume import Volume
 from tests.support.commands import Run, tree
 from tests.support.journals import resealed
 from tests.support.places import BLOCK, Place
@@ -564,3 +566,22 @@ def test_check_takes_the_note_of_a_journal_for_no_foreign_object(run: Run, place
     StoredNote(place.store(), "", bytes(16), str(place.journals)).put()
     answer = run("check", url(place))
     assert answer.code == 0 and "s3backer-stored" not in answer.out
+
+
+def test_where_a_forced_mount_was_killed_in_its_wait_there_is_nothing_to_recover(run: Run, dead: Place) -> None:
+    elsewhere = dead.directory / "elsewhere"
+    if (pid := os.fork()) == 0:
+
+        def waits(done: int, total: int) -> None:
+            os._exit(7)
+
+        try:
+            forced = replace(dead.options, force=True, journal_directory=str(elsewhere))
+            Volume.open(dead.store(), "", forced, progress=waits)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    answer = run("recover", url(dead), "--journal-directory", str(elsewhere))
+    assert answer.code == 9
+    assert "was taken by force" in answer.sentence() and "is lost" not in answer.sentence()
+    assert f"s3backer unlock --force {url(dead)}" in answer.hint()

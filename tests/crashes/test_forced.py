@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from s3backer import replaying
+from s3backer import holder, replaying
 from s3backer.admin import unlock_volume
 from s3backer.codec.choice import AS_THE_VOLUME
 from s3backer.errors import JournalDamaged, JournalError, S3backerError, StoreError, VolumeInUse
@@ -304,3 +304,108 @@ def test_and_that_of_a_mount_by_the_original(place: Place, monkeypatch: pytest.M
     assert put_back(place, theirs)
     with pytest.raises(S3backerError):
         place.open()
+
+
+def dies_by_force(place: Place, moment: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Let a process that mounts by force end at this moment of its taking over."""
+
+    def mount() -> None:
+        if moment == "waits":
+            Volume.open(place.store(), "", replace(place.options, force=True, **changes), progress=waits)
+        monkeypatch.setattr(holder, "reach", lambda name: os._exit(7) if name == moment else None)
+        place.open(force=True, **changes)
+
+    def waits(done: int, total: int) -> None:
+        os._exit(7)
+
+    assert in_another_process(mount) == 7
+
+
+@pytest.mark.parametrize("then", ["the same", "without a journal", "on another host"])
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+@pytest.mark.parametrize("moment", ["waits", "taken-by-force"])
+def test_a_forced_mount_that_is_killed_in_its_wait_is_not_gone_on_with(
+    place: Place, monkeypatch: pytest.MonkeyPatch, moment: str, journal: int, then: str
+) -> None:
+    """What the mount before it has flushed is in a journal elsewhere: nobody gives that up unasked."""
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    elsewhere: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
+    dies_by_force(place, moment, monkeypatch, journal=journal, **elsewhere)
+    changes: dict[str, Any] = {
+        "the same": elsewhere,
+        "without a journal": {**elsewhere, "journal": 0},
+        "on another host": {**elsewhere, "journal_directory": str(place.directory / "third")},
+    }[then]
+    for _ in range(2):
+        with pytest.raises(VolumeInUse) as refused:
+            place.open(**changes)
+        assert "--force" in refused.value.hint
+    with pytest.raises(VolumeInUse) as refused:
+        unlock_volume(place.store(), "")
+    assert "--force" in refused.value.hint
+    # What it has is still what the first one had stored, and by force it is had at last.
+    with place.open(force=True, **changes) as volume:
+        assert volume.read(BLOCK, BLOCK) == bytes(BLOCK)
+    assert read_token(place.store(), "") is None
+    # Nobody has put anything there since.
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        Recoverer(place.store(), "", place.options, directory).replay(force=True)
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def test_one_that_is_killed_in_its_wait_says_what_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    elsewhere: dict[str, Any] = {"lease": 3.0, "journal_directory": str(place.directory / "elsewhere")}
+    dies_by_force(place, "waits", monkeypatch, **elsewhere)
+    for ask in (lambda: place.open(**elsewhere), lambda: unlock_volume(place.store(), "")):
+        with pytest.raises(VolumeInUse) as refused:
+            ask()
+        said = f"{refused.value.message} {refused.value.hint}"
+        assert "took the volume by force and wrote nothing yet" in said
+        assert "unlock --force" in refused.value.hint
+    unlock_volume(place.store(), "", force=True)
+    place.open(**elsewhere).close()
+
+
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+def test_a_forced_mount_that_serves_is_gone_on_with(
+    place: Place, monkeypatch: pytest.MonkeyPatch, journal: int
+) -> None:
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    elsewhere: dict[str, Any] = {
+        "lease": 1.0,
+        "journal_directory": str(place.directory / "elsewhere"),
+        "journal": journal,
+    }
+
+    def mount() -> None:
+        volume = place.open(force=True, **elsewhere)
+        volume.write(BLOCK, NEW)
+        volume.flush()
+        os._exit(7)
+
+    assert in_another_process(mount) == 7
+    with place.open(**elsewhere) as volume:
+        assert volume.read(BLOCK, BLOCK) == NEW
+
+
+def test_to_unlock_after_a_forced_replay_that_wrote_nothing_says_what_can_be_run(place: Place) -> None:
+    """A plain replay is refused then: the token is not that of the mount that wrote the journal."""
+    use_elsewhere(place, died=False)
+    store = Flaky(place.bucket)
+    store.lasting = store.arriving = 2.0
+    assert in_another_process(lambda: force(place, store, lambda done, total: os._exit(7))) == 7
+    with pytest.raises(VolumeInUse) as refused:
+        unlock_volume(place.store(), "")
+    assert "was to be replayed by force" in refused.value.message
+    assert f"--journal-directory {place.journals} --force" in refused.value.hint
+    assert "unlock --force" in refused.value.hint
+    force(place, place.store())
+    assert place.content(BLOCK, BLOCK) == OLD
+    assert read_token(place.store(), "") is None
