@@ -383,14 +383,15 @@ class _Daemon:
     def _start_control(
         self, ident: str, volume: Volume, store: ObjectStore, mount: FuseMount, operations: DiskOperations
     ) -> ControlServer | None:
-        file = os.path.join(mount.mountpoint, self._request.file_name)
+        def file() -> str:
+            return os.path.join(mount.mountpoint, self._request.file_name)
 
         def info(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             return {
                 **volume.facts(),
                 **mount.facts(),
                 "mountpoint": mount.mountpoint,
-                "file": file,
+                "file": file(),
                 "pid": os.getpid(),
                 "processes": processes(),
                 "ending": self._stop_asked or self._ending.is_set(),
@@ -413,8 +414,9 @@ class _Daemon:
             finally:
                 # Also one that failed may have left another size.
                 operations.resized()
-            wait_for_size(file, volume.size)
-            return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(file)), "file": file}
+            path = file()
+            wait_for_size(path, volume.size)
+            return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(path)), "file": path}
 
         def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
             _reporting(volume, lambda: self._unmount(volume, mount, operations), progress)

@@ -75,6 +75,12 @@ def find_mount(path: str, *, device: str = "") -> Mount | None:
     return found if found is None or not device or found.device == device else None
 
 
+def find_again(mount: Mount) -> Mount | None:
+    """Return a mount as it is now, wherever that is; None if it is no more."""
+    same = (mount.mount_id, mount.device)
+    return next((found for found in read_mounts() if (found.mount_id, found.device) == same), None)
+
+
 def is_covered(path: str, device: str) -> bool:
     """Whether a mount is on this path, but below another one."""
     on_path = [mount.device for mount in read_mounts() if mount.path == path]
@@ -94,8 +100,11 @@ def _find_volume(path: str) -> Mount | None:
 def resolve_mountpoint(path: str) -> str:
     """Return the absolute path without symbolic links, under which the kernel will list the mount.
 
-    What is mounted there is not asked: its process may be stopped.
+    What is mounted there is not asked: its process may be stopped. Raises UsageError for an empty name, which would
+    mean the working directory.
     """
+    if not path:
+        raise UsageError("an empty name is no mount point", hint="Name a directory.")
     current = path
     for _ in range(_MOST_LINKS):
         parent, name = os.path.split(current.rstrip("/"))

@@ -24,7 +24,7 @@ from s3backer.errors import MountError
 from s3backer.frontends.fuse import FILE_HANDLE, FILE_INODE, DiskOperations
 from s3backer.frontends.fuse_options import sort_out
 from s3backer.frontends.lane import FastLane, device_descriptors
-from s3backer.mountpoint import Mount, check_mountpoint, find_mount, is_covered, unmount
+from s3backer.mountpoint import Mount, check_mountpoint, find_again, find_mount, is_covered, unmount
 from s3backer.port import Port
 
 log = logging.getLogger(__name__)
@@ -134,8 +134,10 @@ class FuseMount:
 
     @property
     def mountpoint(self) -> str:
-        """Where it is mounted, absolute and resolved."""
-        return self._mountpoint
+        """Where it is mounted, absolute and resolved; where it is now, if it was moved, or a directory above it was."""
+        mount = self._mount
+        found = None if mount is None else find_again(mount)
+        return self._mountpoint if found is None else found.path
 
     def mount(self) -> None:
         """Mount; requests wait until ``serve``. Raises MountError with what libfuse and fusermount said."""
@@ -233,10 +235,11 @@ class FuseMount:
 
         So it does where something else was mounted on it since: it would be left there, dead.
         """
-        if self._still_mounted():
-            unmount(self._mountpoint)
-        elif (mount := self._mount) is not None and is_covered(self._mountpoint, mount.device):
-            raise OSError(errno.EBUSY, "something else is mounted over it", self._mountpoint)
+        path = self.mountpoint
+        if self._still_mounted(path):
+            unmount(path)
+        elif self._mount is not None and is_covered(path, self._mount.device):
+            raise OSError(errno.EBUSY, "something else is mounted over it", path)
 
     def stop(self) -> None:
         """End ``serve``: by an unmount where nobody uses it, else by cutting off those who do.
@@ -281,15 +284,16 @@ class FuseMount:
         except OSError as error:
             log.debug("the kernel's requests stay as they are: %s", error)
 
-    def _still_mounted(self) -> bool:
+    def _still_mounted(self, path: str) -> bool:
         mount = self._mount
-        return mount is not None and find_mount(self._mountpoint, device=mount.device) is not None
+        return mount is not None and find_mount(path, device=mount.device) is not None
 
     def _detach(self) -> None:
         """Take the mount out of the tree, leaving open files as they are."""
         try:
-            if self._still_mounted():
-                unmount(self._mountpoint, lazy=True)
+            path = self.mountpoint
+            if self._still_mounted(path):
+                unmount(path, lazy=True)
         except OSError as error:
             log.error("%s could not be unmounted: %s", self._mountpoint, error)
 

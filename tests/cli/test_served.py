@@ -455,6 +455,8 @@ def test_the_root_of_a_mount_is_not_asked_for_its_name(monkeypatch: pytest.Monke
     for name in (link / "mnt", f"{link}/mnt/", f"{link}/../link/mnt", tmp_path / "straight"):
         assert resolve_mountpoint(str(name)) == mounted.path
     monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(UsageError, match="an empty name"):
+        resolve_mountpoint("")
     assert resolve_mountpoint(f"{link}/mnt/..") == str(real)
 
 

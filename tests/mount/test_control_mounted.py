@@ -232,6 +232,31 @@ def test_unmount_leaves_what_something_else_is_mounted_on(volume: Workbench) -> 
     volume.wait_for_nothing()
 
 
+@pytest.mark.parametrize("how", ["by its place", "by its volume", "by a signal"])
+def test_a_mount_that_was_moved_is_unmounted_where_it_is(
+    volume: Workbench, capfd: pytest.CaptureFixture[str], how: str
+) -> None:
+    """As where a directory above it is renamed."""
+    above, renamed = volume.directory / "above", volume.directory / "renamed"
+    (above / "mnt").mkdir(parents=True)
+    with volume.mounted(mountpoint=str(above / "mnt")) as mount:
+        above.rename(renamed)
+        write_unflushed(renamed / "mnt" / "file", 0, DATA)
+        assert ask(volume, "info")["mountpoint"] == str(renamed / "mnt")
+        assert ask(volume, "resize", size=2 * SIZE)["file"] == str(renamed / "mnt" / "file")
+        capfd.readouterr()
+        if how == "by a signal":
+            mount.signal(signal.SIGTERM)
+        else:
+            what = str(renamed / "mnt") if how == "by its place" else f"file://{volume.bucket}"
+            assert main(["unmount", what]) == 0
+            assert capfd.readouterr() == ("", "")
+        mount.wait()
+        assert volume.mounts() == []
+    assert volume.stored(0, len(DATA)) == DATA
+    volume.wait_for_nothing()
+
+
 @without_lane
 def test_unmount_of_what_is_in_use_says_so_before_it_stores(bench: Workbench) -> None:
     with bench.mounted(fake=True) as mount:
