@@ -133,12 +133,12 @@ def _unmount(ident: str) -> None:
                     raise _unheard(pid) from None
             if process is not None and isinstance(pid, int):
                 _wait_for_end(process, pid)
-            if not heard and has_died(ident):
-                raise _unheard(pid)
             if isinstance(journal_left, str):
                 print(f"s3backer: {journal_left}", file=sys.stderr)
             if isinstance(left, dict):
                 result(left)
+            if not heard and has_died(ident):
+                raise _unheard(pid)
     finally:
         if process is not None:
             os.close(process)
