@@ -279,7 +279,9 @@ cdef class Slab:
             return True
         if self._slot[index].patch < 0:
             return False
-        return known_run(self, index, start, stop, &known) == stop and known
+        # To look through many sectors that are not takes long.
+        known_run(self, index, start, start + 1, &known)
+        return known and known_run(self, index, start, stop, &known) == stop
 
     # ── reading and writing ──────────────────────────────────────────────────────────────────────────────
 

@@ -6,9 +6,9 @@
                             └──everything else──► socket ⇄ llfuse ; forward() ──► /dev/fuse
 
     READ             answered from the slab; parked where a block is missing
-    WRITE            answered when the slab, and the journal, has it; parked, with its data, where there is no room or a
-                     sector is missing; parked as made, to be answered later, where room is becoming scarce, and
-                     under ``direct_io`` one with O_SYNC or O_DSYNC, after which the kernel asks for no flush
+    WRITE            answered when the slab, and the journal, has it; parked, with its data, where there is no room;
+                     parked as made, to be answered later, where room is becoming scarce, and under ``direct_io`` one
+                     with O_SYNC or O_DSYNC, after which the kernel asks for no flush
     FLUSH, FSYNC     answered where nothing is unsaved, or the journal is on the disk; else, with a journal, one thread
                      syncs it here, and the others are parked, as are those where that failed
     FALLOCATE        punching and zeroing ranges are parked, every other mode is EOPNOTSUPP

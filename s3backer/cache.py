@@ -272,6 +272,9 @@ class BlockCache:
             else:
                 self._common.reply(touch, error)
         self._write_back.fetched(block, fetch, error, now)
+        if self._parked:
+            # What was known of its sectors in part needs no remembering any more, or can be left to the journal.
+            self._settle(now)
         self._schedule(now)
 
     def looked(self, block: int, part: Part | None, error: S3backerError | None) -> None:

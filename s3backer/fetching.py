@@ -63,6 +63,12 @@ class Fetching:
         if block in self._looks:
             self._looks[block].stale = True
 
+    def leave(self, block: int) -> None:
+        """Hear that a block was left to the journal: if it is fetched to be stored the backlog waits for that now."""
+        fetch = self._fetches.get(block)
+        if fetch is not None and fetch.store_sequence:
+            fetch.store_sequence, fetch.left = 0, True
+
     # ── reads ────────────────────────────────────────────────────────────────────────────────────────
 
     def read(self, request: ReadRequest, missing: list[int]) -> None:

@@ -241,16 +241,19 @@ class WriteBack:
         assert self._backlog is not None and self._journal is not None
         core = self._journal.core
         looked = spilled = 0
+        fetched: list[int] = []
         for block, *_ in self._slab.dirty_blocks(self._spill_reach):
             looked += 1
-            # What has a fetch under way is needed in a moment.
-            if block not in self._fetching and self._leave(block):
-                self._backlog.add(block)
-                self._retry_at.pop(block, None)
-                self._failing.pop(block, None)
-                spilled += 1
+            if block in self._fetching:
+                # Needed in a moment.
+                fetched.append(block)
+            else:
+                spilled += self._spill(block)
                 if spilled == _SPILLED:
                     break
+        if not spilled and self._outage.away(now, busy=self._busy):
+            # They were to be there in a moment, and may have all that is scarce: see ``_patches.pxi``.
+            spilled = sum(self._spill(block) for block in fetched[:_SPILLED])
         if spilled:
             self._spill_reach = max(looked, _SPILLED)
         elif not (self._syncing or core.failed or (core.synced and self._spill_reach >= self._slab.dirty)):
@@ -259,6 +262,17 @@ class WriteBack:
             self._syncing = True
             self._common.actions.append(Sync())
         return spilled > 0
+
+    def _spill(self, block: int) -> bool:
+        """Leave a dirty block to the journal, and let the backlog have it; False if that cannot be."""
+        assert self._backlog is not None
+        if not self._leave(block):
+            return False
+        self._backlog.add(block)
+        self._fetching.leave(block)
+        self._retry_at.pop(block, None)
+        self._failing.pop(block, None)
+        return True
 
     def _leave(self, block: int) -> bool:
         """Leave a dirty block to the journal; False if that does not have on the disk why it is to be stored."""

@@ -13,7 +13,7 @@ import pytest
 
 from s3backer import _fast
 from s3backer.admin import create_volume, inspect_volume
-from s3backer.cache_calls import WriteRequest
+from s3backer.cache_calls import Fetch, ReadRequest, WriteRequest
 from s3backer.errors import StoreError, VolumeInUse
 from s3backer.layouts.classic import ClassicLayout, block_name
 from s3backer.layouts.presence import _PAGE_COST, PAGE_BLOCKS
@@ -265,6 +265,23 @@ def test_no_memory_for_a_write_that_had_to_wait_for_room_fails_it() -> None:
     (error,) = writer.answered(first)
     assert isinstance(error, StoreError) and "no memory" in str(error)
     assert writer.answered(second) == [None] and writer.cache.counts.memory_errors == 1
+
+
+def test_what_is_read_lets_those_write_on_for_whose_parts_of_sectors_there_was_no_room() -> None:
+    """Nothing may be stored, and nothing else happens."""
+    writer = Writer()
+    writer.slab.limit_patches(2)
+    writer.cache._write_back._held_until = 60.0
+    requests = [WriteRequest(offset=block * BLOCK + 500, data=b"w" * 20, length=20) for block in (1, 2)]
+    for request in requests:
+        writer.cache.write(request, 0.0)
+    reading = ReadRequest(offset=BLOCK, buffer=bytearray(BLOCK))
+    writer.cache.read(reading, [1])
+    (*replies, fetch) = writer.cache.take_actions()
+    assert fetch == Fetch(1, urgent=True) and len(replies) == 1
+    writer.cache.fetched(1, b"o" * BLOCK, None, 0.0)
+    writer.take()
+    assert writer.answered(reading) == [None] and writer.answered(requests[1]) == [None]
 
 
 @pytest.mark.parametrize("what", ["in the bucket", "in the bucket and in memory", "absent"])

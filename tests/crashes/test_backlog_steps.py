@@ -497,3 +497,29 @@ def test_parts_of_more_sectors_than_can_be_remembered_are_left_to_the_journal(st
     assert steps.answered(flush) == [None]
     for block, body in content.items():
         assert steps.layout.read(block) == bytes(body)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_fetch_that_hangs_keeps_no_writer_waiting_that_has_parts_of_sectors(steps: Steps, away: bool) -> None:
+    """What is to be stored first is all that could be left to the journal: it is, and comes again after that."""
+    steps.slab.limit_patches(2)
+    content = {block: bytearray(bytes([block]) * BLOCK) for block in (2, 3)}
+    for block, body in content.items():
+        waiting = steps.write(block * BLOCK + 500, b"w" * 20)
+        body[500:520] = b"w" * 20
+        steps.core.sync()
+    assert steps.jobs == [Fetch(2, urgent=False)] and not steps.answered(waiting)
+    (hangs,) = steps.jobs
+    # Nothing has ended for a while.
+    steps.tick(6.0)
+    assert steps.answered(waiting) == [None] and steps.core.is_left(2)
+    # The other one is stored meanwhile, and the backlog passes over this one.
+    flush = steps.flush()
+    while others := [job for job in steps.jobs if job is not hangs]:
+        steps.do(others[0])
+    assert not steps.slab.unsaved and not steps.answered(flush)
+    steps.do(hangs, away=away)
+    steps.run()
+    assert steps.answered(flush) == [None]
+    for block, body in content.items():
+        assert steps.layout.read(block) == bytes(body)
