@@ -235,9 +235,12 @@ class WriteBack:
         return journaled and (now < self._held_until or self._outage.away(now, busy=self._busy))
 
     def spill(self, now: float) -> bool:
-        """Leave the oldest dirty blocks to the journal, if nothing can be stored; False if none can be left."""
+        """Leave the oldest dirty blocks to the journal if nothing can be stored, else those of which that failed.
+
+        False if none can be left.
+        """
         if not self.spills(now):
-            return False
+            return self._spill_failing()
         assert self._backlog is not None and self._journal is not None
         core = self._journal.core
         looked = spilled = 0
@@ -259,6 +262,17 @@ class WriteBack:
         elif not (self._syncing or core.failed or (core.synced and self._spill_reach >= self._slab.dirty)):
             # Those that are written all the time stay among the oldest, and never are on the disk as they are.
             self._spill_reach = max(_SPILLED, min(2 * self._spill_reach, self._slab.dirty))
+            self._syncing = True
+            self._common.actions.append(Sync())
+        return spilled > 0
+
+    def _spill_failing(self) -> bool:
+        """Leave blocks to the journal that could not be stored: damaged ones may have all that is scarce, for ever."""
+        if self._backlog is None or not isinstance(self._common.writer, _journal.Journal):
+            return False
+        failing = [block for block in self._failing if block not in self._fetching]
+        spilled = sum(self._spill(block) for block in failing)
+        if failing and not (spilled or self._syncing or self._common.writer.synced):
             self._syncing = True
             self._common.actions.append(Sync())
         return spilled > 0

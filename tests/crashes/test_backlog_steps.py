@@ -523,3 +523,29 @@ def test_a_fetch_that_hangs_keeps_no_writer_waiting_that_has_parts_of_sectors(st
     assert steps.answered(flush) == [None]
     for block, body in content.items():
         assert steps.layout.read(block) == bytes(body)
+
+
+def test_parts_of_sectors_of_a_damaged_block_keep_no_writer_waiting(steps: Steps) -> None:
+    steps.slab.limit_patches(2)
+    content = {block: bytearray(bytes([block]) * BLOCK) for block in (2, 3)}
+    damaged = steps.write(BLOCK + 500, b"d" * 20)
+    assert steps.answered(damaged) == [None] and steps.slab.patches == 2
+    waiting = []
+    for block, body in content.items():
+        waiting.append(steps.write(block * BLOCK + 500, b"w" * 20))
+        body[500:520] = b"w" * 20
+    while steps.now < 600 and not all(steps.answered(request) for request in waiting):
+        steps.tick(1.0)
+        for job in list(steps.jobs):
+            if job == Fetch(1, urgent=False):
+                steps.jobs.remove(job)
+                steps.cache.fetched(1, None, CorruptObject("damaged", hint="Look."), steps.now)
+                steps.take()
+            else:
+                steps.do(job)
+    assert [steps.answered(request) for request in waiting] == [[None], [None]]
+    # What was written to it is still there.
+    assert steps.journal.part(1).ranges == [(500, 520)]
+    piece = steps.read(1, 503, 10)
+    steps.looks()
+    assert steps.answered(piece) == [None] and bytes(piece.filled()) == b"d" * 10
