@@ -9,6 +9,7 @@ NO_SLOT: Final[int]
 ZERO_BLOCK: Final[int]
 MISSING: Final[int]
 BUSY: Final[int]
+NO_PATCH: Final[int]
 
 def is_zero(data: Buffer) -> bool: ...
 def is_zero_baseline(data: Buffer) -> bool: ...

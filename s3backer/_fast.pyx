@@ -75,12 +75,14 @@ NO_SLOT = 1
 ZERO_BLOCK = 2
 MISSING = 3
 BUSY = 4
+NO_PATCH = 5
 cdef enum:
     _DONE = 0
     _NO_SLOT = 1
     _ZERO_BLOCK = 2
     _MISSING = 3
     _BUSY = 4
+    _NO_PATCH = 5
     _VALID = 0
     _DIRTY = 1
     _STORING = 2
@@ -369,8 +371,8 @@ cdef class Slab:
     def write(self, uint64_t offset, data, double now):
         """Write as far as possible; return (bytes written, reason).
 
-        DONE; NO_SLOT: too much is unsaved, or too many sectors are known in part; ZERO_BLOCK: the next block is written
-        whole, with zeros, and has no slot.
+        DONE; NO_SLOT: too much is unsaved; NO_PATCH: the next block's sector at an edge would be one too many that is
+        known in part; ZERO_BLOCK: the next block is written whole, with zeros, and has no slot.
         """
         cdef Py_buffer view
         cdef Py_ssize_t done

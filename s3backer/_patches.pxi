@@ -3,7 +3,8 @@
 #     slot ──► patch ──► patch …        a sector each, and which of its bytes are known; the bytes are in the slot
 #
 # Such a sector is dirty and not valid. It becomes valid when the rest of it is written, or filled in; a block that is
-# being stored has no patches. A write for which there are not enough of them waits as if too much were unsaved.
+# being stored has no patches. A write for which there are not enough of them waits: with a journal until some blocks
+# are left to that or stored, without one until its own block is fetched.
 
 cdef enum:
     # Patches for each slot: one, and one more for so many sectors.

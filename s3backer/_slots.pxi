@@ -142,7 +142,7 @@ cdef int write_piece(
         if slab.unsaved >= slab._dirty_limit:
             return _NO_SLOT
     if (start | stop) & (_SECTOR - 1) and not has_patches_for(slab, index, start, stop):
-        return _NO_SLOT
+        return _NO_PATCH
     if index >= 0:
         slab.write_hits += 1
     else:

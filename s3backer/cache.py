@@ -256,6 +256,8 @@ class BlockCache:
                 self._flushes.take(lambda flush: flush is request)
             case WriteRequest() if request in self._parked:
                 self._parked.remove(request)
+            case WriteRequest() if (fetch := self._fetching.awaited_by(request)) is not None:
+                fetch.writers.remove(request)
             case _:
                 return
         self._common.reply(request, error)
@@ -266,11 +268,11 @@ class BlockCache:
     def fetched(self, block: int, body: Buffer | None, error: S3backerError | None, now: float) -> None:
         """A Fetch has ended."""
         fetch = self._fetching.fetched(block, body, error)
-        for touch in fetch.touches:
+        for writer in fetch.writers:
             if error is None or fetch.for_nobody:
-                self._advance(touch, now)
+                self._advance(writer, now)
             else:
-                self._common.reply(touch, error)
+                self._common.reply(writer, error)
         self._write_back.fetched(block, fetch, error, now)
         if self._parked:
             # What was known of its sectors in part needs no remembering any more, or can be left to the journal.
@@ -313,8 +315,7 @@ class BlockCache:
         if block < 0:
             self._parked.append(request)
             return False
-        assert isinstance(request, TouchRequest)
-        self._fetching.fetch(block, urgent=True).touches.append(request)
+        self._fetching.fetch(block, urgent=True).writers.append(request)
         return True
 
     _NO_SLOT = -1
@@ -334,7 +335,7 @@ class BlockCache:
         return None
 
     def _write(self, request: WriteRequest, now: float) -> int | None:
-        """Return None when done, else _NO_SLOT."""
+        """Return None when done, a block that has to be fetched first, or _NO_SLOT."""
         size = self._slab.block_size
         while request.position < request.length:
             at = request.offset + request.position
@@ -347,14 +348,21 @@ class BlockCache:
             else:
                 count, reason = self.writer.write(at, memoryview(request.data)[request.position :], now)
             request.position += count
+            block = (at + count) // size
             if reason == _fast.ZERO_BLOCK:
-                block = (at + count) // size
                 if self._layout.known_absent(block) and block not in self._write_back.unnoted:
                     self.counts.zeros_skipped += 1
                     request.position += size
                     continue
                 count, reason = self.writer.write_zeros(block * size, size, now)
                 request.position += count
+            elif reason == _fast.NO_PATCH:
+                if self._layout.known_absent(block) and self._slab.fill(block, None):
+                    continue
+                if not isinstance(self.writer, _journal.Journal) and not self._layout.known_absent(block):
+                    return block
+                # Some can be left to the journal, or stored soon.
+                reason = _fast.NO_SLOT
             if reason == _journal.JOURNAL_FAILED:
                 self._common.writer = self._slab
             elif reason in _NO_ROOM and not (reason == _fast.NO_SLOT and self._write_back.spill(now)):

@@ -62,7 +62,7 @@ class PendingFetch:
     ahead: bool = False
     hurried: bool = False
     readers: list[ReadRequest] = field(default_factory=list)
-    touches: list[TouchRequest] = field(default_factory=list)
+    writers: list[WriteRequest | TouchRequest] = field(default_factory=list)
     stale: bool = False
     # The first write that waits for this fetch to be stored; 0 if only callers wait.
     store_sequence: int = 0

@@ -5,7 +5,7 @@ A part of the block cache, which gives the states and the guarantees; the cache 
 
 from __future__ import annotations
 
-from s3backer.cache_calls import Fetch, Hurry, Look, ReadRequest
+from s3backer.cache_calls import Fetch, Hurry, Look, ReadRequest, WriteRequest
 from s3backer.cache_state import Common, PendingFetch, PendingLook
 from s3backer.errors import S3backerError, StoreError
 from s3backer.journal.service import Part
@@ -44,6 +44,10 @@ class Fetching:
         """Whether a block is fetched because it is to be stored."""
         fetch = self._fetches.get(block)
         return fetch is not None and fetch.stores
+
+    def awaited_by(self, writer: WriteRequest) -> PendingFetch | None:
+        """Return the fetch for which a writer waits."""
+        return next((fetch for fetch in self._fetches.values() if writer in fetch.writers), None)
 
     def fetch(self, block: int, *, urgent: bool) -> PendingFetch:
         """Return the fetch of a block, begun if none was; ``urgent``: somebody waits for it."""
@@ -100,7 +104,7 @@ class Fetching:
         self._common.counts.blocks_read += body is not None
         self._common.counts.zero_blocks_read += body is None
         if not fetch.stale:
-            self._slab.fill(block, body, ahead=not (fetch.readers or fetch.touches or fetch.store_sequence))
+            self._slab.fill(block, body, ahead=not (fetch.readers or fetch.writers or fetch.store_sequence))
         for reader in fetch.readers:
             self._finish_read(reader, block, fetch.stale, body)
         return fetch

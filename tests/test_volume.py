@@ -215,7 +215,8 @@ def test_a_corrupt_block_is_an_error_and_the_rest_is_not(store: BrokenStore) -> 
         assert volume.read(7 * BLOCK, BLOCK) == b"n" * BLOCK, "a whole write heals the block"
 
 
-def test_parts_of_more_sectors_than_can_be_remembered_wait_until_some_are_stored(store: BrokenStore) -> None:
+def test_parts_of_more_sectors_than_can_be_remembered_wait_for_their_blocks(store: BrokenStore) -> None:
+    """Where there is no journal."""
     content = {block: bytearray(bytes([block]) * BLOCK) for block in range(1, 30)}
     for block, body in content.items():
         store.put(f"p/{block:08x}", bytes(body))
@@ -224,11 +225,27 @@ def test_parts_of_more_sectors_than_can_be_remembered_wait_until_some_are_stored
         for block, body in content.items():
             volume.write(block * BLOCK + 500, b"w" * 1000)
             body[500:1500] = b"w" * 1000
-        assert volume.unsaved < 5
+        assert volume._slab.patches <= 3
         for block, body in content.items():
             assert volume.read(block * BLOCK, BLOCK) == body
     for block, body in content.items():
         assert store.get(f"p/{block:08x}").body == body
+
+
+def test_parts_of_sectors_of_a_damaged_block_keep_no_writer_waiting(store: BrokenStore) -> None:
+    store.put("p/00000007", b"short")
+    store.put("p/00000008", b"8" * BLOCK)
+    with Volume.open(store, "p/", SMALL) as volume:
+        volume._slab.limit_patches(2)
+        volume.write(7 * BLOCK + 500, b"x" * 20)
+        volume.write(8 * BLOCK + 500, b"x" * 20)
+        assert volume.read(8 * BLOCK + 499, 22) == b"8" + b"x" * 20 + b"8"
+        with pytest.raises(CorruptObject, match="00000007"):
+            volume.write(7 * BLOCK + 1500, b"x")
+        for block in range(9, 60):
+            volume.write(block * BLOCK, b"n" * BLOCK)
+        volume.write(7 * BLOCK, b"n" * BLOCK)
+        assert volume._slab.patches == 0
 
 
 def test_the_token_is_there_while_it_is_open(store: BrokenStore) -> None:

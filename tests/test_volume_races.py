@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -267,9 +268,9 @@ def test_no_memory_for_a_write_that_had_to_wait_for_room_fails_it() -> None:
     assert writer.answered(second) == [None] and writer.cache.counts.memory_errors == 1
 
 
-def test_what_is_read_lets_those_write_on_for_whose_parts_of_sectors_there_was_no_room() -> None:
+def test_what_is_read_lets_those_write_on_for_whose_parts_of_sectors_there_was_no_room(tmp_path: Path) -> None:
     """Nothing may be stored, and nothing else happens."""
-    writer = Writer()
+    writer = Writer(tmp_path / "journal")
     writer.slab.limit_patches(2)
     writer.cache._write_back._held_until = 60.0
     requests = [WriteRequest(offset=block * BLOCK + 500, data=b"w" * 20, length=20) for block in (1, 2)]
@@ -277,11 +278,31 @@ def test_what_is_read_lets_those_write_on_for_whose_parts_of_sectors_there_was_n
         writer.cache.write(request, 0.0)
     reading = ReadRequest(offset=BLOCK, buffer=bytearray(BLOCK))
     writer.cache.read(reading, [1])
-    (*replies, fetch) = writer.cache.take_actions()
-    assert fetch == Fetch(1, urgent=True) and len(replies) == 1
+    (*others, fetch) = writer.cache.take_actions()
+    assert fetch == Fetch(1, urgent=True) and len(others) == 2
+    assert writer.cache.writers == "wait for room"
     writer.cache.fetched(1, b"o" * BLOCK, None, 0.0)
     writer.take()
     assert writer.answered(reading) == [None] and writer.answered(requests[1]) == [None]
+    writer.close()
+
+
+def test_no_memory_for_one_of_the_writes_that_wait_for_a_block_fails_that_one() -> None:
+    writer = Writer()
+    writer.slab.limit_patches(2)
+    assert writer.slab.write(9 * BLOCK + 500, b"w" * 20, 0.0) == (20, _fast.DONE)
+    requests = [WriteRequest(offset=at, data=b"x", length=1) for at in (5, 50)]
+    for request in requests:
+        writer.cache.write(request, 0.0)
+    reading = ReadRequest(offset=900, buffer=bytearray(10))
+    writer.cache.read(reading, [0])
+    assert writer.cache.take_actions() == [Fetch(0, urgent=True)]
+    slab: Any = MeanSlab(writer.slab, failures=1)
+    writer.cache._common.writer = slab
+    writer.cache.fetched(0, b"o" * BLOCK, None, 0.0)
+    writer.take()
+    assert [type(error) for request in requests for error in writer.answered(request)] == [StoreError, type(None)]
+    assert writer.answered(reading) == [None]
 
 
 @pytest.mark.parametrize("what", ["in the bucket", "in the bucket and in memory", "absent"])

@@ -457,10 +457,10 @@ def test_what_is_damaged_and_in_the_bucket_is_neither_missing_nor_older_there(ru
 @pytest.mark.parametrize("what", ["header", "oldest"])
 def test_damage_is_named_in_words(run: Run, place: Place, what: str) -> None:
     with place.killed(journal=8 << 20, memory=32 << 20) as volume:
-        for turn in range(3):
-            for block in range(1, 150):
-                volume.write(block * BLOCK, bytes([turn + 65]) * BLOCK)
-            volume.flush()
+        # Each once: all of it is needed.
+        for block in range(1, 450):
+            volume.write(block * BLOCK, bytes([block % 255 + 1]) * BLOCK)
+        volume.flush()
     with JournalDirectory(directory(place)) as locked:
         used = [file.number for file in scan(locked, volume_id(place.store().place, "")).files]
     file = directory(place) / file_name(used[0])

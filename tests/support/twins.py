@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from s3backer._fast import BUSY, DONE, MISSING, NO_SLOT, ZERO_BLOCK
+from s3backer._fast import BUSY, DONE, MISSING, NO_PATCH, NO_SLOT, ZERO_BLOCK
 from s3backer.stores.base import Buffer
 
 SECTOR = 512
@@ -236,7 +236,7 @@ class PlainSlab:
                 return position, NO_SLOT
             fresh = edges if slot is None else edges - slot.valid - set(slot.patches)
             if self.patches + len(fresh) > max(2, self.slots * (1 + self._sectors // 32)):
-                return position, NO_SLOT
+                return position, NO_PATCH
             if slot is None:
                 slot = self._allocate(block, ahead=False)
                 if slot is None:
