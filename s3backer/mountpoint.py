@@ -18,7 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s3backer.errors import MountError, UsageError
@@ -77,8 +77,8 @@ def find_mount(path: str, *, device: str = "") -> Mount | None:
 
 def find_again(mount: Mount) -> Mount | None:
     """Return a mount as it is now, wherever that is; None if it is no more."""
-    same = (mount.mount_id, mount.device)
-    return next((found for found in read_mounts() if (found.mount_id, found.device) == same), None)
+    # Both numbers may be another's by now: the kernel gives them to the next mount.
+    return next((found for found in read_mounts() if replace(found, path=mount.path) == mount), None)
 
 
 def is_covered(path: str, device: str) -> bool:

@@ -286,7 +286,9 @@ class FuseMount:
 
     def _still_mounted(self, path: str) -> bool:
         mount = self._mount
-        return mount is not None and find_mount(path, device=mount.device) is not None
+        found = None if mount is None else find_mount(path, device=mount.device)
+        # The device's number may be another's by now.
+        return mount is not None and found is not None and (found.kind, found.source) == (mount.kind, mount.source)
 
     def _detach(self) -> None:
         """Take the mount out of the tree, leaving open files as they are."""

@@ -15,6 +15,7 @@ import pytest
 from s3backer.cli import main
 from s3backer.control import call
 from s3backer.errors import S3backerError
+from s3backer.mountpoint import find_mount, unmount
 from tests.support.mounts import is_alive, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
 from tests.support.workbench import BLOCK, SIZE, Workbench, without_lane, write_unflushed
@@ -254,6 +255,31 @@ def test_a_mount_that_was_moved_is_unmounted_where_it_is(
         mount.wait()
         assert volume.mounts() == []
     assert volume.stored(0, len(DATA)) == DATA
+    volume.wait_for_nothing()
+
+
+def test_a_daemon_that_ends_leaves_what_has_the_number_of_its_mount_since(volume: Workbench) -> None:
+    """The kernel gives the numbers of a mount, and of its device, to the next one at once."""
+    other = volume.directory / "other"
+    other.mkdir()
+    with volume.mounted() as mount:
+        ours = find_mount(str(mount.mountpoint))
+        mount.signal(signal.SIGSTOP)
+        unmount(str(mount.mountpoint))
+        run("mount", "-t", "tmpfs", "tmpfs", str(other))
+        try:
+            (other / "file").write_bytes(DATA)
+            theirs = find_mount(str(other))
+            assert ours is not None and theirs is not None
+            if (ours.mount_id, ours.device) != (theirs.mount_id, theirs.device):
+                pytest.skip("others mount and unmount, too")
+            mount.signal(signal.SIGCONT)
+            mount.wait()
+            assert (other / "file").read_bytes() == DATA
+        finally:
+            mount.signal(signal.SIGCONT)
+            if find_mount(str(other)) is not None:
+                run("umount", str(other))
     volume.wait_for_nothing()
 
 
