@@ -357,6 +357,7 @@ def take(
     journal: str = "",
     directory: JournalDirectory | None = None,
     looks: Looks | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Holder:
     """Put a mount token where there is ``found``, or none, and return it when its former holder cannot write any more.
 
@@ -365,6 +366,7 @@ def take(
     is noted; without a journal it may have no room for that. ``looks`` is called while it waits. Raises VolumeInUse.
     When ``looks`` raises, the token stays: whoever comes next has to wait as well; or the former one is put back.
     Where that one names a journal, and this process is killed while it waits, nobody goes on with its token unasked.
+    ``check``, called before anybody may, raises where the volume is not to be taken after all.
     """
     ended = False
     if found is not None and not force:
@@ -413,8 +415,6 @@ def take(
             log.warning("%s was mounted %s, by a mount that has died; taking it over", url, found.describe())
         wait_until_quiet(store, url, owed, looks)
         reach("taken-by-force")
-        if elsewhere:
-            _begin(holder, directory, journal)
     except BaseException:
         if owed and not (holder.former and holder.former.journal):
             # One in place of another's stays: what is waited for now, the next one has to wait for as well. But nobody
@@ -422,6 +422,13 @@ def take(
             holder.stop()
         else:
             give_up(holder, directory)
+        raise
+    try:
+        check()
+        if elsewhere:
+            _begin(holder, directory, journal)
+    except BaseException:
+        give_up(holder, directory)
         raise
     holder.settled()
     return holder

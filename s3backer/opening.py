@@ -9,6 +9,7 @@ its absence. Only a volume without any block takes every password.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from s3backer.codec.block import WrongSignature
@@ -22,7 +23,7 @@ from s3backer.errors import (
     WrongPassword,
 )
 from s3backer.geometry import MIB, MemoryPlan, check_geometry, knowledge_budget, plan_memory, smallest_budget
-from s3backer.holder import Holder, Looks, give_up, take
+from s3backer.holder import Holder, Looks, take
 from s3backer.journal.files import JournalDirectory
 from s3backer.journal.service import file_bytes_for
 from s3backer.layouts.classic import (
@@ -128,15 +129,11 @@ def prepare(
     if holder is not None:
         layout.confirm = holder.confirm
         return layout, holder
-    holder = _take_token(store, prefix, options, directory, looks)
+    holder = _take_token(
+        store, prefix, options, directory, looks, lambda: refuse_if_changed(store, prefix, options, metadata)
+    )
     if holder is not None:
         layout.confirm = holder.confirm
-    try:
-        refuse_if_changed(store, prefix, options, metadata)
-    except BaseException:
-        if holder is not None:
-            give_up(holder, directory)
-        raise
     return layout, holder
 
 
@@ -297,13 +294,16 @@ def _take_token(
     options: VolumeOptions,
     directory: JournalDirectory | None,
     looks: Looks | None,
+    check: Callable[[], None],
 ) -> Holder | None:
+    """Return our token, None for who only reads; ``check``: see ``holder.take``."""
     found = read_token(store, prefix)
     url = volume_name(store, prefix)
     _refuse_unfinished(store, prefix, found)
     if options.read_only:
         if found is not None:
             log.warning("%s is mounted %s: what is read here may be older or torn", url, found.describe())
+        check()
         return None
     if found is not None and options.force:
         given_up = f"; what it flushed may be in its journal, {found.journal} there, only" if found.journal else ""
@@ -318,4 +318,5 @@ def _take_token(
         journal=directory.place if directory and options.journaled else "",
         directory=directory,
         looks=looks,
+        check=check,
     )

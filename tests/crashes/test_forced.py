@@ -395,6 +395,38 @@ def test_a_forced_mount_that_serves_is_gone_on_with(
         assert volume.read(BLOCK, BLOCK) == NEW
 
 
+@pytest.mark.parametrize("journal", [4 << 20, 0])
+def test_a_forced_mount_that_fails_when_it_has_waited_is_not_gone_on_with(
+    place: Place, monkeypatch: pytest.MonkeyPatch, journal: int
+) -> None:
+    """Nor where the store is away just then, so that the former token cannot be put back, and its silence is seen."""
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    elsewhere: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
+    store, waited = Flaky(place.bucket), []
+
+    def head(key: str) -> Any:
+        # By that it is seen whether the volume is as it was.
+        store.away = bool(waited)
+        return store.get(key).info
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, "reach", waited.append)
+        patch.setattr(store, "head", head)
+        with pytest.raises(StoreError):
+            Volume.open(store, "", replace(place.options, force=True, journal=journal, **elsewhere))
+    for changes in (elsewhere, {**elsewhere, "journal": 0}):
+        later = place.store()
+        later.fenced = True
+        with pytest.raises(VolumeInUse) as refused:
+            Volume.open(later, "", replace(place.options, **changes))
+        assert "--force" in refused.value.hint
+    with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+        Recoverer(place.store(), "", place.options, directory).replay(force=True)
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
 def test_to_unlock_after_a_forced_replay_that_wrote_nothing_says_what_can_be_run(place: Place) -> None:
     """A plain replay is refused then: the token is not that of the mount that wrote the journal."""
     use_elsewhere(place, died=False)
