@@ -151,18 +151,27 @@ def processes() -> str:
     return ""
 
 
-def has_died(name: str) -> bool:
-    """Return whether a daemon is gone and has left its socket; one that ends when everything is stored removes it."""
-    until = time.monotonic() + _LEAVE_SECONDS
+def has_died(name: str, *, ended: bool = False) -> bool:
+    """Return whether a daemon is gone and has left its socket; one that ends when everything is stored removes it.
+
+    ``ended``: its process is known to be gone, so nothing is waited for, in which others may find it and remove it.
+    """
+    until = time.monotonic() + (0.0 if ended else _LEAVE_SECONDS)
     # Of one that is about to take it away nobody hears any more either.
-    while _is_left(control_path(name)):
-        if time.monotonic() > until:
+    while _is_heard(control_path(name)) is False:
+        if time.monotonic() >= until:
             return True
         time.sleep(_LOOK)
     return False
 
 
-def _is_left(path: Path) -> bool:
+def listens(name: str) -> bool:
+    """Return whether some daemon listens there, however busy it is."""
+    return _is_heard(control_path(name)) is True
+
+
+def _is_heard(path: Path) -> bool | None:
+    """Return whether somebody listens at a socket; None where there is none, or it cannot be told."""
     try:
         with (
             _opened(path.parent) as directory,
@@ -171,11 +180,14 @@ def _is_left(path: Path) -> bool:
             connection.setblocking(False)
             connection.connect(f"/proc/self/fd/{directory}/{path.name}")
     except ConnectionRefusedError:
+        return False
+    except BlockingIOError:
+        # Too many wait for it.
         return True
     except (OSError, S3backerError):
         # Also where somebody else has found it, and removed it.
-        pass
-    return False
+        return None
+    return True
 
 
 @dataclass(frozen=True, slots=True)

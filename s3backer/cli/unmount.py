@@ -6,13 +6,14 @@ import contextlib
 import os
 import select
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control import call, control_path, find_daemons, has_died, processes, result, stopped
+from s3backer.control import call, control_path, find_daemons, has_died, listens, processes, result, stopped
 from s3backer.errors import DaemonSilent, MountError, S3backerError
 from s3backer.hints import fusermount_command, unmount_command
 from s3backer.mountpoint import FUSE_TYPE, Mount, find_mount, in_the_way, is_dead, resolve_mountpoint, unmount
@@ -119,29 +120,47 @@ def _unmount(ident: str) -> None:
                 print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
             left = None if answer is None else answer.get("left_unsaved")
             journal_left = None if answer is None else answer.get("journal_left")
-            try:
-                end = call(ident, "ended", on_progress=hear, keep=True)
-                if end is not None:
-                    heard = True
-                    left = end.get("error") or left
-                    journal_left = end.get("journal_left") or journal_left
-            except DaemonSilent:
-                raise
-            except S3backerError:
-                # It may have ended by now. But one that stores answers before it does.
-                if stores and (process is None or select.select([process], [], [], _SILENCE)[0]):
-                    raise _unheard(pid) from None
+            while True:
+                try:
+                    end = call(ident, "ended", on_progress=hear, keep=True)
+                except DaemonSilent:
+                    raise
+                except S3backerError:
+                    # It may have ended by now. But one that stores answers before it does.
+                    if stores and (process is None or select.select([process], [], [], _SILENCE)[0]):
+                        raise _unheard(pid) from None
+                    if process is None and _lives(ident, pid):
+                        # It has no room for who asks now, and nothing else tells when it has ended.
+                        time.sleep(_LOOK)
+                        continue
+                else:
+                    if end is not None:
+                        heard = True
+                        left = end.get("error") or left
+                        journal_left = end.get("journal_left") or journal_left
+                break
             if process is not None and isinstance(pid, int):
                 _wait_for_end(process, pid)
             if isinstance(journal_left, str):
                 print(f"s3backer: {journal_left}", file=sys.stderr)
             if isinstance(left, dict):
                 result(left)
-            if not heard and has_died(ident):
+            if not heard and has_died(ident, ended=process is not None):
                 raise _unheard(pid)
     finally:
         if process is not None:
             os.close(process)
+
+
+def _lives(ident: str, pid: object) -> bool:
+    """Whether a daemon is there still, as far as that can be told."""
+    try:
+        facts = call(ident, "info", keep=True)
+    except DaemonSilent:
+        raise
+    except S3backerError:
+        return listens(ident)
+    return facts is not None and facts.get("pid") == pid
 
 
 def _unheard(pid: object) -> MountError:

@@ -54,6 +54,8 @@ class Daemon:
         #: What is reported while it ends.
         self.reports: list[dict[str, object]] = [{"unsaved_blocks": 1}]
         self.ended_at = 0.0
+        #: How often it cannot say how it ends.
+        self.refusals = 0
         self.settles_in = 0.0
         #: How closing ends, if not well.
         self.close_error: dict[str, object] | None = None
@@ -101,6 +103,9 @@ class Daemon:
         return {"pid": self.process.pid, "mountpoint": self.mountpoint, "settles_in": self.settles_in}
 
     def ended(self, arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
+        if self.refusals:
+            self.refusals -= 1
+            raise MemoryError
         for report in self.reports:
             progress(report)
             time.sleep(0.01)
@@ -304,6 +309,39 @@ def test_a_mount_that_is_about_to_end_is_shown_as_such(run: Run, daemon: Daemon)
     daemon.ending = True
     assert "here on /mnt/s3backer-test by process" in (shown := run("info", str(daemon.url)).out)
     assert "which is about to end" in shown
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_unmount_believes_no_end_that_it_could_not_ask_for(run: Run, daemon: Daemon, lives: bool) -> None:
+    """Of a process of another namespace nothing else is known: as many clients as may were just asking it."""
+    daemon.where = {"processes": "pid:[1]"}
+    daemon.last_signal = signal.SIGCONT
+    daemon.refusals = 2
+    if lives:
+        daemon.close_error = failure("the store is away", "Wait.", 3)
+    answer = run("unmount", daemon.mountpoint)
+    assert (answer.code, daemon.refusals) == (3 if lives else 0, 0)
+
+
+def test_that_a_daemon_died_is_seen_before_somebody_removes_its_socket(
+    run: Run, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As whoever looks for a daemon does."""
+    sockets.mkdir(mode=0o700, exist_ok=True)
+    command = [sys.executable, "-c", DIES, str(sockets / f"{'a' * 32}.sock"), "info info unmount ended", "says nothing"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+
+        def look() -> None:
+            process.wait()
+            time.sleep(0.5)
+            control.call("a" * 32, "info")
+
+        looked = threading.Thread(target=look)
+        looked.start()
+        answer = run("unmount", "/mnt/dies")
+        looked.join()
+    assert answer.code == 7 and "ended before it had said" in answer.sentence()
 
 
 def test_unmount_means_the_mount_that_is_there_not_one_that_was(run: Run, daemon: Daemon, sockets: Path) -> None:

@@ -404,7 +404,8 @@ def test_a_forced_mount_that_fails_when_it_has_waited_is_not_gone_on_with(
         volume.write(BLOCK, NEW)
         volume.flush()
     elsewhere: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
-    store, waited = Flaky(place.bucket), []
+    store = Flaky(place.bucket)
+    waited: list[str] = []
 
     def head(key: str) -> Any:
         # By that it is seen whether the volume is as it was.
