@@ -456,6 +456,8 @@ def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
         if holder.former is None:
             holder.give_back(patient=False)
         else:
+            # Nobody notes anything any more in what is forgotten.
+            holder.stop()
             if holder.former.journal and directory is not None:
                 # Before: where it cannot be put back the next mount does not go on with ours unasked.
                 with contextlib.suppress(JournalError):

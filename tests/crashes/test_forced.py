@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from s3backer import holder, replaying
+from s3backer import holder, opening, replaying
 from s3backer.admin import unlock_volume
 from s3backer.codec.choice import AS_THE_VOLUME
 from s3backer.errors import JournalDamaged, JournalError, S3backerError, StoreError, VolumeInUse
@@ -425,6 +426,33 @@ def test_a_forced_mount_that_fails_when_it_has_waited_is_not_gone_on_with(
         assert "--force" in refused.value.hint
     with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
         Recoverer(place.store(), "", place.options, directory).replay(force=True)
+    assert place.content(BLOCK, BLOCK) == NEW
+
+
+def test_what_a_forced_mount_that_fails_has_noted_is_forgotten_when_nobody_notes_any_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who renews the token notes that, too, in a thread of its own."""
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    elsewhere = str(place.directory / "elsewhere")
+    forget = JournalDirectory.forget_token
+    renewing: list[str] = []
+
+    def seen(directory: JournalDirectory) -> None:
+        renewing.extend(thread.name for thread in threading.enumerate() if thread.name == "s3backer-lease")
+        forget(directory)
+
+    def fails(*args: Any) -> None:
+        monkeypatch.setattr(JournalDirectory, "forget_token", seen)
+        raise StoreError("it fails", hint="Wait.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "refuse_if_changed", fails)
+        with pytest.raises(StoreError):
+            place.open(force=True, lease=1.0, journal_directory=elsewhere)
+    assert renewing == []
     assert place.content(BLOCK, BLOCK) == NEW
 
 
