@@ -58,6 +58,8 @@ _SEND_SECONDS = 10.0
 _JOIN_SECONDS = 10.0
 #: Seconds for a daemon that listens no more to take its socket away, and between two looks at that.
 _LEAVE_SECONDS, _LOOK = 2.0, 0.05
+#: Seconds for others to have done with the sockets' directory.
+_LOCK_SECONDS = 1.0
 
 Progress = Callable[[dict[str, object]], None]
 #: A command's work: takes its arguments and a way to report progress, returns the result or raises S3backerError.
@@ -394,10 +396,18 @@ class ControlServer:
             thread.join(_JOIN_SECONDS)
 
     def _remove(self) -> None:
-        with contextlib.suppress(OSError, S3backerError), _opened(self._path.parent) as directory, _changing(directory):
-            name = self._path.name
-            if _identity(os.stat(name, dir_fd=directory, follow_symlinks=False)) == self._inode:
-                os.unlink(name, dir_fd=directory)
+        with contextlib.suppress(OSError, S3backerError), _opened(self._path.parent) as directory:
+            try:
+                with _changing(directory):
+                    self._remove_ours(directory)
+            except TimeoutError:
+                # What is left would be taken for a dead daemon's.
+                self._remove_ours(directory)
+
+    def _remove_ours(self, directory: int) -> None:
+        name = self._path.name
+        if _identity(os.stat(name, dir_fd=directory, follow_symlinks=False)) == self._inode:
+            os.unlink(name, dir_fd=directory)
 
     def _accept(self) -> None:
         listener = self._listener
@@ -533,8 +543,19 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _changing(directory: int) -> Iterator[None]:
-    """Let nobody else give a name in the sockets' directory, or take one away."""
-    fcntl.flock(directory, fcntl.LOCK_EX)
+    """Let nobody else give a name in the sockets' directory, or take one away.
+
+    Raises TimeoutError where somebody has it locked for long, as to keep it from being cleaned (tmpfiles.d).
+    """
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise TimeoutError(errno.ETIMEDOUT, "its directory is locked by another process") from None
+            time.sleep(_LOOK)
     try:
         yield
     finally:

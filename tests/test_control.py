@@ -664,3 +664,21 @@ def test_a_daemon_that_ends_leaves_the_socket_of_the_next_one(path: Path, monkey
     monkeypatch.setattr(os, "unlink", seen)
     server.stop()
     assert changed and not path.exists()
+
+
+def test_who_keeps_the_directory_locked_holds_no_daemon(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As somebody may, to keep it from being cleaned."""
+    monkeypatch.setattr(control, "_LOCK_SECONDS", 0.2)
+    server = ControlServer(path, {"echo": echo})
+    server.start()
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        stopping = threading.Thread(target=server.stop, daemon=True)
+        stopping.start()
+        stopping.join(10.0)
+        assert not stopping.is_alive() and not path.exists()
+        with pytest.raises(S3backerError, match="is locked by another process"):
+            ControlServer(path, {"echo": echo}).start()
+    finally:
+        os.close(directory)
