@@ -154,7 +154,7 @@ class Recoverer:
             return self._remove_stored(progress)
         token = None if self.left.empty else self._find_token(progress, force=force)
         if not self.left.found.pending:
-            self._expire_and_end(token, progress)
+            self._expire_and_end(token, progress, forget=not self.left.empty)
             return Recovery(0, 0.0, 0)
         return self._replay(token, self._layout(token, force=force), progress)
 
@@ -170,7 +170,7 @@ class Recoverer:
         token = None if self.left.empty else self._find_token(progress)
         ours = token is not None and isinstance(self._decide(token), Ours)
         if not found.files or not (found.pending or ours):
-            self._expire_and_end(token, progress)
+            self._expire_and_end(token, progress, forget=not self.left.empty)
             return Recovery(0, 0.0, 0)
         layout = self._layout(token, force=False)
         size = file_bytes_for(layout.block_size, self._journal_bytes)
@@ -380,11 +380,15 @@ class Recoverer:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _expire_and_end(self, token: MountToken | None, progress: Progress) -> None:
-        """End it where nothing has to be replayed; whoever mounts next reads what the last requests have made."""
+    def _expire_and_end(self, token: MountToken | None, progress: Progress, *, forget: bool = True) -> None:
+        """End it where nothing has to be replayed; whoever mounts next reads what the last requests have made.
+
+        ``forget``: not where there is no journal: what is noted is of a mount that was killed while it took the volume
+        by force.
+        """
         if token is not None and self._is_mine(token):
             self._wait_until(time.monotonic() + self._quiet_in(token), progress)
-        self._end(token)
+        self._end(token, forget=forget)
 
     def _is_mine(self, token: MountToken) -> bool:
         """Whether a token is that of a mount that had this directory, or a copy of it."""
@@ -433,8 +437,8 @@ class Recoverer:
         # Its directory says nothing of it, or no more than it did when it was copied.
         return max(seconds, quiet_in(self._store, token, ended=self._is_mine(token)))
 
-    def _end(self, token: MountToken | None, holder: Holder | None = None) -> None:
-        """Remove the journal, and then the token if it is this host's, or held."""
+    def _end(self, token: MountToken | None, holder: Holder | None = None, *, forget: bool = True) -> None:
+        """Remove the journal, and then the token if it is this host's, or held; and ``forget`` what is noted of it."""
         mine = token if token is not None and (holder is not None or self._is_mine(token)) else None
         if mine is not None:
             # Whoever finds no files any more, and the token, removes that.
@@ -452,7 +456,8 @@ class Recoverer:
                 log.error("%s was mounted %s while its journal was replayed", self._url, other.describe())
         reach("replay-unlocked")
         self.left.remove_notes()
-        self._directory.forget_token()
+        if forget:
+            self._directory.forget_token()
 
     def _refusal(self, verdict: NeedsETags | Refuse, token: MountToken | None) -> JournalError | VolumeInUse:
         """Return why it is not replayed where somebody else may have had the volume."""

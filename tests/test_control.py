@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s3backer import control
+from s3backer import control, mountpoint
 from s3backer.control import (
     MAX_CLIENTS,
     MAX_LINE,
@@ -34,6 +35,7 @@ from s3backer.control import (
     socket_names,
 )
 from s3backer.errors import DaemonSilent, S3backerError, VolumeInUse
+from s3backer.mountpoint import Mount
 from tests.support.commands import stopped_daemon
 
 
@@ -682,3 +684,14 @@ def test_who_keeps_the_directory_locked_holds_no_daemon(path: Path, monkeypatch:
             ControlServer(path, {"echo": echo}).start()
     finally:
         os.close(directory)
+
+
+def test_a_mount_is_no_other_one_that_has_its_numbers_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel gives them to the next one; tests/mount/test_control_mounted.py has it happen, in make soak."""
+    ours = Mount(71, "0:52", "/mnt/disk", "fuse.s3backer", "s3://bucket/disk")
+    table = [replace(ours, path="/moved/disk")]
+    monkeypatch.setattr(mountpoint, "read_mounts", lambda: table)
+    assert mountpoint.find_again(ours) == table[0]
+    for other in (replace(ours, kind="tmpfs"), replace(ours, source="s3://other"), replace(ours, mount_id=72)):
+        table[:] = [replace(other, path="/elsewhere")]
+        assert mountpoint.find_again(ours) is None

@@ -18,6 +18,7 @@ from s3backer.errors import UsageError
 from s3backer.hints import move_back_command, unlock_command
 from s3backer.journal.files import has_files, is_home, newest_header, noted_token
 from s3backer.journal.format import Header
+from s3backer.journal.nonces import is_noted
 from s3backer.layouts.token import MountToken, way_on
 from s3backer.stores.base import ObjectStore
 from s3backer.url import VolumeURL, volume_id
@@ -125,7 +126,9 @@ def _printable(text: str) -> str:
 def has_not_begun(store: ObjectStore, prefix: str, token: MountToken) -> bool:
     """Return whether a token is that of a mount of this host that has ended while it took the volume by force."""
     path = named_path(store, prefix, token)
-    return is_missing(store, prefix, token) and is_home(path, token.home) and noted_token(path) is None
+    # A directory that was made anew may have the number that the former one had.
+    waits = is_home(path, token.home) and is_noted(path, token.nonce) and noted_token(path) is None
+    return waits and is_missing(store, prefix, token)
 
 
 def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str:

@@ -22,6 +22,20 @@ _PLACES, _PLACE = 32, 64
 _NONCE = re.compile(rb"([0-9a-f]{32}) ([0-9]{20}) *\n")
 
 
+def is_noted(path: str, nonce: str) -> bool:
+    """Return whether a nonce stands in a journal's directory, without locking it; False if that cannot be read."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return nonce in (Nonces(System(), directory).noted() or ())
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+
+
 class Nonces:
     """Those that are noted in one directory. Raises OSError."""
 

@@ -258,6 +258,7 @@ def test_a_mount_that_was_moved_is_unmounted_where_it_is(
     volume.wait_for_nothing()
 
 
+@pytest.mark.soak
 def test_a_daemon_that_ends_leaves_what_has_the_number_of_its_mount_since(volume: Workbench) -> None:
     """The kernel gives the numbers of a mount, and of its device, to the next one at once."""
     other = volume.directory / "other"
