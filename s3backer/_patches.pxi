@@ -44,6 +44,18 @@ cdef bint has_patches_for(Slab slab, int32_t index, Py_ssize_t start, Py_ssize_t
     return slab.patches + needed <= slab._patch_limit
 
 
+cdef int32_t take_patch(Slab slab, int32_t index, Py_ssize_t sector) noexcept nogil:
+    """Give a slot's sector a patch that says that nothing of it is known; there is one."""
+    cdef int32_t patch = slab._free_patch
+    cdef Patch *taken = slab._patch + patch
+    slab._free_patch = taken.next
+    slab.patches += 1
+    memset(taken, 0, sizeof(Patch))
+    taken.sector, taken.next = <int32_t>sector, slab._slot[index].patch
+    slab._slot[index].patch = patch
+    return patch
+
+
 cdef bint is_completed(Slab slab, int32_t index, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Note that bytes of one sector, a part of it, were written; return whether all of it is known then."""
     cdef Py_ssize_t sector = start >> _SECTOR_SHIFT
@@ -52,15 +64,9 @@ cdef bint is_completed(Slab slab, int32_t index, Py_ssize_t start, Py_ssize_t st
     if slab._covers(index, sector, sector + 1):
         return True
     patch = find_patch(slab, index, sector)
-    found = slab._patch + patch
     if patch < 0:
-        patch = slab._free_patch
-        found = slab._patch + patch
-        slab._free_patch = found.next
-        slab.patches += 1
-        memset(found, 0, sizeof(Patch))
-        found.sector, found.next = <int32_t>sector, slab._slot[index].patch
-        slab._slot[index].patch = patch
+        patch = take_patch(slab, index, sector)
+    found = slab._patch + patch
     start -= sector << _SECTOR_SHIFT
     stop -= sector << _SECTOR_SHIFT
     set_bits(found.known, start, stop)

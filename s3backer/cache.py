@@ -357,9 +357,10 @@ class BlockCache:
                 count, reason = self.writer.write_zeros(block * size, size, now)
                 request.position += count
             elif reason == _fast.NO_PATCH:
-                if self._layout.known_absent(block) and self._slab.fill(block, None):
+                absent = self._layout.known_absent(block)
+                if absent and self._slab.fill(block, None):
                     continue
-                if not isinstance(self.writer, _journal.Journal) and not self._layout.known_absent(block):
+                if not (absent or isinstance(self.writer, _journal.Journal)):
                     return block
                 # Some can be left to the journal, or stored soon.
                 reason = _fast.NO_SLOT

@@ -383,15 +383,13 @@ class _Daemon:
     def _start_control(
         self, ident: str, volume: Volume, store: ObjectStore, mount: FuseMount, operations: DiskOperations
     ) -> ControlServer | None:
-        def file() -> str:
-            return os.path.join(mount.mountpoint, self._request.file_name)
-
         def info(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            where = mount.mountpoint
             return {
                 **volume.facts(),
                 **mount.facts(),
-                "mountpoint": mount.mountpoint,
-                "file": file(),
+                "mountpoint": where,
+                "file": os.path.join(where, self._request.file_name),
                 "pid": os.getpid(),
                 "processes": processes(),
                 "ending": self._stop_asked or self._ending.is_set(),
@@ -414,7 +412,7 @@ class _Daemon:
             finally:
                 # Also one that failed may have left another size.
                 operations.resized()
-            path = file()
+            path = os.path.join(mount.mountpoint, self._request.file_name)
             wait_for_size(path, volume.size)
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(path)), "file": path}
 

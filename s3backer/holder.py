@@ -377,7 +377,7 @@ def take(
     owed = quiet_in(store, found, ended=ended) if found is not None else 0.0
     # Where there is one elsewhere it names a journal in any case while it waits: who finds it has to be told by force.
     elsewhere = "" if found is None else found.journal
-    waiting = elsewhere if directory is None or not elsewhere else directory.place
+    waiting = directory.place if elsewhere and directory is not None else elsewhere
     token = new_token(
         random.SystemRandom(),
         journal=journal or waiting,

@@ -344,18 +344,17 @@ def test_that_a_daemon_died_is_seen_before_somebody_removes_its_socket(
     assert answer.code == 7 and "ended before it had said" in answer.sentence()
 
 
-def test_unmount_means_the_mount_that_is_there_not_one_that_was(run: Run, daemon: Daemon, sockets: Path) -> None:
-    """The same mount point may be used anew while the daemon before still stores."""
+def unmounts_the_later_one(run: Run, daemon: Daemon, sockets: Path, **facts: object) -> None:
+    """Unmount where another daemon, the first one in order, says the same mount point and these facts."""
     asked: list[str] = []
 
     def info(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
-        return {"mountpoint": daemon.mountpoint, "pid": os.getpid(), "ending": True}
+        return {"mountpoint": daemon.mountpoint, "pid": os.getpid(), **facts}
 
     def unmount(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
         asked.append("unmount")
-        return {}
+        raise MountError("it is in use")
 
-    # The first one in order.
     before = ControlServer(sockets / f"{'0' * 32}.sock", {"info": info, "unmount": unmount})
     before.start()
     try:
@@ -363,6 +362,11 @@ def test_unmount_means_the_mount_that_is_there_not_one_that_was(run: Run, daemon
     finally:
         before.stop()
     assert (answer.code, asked, [name for name, _ in daemon.asked]) == (0, [], ["unmount"])
+
+
+def test_unmount_means_the_mount_that_is_there_not_one_that_was(run: Run, daemon: Daemon, sockets: Path) -> None:
+    """The same mount point may be used anew while the daemon before still stores."""
+    unmounts_the_later_one(run, daemon, sockets, ending=True)
 
 
 def test_unmount_says_how_closing_ended(run: Run, daemon: Daemon) -> None:
@@ -456,23 +460,7 @@ def test_unmount_means_the_mount_that_is_there_not_one_that_was_taken_away_while
     mounted = Mount(1, "0:99", daemon.mountpoint, FUSE_TYPE, "file:///v")
     monkeypatch.setattr(unmount_module, "find_mount", lambda path: mounted if path == mounted.path else None)
     daemon.where = {"device": "0:99"}
-    asked: list[str] = []
-
-    def info(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
-        return {"mountpoint": daemon.mountpoint, "pid": os.getpid(), "ending": False, "device": "0:98"}
-
-    def unmount(arguments: Mapping[str, object], progress: Progress) -> Mapping[str, object]:
-        asked.append("unmount")
-        raise MountError("it is in use")
-
-    # The first one in order.
-    before = ControlServer(sockets / f"{'0' * 32}.sock", {"info": info, "unmount": unmount})
-    before.start()
-    try:
-        answer = run("unmount", daemon.mountpoint)
-    finally:
-        before.stop()
-    assert (answer.code, asked, [name for name, _ in daemon.asked]) == (0, [], ["unmount"])
+    unmounts_the_later_one(run, daemon, sockets, ending=False, device="0:98")
 
 
 def test_the_root_of_a_mount_is_not_asked_for_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -307,6 +307,14 @@ def test_and_that_of_a_mount_by_the_original(place: Place, monkeypatch: pytest.M
         place.open()
 
 
+def flushed(place: Place) -> dict[str, Any]:
+    """Let a mount be killed whose flushed data is in its journal only; return how one elsewhere is opened."""
+    with place.killed(lease=1.0) as volume:
+        volume.write(BLOCK, NEW)
+        volume.flush()
+    return {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
+
+
 def dies_by_force(place: Place, moment: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Let a process that mounts by force end at this moment of its taking over."""
 
@@ -329,10 +337,7 @@ def test_a_forced_mount_that_is_killed_in_its_wait_is_not_gone_on_with(
     place: Place, monkeypatch: pytest.MonkeyPatch, moment: str, journal: int, then: str
 ) -> None:
     """What the mount before it has flushed is in a journal elsewhere: nobody gives that up unasked."""
-    with place.killed(lease=1.0) as volume:
-        volume.write(BLOCK, NEW)
-        volume.flush()
-    elsewhere: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
+    elsewhere = flushed(place)
     dies_by_force(place, moment, monkeypatch, journal=journal, **elsewhere)
     changes: dict[str, Any] = {
         "the same": elsewhere,
@@ -357,10 +362,7 @@ def test_a_forced_mount_that_is_killed_in_its_wait_is_not_gone_on_with(
 
 
 def test_one_that_is_killed_in_its_wait_says_what_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    with place.killed(lease=1.0) as volume:
-        volume.write(BLOCK, NEW)
-        volume.flush()
-    elsewhere: dict[str, Any] = {"lease": 3.0, "journal_directory": str(place.directory / "elsewhere")}
+    elsewhere = {**flushed(place), "lease": 3.0}
     dies_by_force(place, "waits", monkeypatch, **elsewhere)
     for ask in (lambda: place.open(**elsewhere), lambda: unlock_volume(place.store(), "")):
         with pytest.raises(VolumeInUse) as refused:
@@ -401,10 +403,7 @@ def test_a_forced_mount_that_fails_when_it_has_waited_is_not_gone_on_with(
     place: Place, monkeypatch: pytest.MonkeyPatch, journal: int
 ) -> None:
     """Nor where the store is away just then, so that the former token cannot be put back, and its silence is seen."""
-    with place.killed(lease=1.0) as volume:
-        volume.write(BLOCK, NEW)
-        volume.flush()
-    elsewhere: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "elsewhere")}
+    elsewhere = flushed(place)
     store = Flaky(place.bucket)
     waited: list[str] = []
 

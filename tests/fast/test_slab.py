@@ -190,18 +190,12 @@ class SlabMachine(RuleBasedStateMachine):
         assert self.real.next_held(block, block + length) == self.plain.next_held(block, block + length)
 
     @rule(block=st.integers(0, BLOCKS - 1), start=st.integers(0, BLOCK), length=st.integers(0, BLOCK))
-    def copy_out(self, block: int, start: int, length: int) -> None:
+    def copy(self, block: int, start: int, length: int) -> None:
         length = min(length, BLOCK - start)
-        real, plain = bytearray(length), bytearray(length)
-        assert self.real.copy_out(block, start, real) == self.plain.copy_out(block, start, plain)
-        assert real == plain
-
-    @rule(block=st.integers(0, BLOCKS - 1), start=st.integers(0, BLOCK), length=st.integers(0, BLOCK))
-    def copy_run(self, block: int, start: int, length: int) -> None:
-        length = min(length, BLOCK - start)
-        real, plain = bytearray(length), bytearray(length)
-        assert self.real.copy_run(block, start, real) == self.plain.copy_run(block, start, plain)
-        assert real == plain
+        for name in ("copy_out", "copy_run"):
+            real, plain = bytearray(length), bytearray(length)
+            assert getattr(self.real, name)(block, start, real) == getattr(self.plain, name)(block, start, plain), name
+            assert real == plain
 
     @rule(block=st.integers(0, BLOCKS - 1), sector=st.integers(0, 3), pieces=st.integers(2, 9))
     def write_pieces(self, block: int, sector: int, pieces: int) -> None:
