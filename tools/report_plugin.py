@@ -15,6 +15,9 @@ from typing import TextIO
 
 import pytest
 
+#: Characters of a failure's message.
+_MOST = 400
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that names the file."""
@@ -48,7 +51,7 @@ class _Lines:
         # One that took its process with it is reported without having begun.
         seconds, outcome, reason = self._running.get(report.nodeid, (0.0, "passed", ""))
         if report.failed:
-            outcome, reason = "failed", f"in {report.when}"
+            outcome, reason = "failed", f"in {report.when}{_failure(report)}"
         elif report.skipped and outcome == "passed":
             outcome, reason = "skipped", _skip_reason(report)
         self._running[report.nodeid] = (seconds + report.duration, outcome, reason)
@@ -65,6 +68,18 @@ class _Lines:
 
     def pytest_unconfigure(self) -> None:
         self._file.close()
+
+
+def _failure(report: pytest.TestReport) -> str:
+    """Return where a test failed and with what, in a line or two: of a long run often only the end is kept."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None:
+        return ""
+    entries = getattr(getattr(report.longrepr, "reprtraceback", None), "reprentries", [])
+    places = [place for entry in entries if (place := getattr(entry, "reprfileloc", None)) is not None]
+    line = places[0].lineno if places else crash.lineno
+    message = " ".join(crash.message.split())
+    return f", line {line}: {message[:_MOST]}{'…' if len(message) > _MOST else ''}"
 
 
 def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
