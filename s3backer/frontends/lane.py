@@ -167,7 +167,7 @@ class FastLane:
         while (news := self.lane.parking.wait(_SOON if later else _LATE)) is not None:
             later = [one for one in (*later, *news) if not self._begin_or_fail(*one)]
             try:
-                self._make_room()
+                self._make_room(len(news))
             except Exception:
                 log.exception("the fast lane met a defect and goes on")
         if not self._stopping:
@@ -182,8 +182,8 @@ class FastLane:
             except Exception as error:
                 done(StoreError(f"zeroing failed: {error!r}"))
 
-    def _make_room(self) -> None:
-        """Let the kernel send as many requests beside those that wait as it may at first.
+    def _make_room(self, arrived: int) -> None:
+        """Let the kernel send as many requests beside those that wait as it may at first; so many have just come.
 
         Waiting writes count up to a limit: they hold their data in memory.
         """
@@ -194,7 +194,13 @@ class FastLane:
             wanted += -(-(reads + min(len(kinds) - reads, self._background)) // _FEW) * _FEW
         if wanted > self._allowed or (wanted == self._background) != (self._allowed == self._background):
             self._allowed = wanted
-            self._allow(wanted)
+            arrived = max(arrived, 1)
+        elif self._allowed == self._background:
+            return
+        # Of those that wait in the kernel for a larger number each time one is woken (fs/fuse/control.c), the next one
+        # only when a request ends, which none may do for long.
+        for _ in range(arrived):
+            self._allow(self._allowed)
 
     def _begin_or_fail(self, kind: int, number: int, offset: int, length: int, position: int) -> bool:
         """Do what ``_begin`` does; whatever that meets, those that come later are served."""

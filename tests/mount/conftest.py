@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -28,20 +29,30 @@ def connections() -> Iterator[None]:
 
     Of the test processes that share what one of them has mounted, the last one unmounts it.
     """
-    with Path(tempfile.gettempdir(), "s3b-fusectl").open("a+") as shared:
-        fcntl.flock(shared, fcntl.LOCK_EX)
-        if not any(mount.path == str(CONNECTIONS) for mount in read_mounts()):
-            run("mount", "-t", "fusectl", "fusectl", str(CONNECTIONS))
-            shared.write("ours")
-            shared.flush()
-        fcntl.flock(shared, fcntl.LOCK_SH)
+    directory = Path(tempfile.gettempdir())
+    with (directory / "s3b-fusectl").open("a+") as users, (directory / "s3b-fusectl-change").open("a") as change:
+        with _locked(change):
+            if not any(mount.path == str(CONNECTIONS) for mount in read_mounts()):
+                run("mount", "-t", "fusectl", "fusectl", str(CONNECTIONS))
+                users.write("ours")
+                users.flush()
+            fcntl.flock(users, fcntl.LOCK_SH)
         yield
-        with suppress(BlockingIOError):
-            fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shared.seek(0)
-            if shared.read():
+        with _locked(change), suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            users.seek(0)
+            if users.read():
                 run("umount", str(CONNECTIONS))
-                shared.truncate(0)
+                users.truncate(0)
+
+
+@contextmanager
+def _locked(file: TextIO) -> Iterator[None]:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -66,6 +66,16 @@ def direct(mount: Mounted) -> Iterator[int]:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def stopped(mount: Mounted) -> Iterator[None]:
+    """Keep the daemon from doing anything for a while."""
+    mount.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        mount.signal(signal.SIGCONT)
+
+
 def page(content: bytes) -> mmap.mmap:
     """Return memory fit for direct I/O."""
     memory = mmap.mmap(-1, len(content))
@@ -165,11 +175,16 @@ def test_fstrim_on_ext4_deletes_objects(bench: Workbench, tmp_path: Path) -> Non
 # ── nobody waits for who waits ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_thousand_reads_wait_for_the_store_and_nobody_for_them(large: Workbench) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_thousand_reads_wait_for_the_store_and_nobody_for_them(large: Workbench, at_once: bool) -> None:
     with large.mounted(volume={"cache_blocks": 300, "list_blocks": False}) as mount, direct(mount) as descriptor:
         assert pread(descriptor, 0) == content(0)
+        waiting = CONNECTIONS / str(os.minor(os.fstat(descriptor).st_dev)) / "waiting"
         with ThreadPoolExecutor(1000) as pool, large.turned("hold-get"):
-            reads = [pool.submit(pread, descriptor, block * BLOCK) for block in range(100, 1100)]
+            with stopped(mount) if at_once else contextlib.nullcontext():
+                reads = [pool.submit(pread, descriptor, block * BLOCK) for block in range(100, 1100)]
+                if at_once:
+                    wait_until(lambda: int(waiting.read_text()) == 1000, "a thousand reads wait in the kernel")
             wait_until(lambda: facts(large)["lane_waiting"] == 1000, "a thousand reads wait")
             for block in range(50):
                 assert pread(descriptor, 0) == content(0)
