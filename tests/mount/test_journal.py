@@ -546,20 +546,25 @@ def test_a_filesystem_is_whole_after_a_kill(journaled: Bench, tmp_path: Path) ->
 
 
 @lane_first
-def test_a_damaged_journal_is_kept_until_it_is_given_up(dead: Bench) -> None:
-    directory = ("--journal-directory", str(dead.journals))
-    first = min(dead.files)
+def test_a_damaged_journal_is_kept_until_it_is_given_up(journaled: Bench) -> None:
+    with journaled.mounted() as mount, journaled.turned("outage"):
+        # The second one bears witness that the first one was on the disk.
+        write(mount, DATA, sync=True)
+        write(mount, DATA, offset=len(DATA), sync=True)
+        kill(mount)
+    directory = ("--journal-directory", str(journaled.journals))
+    first = min(journaled.files)
     content = bytearray(first.read_bytes())
     content[5000] ^= 1
     first.write_bytes(content)
-    code, text = dead.run()
+    code, text = journaled.run()
     assert code == 9
     assert f"{first} is damaged at byte" in text
-    assert f"{first} is damaged at byte" in dead.command("recover", *directory, code=9)
+    assert f"{first} is damaged at byte" in journaled.command("recover", *directory, code=9)
     assert first.read_bytes() == content
-    assert "was given up, it was damaged" in dead.command("recover", *directory, "--discard")
-    assert not dead.files
-    assert not dead.token.exists()
+    assert "was given up, it was damaged" in journaled.command("recover", *directory, "--discard")
+    assert not journaled.files
+    assert not journaled.token.exists()
 
 
 # ── its place ────────────────────────────────────────────────────────────────────────────────────────────────
