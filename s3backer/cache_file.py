@@ -253,7 +253,7 @@ class CacheFile:
     def _refuse_if_used(self) -> None:
         """Raise VolumeInUse if another process of this host has the file open for writing, or imports it."""
         hint = "That mount is alive: unmount it, which stores everything. If it hangs, end that process first."
-        for pid in _writers(self._status):
+        for pid in _writers(self._descriptor):
             raise VolumeInUse(f"{self.path} is in use by process {pid} ({_name(pid)})", hint=hint)
         try:
             # Of two imports at once one would write after the other has given the volume free. Not every file system
@@ -289,19 +289,30 @@ def _open(path: str) -> int:
         ) from None
 
 
-def _writers(status: os.stat_result) -> Iterator[int]:
-    """Yield the processes, as far as we may look into them, that have this file open for writing."""
+def _writers(descriptor: int) -> Iterator[int]:
+    """Yield the other processes, as far as we may look into them, that have an open file open for writing."""
+    status = os.fstat(descriptor)
+    inode = _facts(Path(f"/proc/self/fdinfo/{descriptor}")).get("ino")
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal() or int(process.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError, ValueError, IndexError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
             for handle in (process / "fd").iterdir():
                 with contextlib.suppress(FileNotFoundError):
+                    facts = _facts(process / "fdinfo" / handle.name)
+                    # Who asks a mount that hangs for a file would hang, too: only what may be this one is asked for.
+                    if facts.get("ino") != inode:
+                        continue
                     there = handle.stat()
-                    if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
-                        flags = (process / "fdinfo" / handle.name).read_text().split("flags:")[1].split()[0]
-                        if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
-                            yield int(process.name)
+                    writes = int(facts["flags"], 8) & os.O_ACCMODE != os.O_RDONLY
+                    if writes and (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
+                        yield int(process.name)
+
+
+def _facts(file: Path) -> dict[str, str]:
+    """Return what /proc says of an open file; its inode since Linux 5.14."""
+    lines = (line.partition(":") for line in file.read_text().splitlines())
+    return {name: value.strip() for name, _, value in lines}
 
 
 def _name(pid: int) -> str:

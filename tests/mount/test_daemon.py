@@ -19,6 +19,7 @@ import pytest
 
 from s3backer.errors import MountError
 from s3backer.mountpoint import check_fuse
+from tests.support.cache_files import put_cache_file
 from tests.support.mounts import (
     PATIENCE,
     ROOT,
@@ -29,7 +30,7 @@ from tests.support.mounts import (
     umount,
     wait_until,
 )
-from tests.support.workbench import SIZE, Workbench, without_lane
+from tests.support.workbench import BLOCK, SIZE, Workbench, without_lane
 
 pytestmark = needs_mounts
 
@@ -322,6 +323,29 @@ def test_a_mount_point_whose_daemon_is_stopped(volume: Workbench, other: Workben
             refuse(other, 7, said, mountpoint=str(mount.mountpoint))
         finally:
             mount.signal(signal.SIGCONT)
+
+
+@without_lane
+def test_a_stopped_daemon_keeps_nobody_waiting_who_looks_for_the_users_of_another_file(
+    volume: Workbench, other: Workbench, tmp_path: Path
+) -> None:
+    cache = put_cache_file(tmp_path / "cache", [], block_size=BLOCK, token=1)
+    with volume.mounted() as mount:
+        with mount.file.open("r+b") as file:
+            user = subprocess.Popen(["sleep", "infinity"], stdin=file)
+            # What the kernel knew of the file is out of date then.
+            file.write(b"x")
+        mount.signal(signal.SIGSTOP)
+        try:
+            time.sleep(1.5)
+            what = [sys.executable, "-m", "s3backer", "import-cache", str(cache), f"file://{other.bucket}"]
+            asked = subprocess.Popen(what, stderr=subprocess.PIPE, text=True)
+            said = asked.communicate(timeout=PATIENCE)[1]
+        finally:
+            mount.signal(signal.SIGCONT)
+            user.kill()
+            user.wait()
+        assert (asked.returncode, said) == (0, "")
 
 
 def test_a_dead_mount(volume: Workbench, other: Workbench) -> None:

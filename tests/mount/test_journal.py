@@ -746,6 +746,7 @@ def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
     with journaled.mounted() as mount, journaled.turned("outage"):
         descriptor = os.open(mount.file, os.O_RDWR)
         try:
+
             def fill() -> None:
                 with contextlib.suppress(OSError):
                     for offset in range(BLOCK, SIZE, BLOCK):
