@@ -28,7 +28,8 @@ import pytest
 from perf.side_by_side import Ratio, Report, compare, interleave
 from s3backer.admin import create_volume
 from s3backer.codec.choice import EncodingOptions, choose_codec
-from s3backer.control import call, socket_name
+from s3backer.control.asking import call
+from s3backer.control.sockets import socket_name
 from s3backer.layouts.classic import ClassicLayout
 from s3backer.mountpoint import find_mount
 from s3backer.stores.s3 import S3Store

@@ -28,7 +28,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from s3backer.background import Parent, launch
 from s3backer.closing import ClosingProgress
-from s3backer.control import ControlServer, Progress, ask, failure, listen, processes, socket_name
+from s3backer.control.asking import ask
+from s3backer.control.messages import Progress, failure, processes
+from s3backer.control.server import ControlServer, listen
+from s3backer.control.sockets import socket_name
 from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.hints import unmount_command
 from s3backer.journal.files import has_files

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass, replace
 
-from s3backer.control import control_directory
+from s3backer.control.sockets import control_directory
 from s3backer.disk_cache import cache_directory
 from s3backer.errors import MountError, UsageError
 from s3backer.journal.default import default_size

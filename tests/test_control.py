@@ -21,19 +21,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s3backer import control, mountpoint
-from s3backer.control import (
-    MAX_CLIENTS,
-    MAX_LINE,
-    ControlServer,
-    Progress,
-    call,
-    control_path,
-    find_daemons,
-    has_died,
-    listen,
-    socket_names,
-)
+from s3backer import mountpoint
+from s3backer.control import asking, sockets
+from s3backer.control import server as server_module
+from s3backer.control.asking import ask, call, find_daemons, has_died
+from s3backer.control.messages import MAX_LINE, Progress
+from s3backer.control.server import MAX_CLIENTS, ControlServer, listen
+from s3backer.control.sockets import control_path, socket_names
 from s3backer.errors import DaemonSilent, S3backerError, VolumeInUse
 from s3backer.mountpoint import Mount
 from tests.support.commands import stopped_daemon
@@ -282,7 +276,7 @@ def test_a_second_daemon_is_refused_and_leaves_the_first_alone(server: ControlSe
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ControlServer]]:
     """Return what lets another daemon of one volume listen; it says these facts of its mount."""
-    monkeypatch.setattr(control, "control_path", lambda name: tmp_path / "sockets" / f"{name}.sock")
+    monkeypatch.setattr(sockets, "control_directory", lambda: tmp_path / "sockets")
     servers: list[ControlServer] = []
 
     def serve(**facts: object) -> ControlServer:
@@ -298,7 +292,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 def test_several_daemons_of_a_volume_listen_and_none_leaves_its_socket(
     names: Callable[..., ControlServer], tmp_path: Path
 ) -> None:
-    assert find_daemons("id") == [] and control.ask("id", "info") is None
+    assert find_daemons("id") == [] and ask("id", "info") is None
     first, _, _ = (names(pid=pid) for pid in range(3))
     assert [found.facts["pid"] for found in find_daemons("id")] == [0, 1, 2]
     assert socket_names("id") == ["id", "id-2", "id-3"]
@@ -322,13 +316,13 @@ def test_a_dead_daemons_name_is_taken_before_another_one(names: Callable[..., Co
 
 def test_the_daemon_that_has_the_volume_is_asked(names: Callable[..., ControlServer]) -> None:
     names(pid=0, lost=True, opened=5.0)
-    assert control.ask("id", "echo") == {"pid": 0, "lost": True, "opened": 5.0}
+    assert ask("id", "echo") == {"pid": 0, "lost": True, "opened": 5.0}
     names(pid=1, read_only=True, opened=4.0)
     names(pid=2, ending=True, opened=3.0)
     names(pid=3, opened=1.0)
     names(pid=4, opened=2.0)
     assert [found.facts["pid"] for found in find_daemons("id")] == [4, 3, 2, 1, 0]
-    answer = control.ask("id", "echo")
+    answer = ask("id", "echo")
     assert answer is not None and answer["pid"] == 4
 
 
@@ -346,7 +340,7 @@ def test_one_that_may_have_the_volume_and_is_silent_is_an_error(
 
 
 def test_the_number_of_daemons_has_an_end(names: Callable[..., ControlServer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MAX_DAEMONS", 2)
+    monkeypatch.setattr(server_module, "MAX_DAEMONS", 2)
     names()
     names()
     with pytest.raises(S3backerError, match="another daemon"):
@@ -440,7 +434,7 @@ def test_a_broken_daemon_is_an_error_and_no_hang(path: Path, answer: bytes, mess
 
 
 def test_a_silent_daemon_is_an_error_and_no_hang(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "SILENCE", 0.2)
+    monkeypatch.setattr(asking, "SILENCE", 0.2)
     over = threading.Event()
     thread = fake_daemon(path, lambda connection: bool(over.wait(20)))
     with pytest.raises(DaemonSilent, match="said nothing") as caught:
@@ -489,7 +483,7 @@ def test_what_a_client_has_given_up_is_not_done_later(path: Path) -> None:
 
 def listener(directory: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> ControlServer:
     """Return a server, A; ``meanwhile`` something happens while it begins to listen."""
-    monkeypatch.setattr(control, "control_directory", lambda: directory)
+    monkeypatch.setattr(sockets, "control_directory", lambda: directory)
     chmod = os.chmod
 
     def then(path: str, mode: int) -> None:
@@ -498,11 +492,11 @@ def listener(directory: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callab
         meanwhile()
 
     monkeypatch.setattr(os, "chmod", then)
-    return control.listen("ab", {"info": lambda arguments, progress: {"pid": "A", "opened": 1.0}})
+    return listen("ab", {"info": lambda arguments, progress: {"pid": "A", "opened": 1.0}})
 
 
 def found() -> list[str]:
-    return sorted(str(daemon.facts["pid"]) for daemon in control.find_daemons("ab"))
+    return sorted(str(daemon.facts["pid"]) for daemon in find_daemons("ab"))
 
 
 def test_who_begins_to_listen_is_not_taken_for_dead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,7 +512,7 @@ def test_two_that_begin_at_once_have_a_socket_each(path: Path, monkeypatch: pyte
     others: list[ControlServer] = []
 
     def begin() -> None:
-        others.append(control.listen("ab", {"info": lambda arguments, progress: {"pid": "B", "opened": 1.0}}))
+        others.append(listen("ab", {"info": lambda arguments, progress: {"pid": "B", "opened": 1.0}}))
 
     server = listener(path.parent, monkeypatch, begin)
     try:
@@ -536,7 +530,7 @@ def test_a_new_daemon_keeps_the_socket_that_a_client_found_dead(path: Path, monk
     path.parent.mkdir(parents=True, mode=0o700)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    changing = control._changing
+    changing = sockets.changing
     started: list[ControlServer] = []
 
     @contextlib.contextmanager
@@ -547,8 +541,8 @@ def test_a_new_daemon_keeps_the_socket_that_a_client_found_dead(path: Path, monk
         with changing(directory):
             yield
 
-    monkeypatch.setattr(control, "_identity", lambda status: (0, 0))
-    monkeypatch.setattr(control, "_changing", late)
+    monkeypatch.setattr(sockets, "identity", lambda directory, name: (0, 0))
+    monkeypatch.setattr(sockets, "changing", late)
     assert call("id", "info", path=path) is None
     monkeypatch.undo()
     assert call("id", "info", path=path) == {}
@@ -572,7 +566,9 @@ def test_a_command_from_where_the_clock_is_another_is_carried_out(path: Path) ->
     server = ControlServer(path, {"flush": echo})
     server.start()
     try:
-        code = "import sys, pathlib, s3backer.control as c; c.call('id', 'flush', path=pathlib.Path(sys.argv[1]))"
+        code = (
+            "import sys, pathlib, s3backer.control.asking as c; c.call('id', 'flush', path=pathlib.Path(sys.argv[1]))"
+        )
         other = ("unshare", "--time", "--boottime", "-100", sys.executable, "-c", code, str(path))
         done = subprocess.run(other, capture_output=True, text=True, check=False, timeout=60)
         if "unshare" in done.stderr:
@@ -633,8 +629,8 @@ def test_a_caller_says_how_long_it_waits(path: Path) -> None:
 
 def test_who_has_died_is_known_by_the_socket_that_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that ends takes it away, unless what it closed was not closed well."""
-    monkeypatch.setattr(control, "control_path", lambda name: path)
-    monkeypatch.setattr(control, "_LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr(sockets, "control_directory", lambda: path.parent)
+    monkeypatch.setattr(asking, "_LEAVE_SECONDS", 0.1)
     assert not has_died("id")
     for keep in (False, True):
         server = ControlServer(path, {"echo": echo})
@@ -670,7 +666,7 @@ def test_a_daemon_that_ends_leaves_the_socket_of_the_next_one(path: Path, monkey
 
 def test_who_keeps_the_directory_locked_holds_no_daemon(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As somebody may, to keep it from being cleaned."""
-    monkeypatch.setattr(control, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(sockets, "_LOCK_SECONDS", 0.2)
     server = ControlServer(path, {"echo": echo})
     server.start()
     directory = os.open(path.parent, os.O_RDONLY)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from s3backer.config import DEBUG, STORE, Option, store_options
-from s3backer.control import ask, socket_name
+from s3backer.control.asking import ask
+from s3backer.control.sockets import socket_name
 from s3backer.errors import UsageError, VolumeInUse
 from s3backer.logs import Redacting, configure_logging
 from s3backer.stores import open_store

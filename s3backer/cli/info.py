@@ -12,7 +12,7 @@ import click
 from s3backer.admin import inspect_volume
 from s3backer.cli.common import Target, options, why_not_stored
 from s3backer.config import HASH, Option
-from s3backer.control import Found, find_daemons
+from s3backer.control.asking import Found, find_daemons
 from s3backer.layouts.token import way_on
 from s3backer.telemetry.prices import dollars
 from s3backer.units import format_size

@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control import call, control_path, find_daemons, has_died, listens, processes, result, stopped
+from s3backer.control.asking import call, find_daemons, has_died, listens, stopped
+from s3backer.control.messages import processes, result
+from s3backer.control.sockets import all_socket_names
 from s3backer.errors import DaemonSilent, MountError, S3backerError
 from s3backer.hints import fusermount_command, unmount_command
 from s3backer.mountpoint import FUSE_TYPE, Mount, find_mount, in_the_way, is_dead, resolve_mountpoint, unmount
@@ -61,19 +63,19 @@ def _daemon_of(path: str) -> str | None:
     told, because one of them does not answer.
     """
     silent, ending, mount = [], None, find_mount(path)
-    for socket in sorted(control_path("").parent.glob("*.sock")):
+    for ident in all_socket_names():
         try:
             # One that is stopped must not keep the others from being found.
-            facts = call(socket.stem, "info", silence=_SILENCE)
+            facts = call(ident, "info", silence=_SILENCE)
         except DaemonSilent:
-            silent.append(socket.stem)
+            silent.append(ident)
         except S3backerError:
             continue
         else:
             if facts is not None and facts.get("mountpoint") == path and _is_of(facts, mount):
                 if not facts.get("ending"):
-                    return socket.stem
-                ending = socket.stem
+                    return ident
+                ending = ident
     if ending is not None or find_mount(path) is None:
         return ending
     for ident in silent:

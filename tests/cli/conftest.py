@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from s3backer import control, hints
+from s3backer import hints
 from s3backer.admin import create_volume
 from s3backer.cli import main
-from s3backer.cli import unmount as unmount_module
 from s3backer.stores.directory import DirectoryStore
 from tests.support.commands import Answer, Run
 
@@ -27,12 +26,7 @@ def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the control sockets of this test in its own directory."""
     directory = tmp_path / "sockets"
     directory.mkdir(mode=0o700)
-
-    def path(volume_id: str) -> Path:
-        return directory / f"{volume_id}.sock"
-
-    for module in (control, unmount_module):
-        monkeypatch.setattr(module, "control_path", path)
+    monkeypatch.setattr("s3backer.control.sockets.control_directory", lambda: directory)
     return directory
 
 

@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
-from s3backer import control, mountpoint
+from s3backer import mountpoint
 from s3backer.cli import unmount as unmount_module
 from s3backer.cli.common import unsaved_progress
-from s3backer.control import ControlServer, Progress, failure, socket_name
+from s3backer.control import asking
+from s3backer.control.messages import Progress, failure
+from s3backer.control.server import ControlServer
+from s3backer.control.sockets import socket_name
 from s3backer.daemon import _with_place
 from s3backer.errors import MountError, UsageError, VolumeInUse
 from s3backer.layouts.token import TOKEN_NAME, new_token, write_token
@@ -335,7 +338,7 @@ def test_that_a_daemon_died_is_seen_before_somebody_removes_its_socket(
         def look() -> None:
             process.wait()
             time.sleep(0.5)
-            control.call("a" * 32, "info")
+            asking.call("a" * 32, "info")
 
         looked = threading.Thread(target=look)
         looked.start()
@@ -383,7 +386,7 @@ def test_unmount_says_how_closing_ended(run: Run, daemon: Daemon) -> None:
 DIES = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from s3backer.control import ControlServer
+from s3backer.control.server import ControlServer
 
 facts = {"pid": os.getpid(), "mountpoint": "/mnt/dies", "settles_in": 0.0}
 asked = []
@@ -426,7 +429,7 @@ def test_unmount_says_that_the_daemon_died_while_it_stored(
     run: Run, sockets: Path, monkeypatch: pytest.MonkeyPatch, when: str, how: str
 ) -> None:
     def slow(*args: Any, **more: Any) -> dict[str, object] | None:
-        answer = control.call(*args, **more)
+        answer = asking.call(*args, **more)
         if how == "answers" and not process.poll():
             # Who dies after an answer is dead when the next thing is asked.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -548,7 +551,7 @@ def test_check_says_where_it_is_mounted_and_repairs_nothing(
 @pytest.fixture
 def stopped(volume: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """Let a process that is stopped listen where the daemon of ``volume`` does."""
-    monkeypatch.setattr(control, "SILENCE", 0.2)
+    monkeypatch.setattr(asking, "SILENCE", 0.2)
     monkeypatch.setattr(unmount_module, "_SILENCE", 0.1)
     with stopped_daemon(sockets / f"{socket_name(DirectoryStore(volume), '')}.sock") as process:
         yield process

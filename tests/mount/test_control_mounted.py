@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from s3backer.cli import main
-from s3backer.control import call
+from s3backer.control.asking import call
 from s3backer.errors import S3backerError
 from s3backer.mountpoint import find_mount, unmount
 from tests.support.mounts import is_alive, loop_device, needs_mounts, wait_until

@@ -19,7 +19,7 @@ import pytest
 
 from s3backer import failpoints
 from s3backer.admin import create_volume, erase_volume
-from s3backer.control import call
+from s3backer.control.asking import call
 from tests.support.mounts import (
     PATIENCE,
     Mounted,

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from s3backer.admin import create_volume
-from s3backer.control import call
+from s3backer.control.asking import call
 from s3backer.errors import S3backerError
 from s3backer.opening import VolumeOptions
 from s3backer.stores.directory import DirectoryStore

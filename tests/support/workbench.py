@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from s3backer.admin import create_volume
-from s3backer.control import control_path, socket_name
+from s3backer.control.sockets import control_path, socket_name
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.token import TOKEN_NAME
 from s3backer.mountpoint import unmount
