@@ -253,7 +253,7 @@ class Holder:
             raise error
 
     def _leave_home(self, error: JournalError) -> None:
-        log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error)
+        _warn_without_note(error)
         self._directory = None
 
     def _put(self, **changes: str) -> None:
@@ -398,7 +398,7 @@ def take(
         except JournalError as error:
             if journal:
                 raise
-            log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error.message)
+            _warn_without_note(error)
             directory = None
     sent_at = store.fence.clock()
     try:
@@ -444,7 +444,12 @@ def _begin(holder: Holder, directory: JournalDirectory | None, journal: str) -> 
         except JournalError as error:
             if journal:
                 raise
-            log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error.message)
+            _warn_without_note(error)
+
+
+def _warn_without_note(error: JournalError) -> None:
+    """Say what it means that this host could not note what it is about to do."""
+    log.warning("%s; after a crash the next mount cannot know by itself that this one is dead", error.message)
 
 
 def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
