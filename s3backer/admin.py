@@ -18,7 +18,8 @@ from s3backer.errors import JournalError, PreconditionFailed, UsageError, Volume
 from s3backer.geometry import check_geometry, least_memory, smallest_budget
 from s3backer.hints import recover_command, unlock_command
 from s3backer.holder import give_up, quiet_in, take, wait_until_quiet
-from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.marks import has_files
 from s3backer.journal.named import has_not_begun, is_missing, under_another_name
 from s3backer.layouts.classic import ClassicLayout, parse_block_name, read_metadata
 from s3backer.layouts.listing import Claim, is_in, walk

@@ -34,7 +34,7 @@ from s3backer.control.server import ControlServer, listen
 from s3backer.control.sockets import socket_name
 from s3backer.errors import DaemonSilent, JournalError, MountError, S3backerError, UsageError, VolumeInUse
 from s3backer.hints import unmount_command
-from s3backer.journal.files import has_files
+from s3backer.journal.marks import has_files
 from s3backer.left_journal import place_of_journal
 from s3backer.logs import Redacting, configure_logging
 from s3backer.mount_request import MountRequest, absolute, check, with_default_journal

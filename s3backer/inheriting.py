@@ -8,7 +8,8 @@ import os
 
 from s3backer.errors import JournalError, StoreError, UsageError, VolumeInUse
 from s3backer.hints import recover_command
-from s3backer.journal.files import JournalDirectory, has_files, newest_header
+from s3backer.journal.files import JournalDirectory
+from s3backer.journal.marks import has_files, newest_header
 from s3backer.journal.replay import Recovered
 from s3backer.layouts.token import in_use, read_token
 from s3backer.left_journal import disowning_token, note_of, place_of_journal

@@ -15,8 +15,10 @@ from functools import cached_property
 
 from s3backer.errors import JournalDamaged, JournalError, StoreError
 from s3backer.hints import recover_command
-from s3backer.journal.files import JournalDirectory, journals_directory, newest_header
+from s3backer.journal.default import journals_directory
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
+from s3backer.journal.marks import newest_header
 from s3backer.journal.replay import Recovered, scan
 from s3backer.journal.salvage import salvage
 from s3backer.layouts.stored_note import StoredNote

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from s3backer.control.sockets import control_directory
 from s3backer.disk_cache import cache_directory
 from s3backer.errors import MountError, UsageError
-from s3backer.journal.default import default_size
-from s3backer.journal.files import journals_directory
+from s3backer.journal.default import default_size, journals_directory
 from s3backer.logs import state_directory
 from s3backer.mountpoint import check_fuse, check_mountpoint, check_outside, resolve_mountpoint
 from s3backer.opening import VolumeOptions

@@ -12,7 +12,7 @@ from s3backer.config import BLOCK_SIZE, ENCODING, HASH, JOURNAL_DIRECTORY, SIZE,
 from s3backer.errors import JournalError, UsageError
 from s3backer.hints import unlock_command, unmount_command
 from s3backer.inheriting import open_journal
-from s3backer.journal.files import has_files
+from s3backer.journal.marks import has_files
 from s3backer.journal.named import has_not_begun, is_missing, named_path, under_another_name
 from s3backer.layouts.token import MountToken, in_use, read_token, way_on
 from s3backer.left_journal import place_of_journal

@@ -1,10 +1,12 @@
-"""Whether a mount has a journal where nothing was said of one, and how large."""
+"""Where a mount has its journal, whether it has one and how large, where nothing was said of that."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from s3backer.errors import UsageError
+from s3backer.logs import state_directory
 from s3backer.mountpoint import read_mounts
 from s3backer.units import format_size
 
@@ -12,6 +14,11 @@ from s3backer.units import format_size
 _SIZE, _LEAST_FREE = 256 << 20, 1 << 30
 #: Filesystems that are gone with a restart, or a container.
 _PASSING = ("tmpfs", "ramfs", "overlay")
+
+
+def journals_directory() -> Path:
+    """Return where the journals of all volumes are on this host, unless they are elsewhere."""
+    return state_directory() / "journals"
 
 
 def default_size(path: str | os.PathLike[str]) -> int:

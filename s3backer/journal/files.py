@@ -31,105 +31,27 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import stat
-import uuid
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Self
 
 from s3backer.errors import JournalError, JournalFull, JournalGone, VolumeInUse, is_full
 from s3backer.failpoints import reach
 from s3backer.hints import command_line
-from s3backer.journal.format import PAGE, Header, HeaderError, unpack_header
+from s3backer.journal import marks
+from s3backer.journal.format import PAGE, Header
 from s3backer.journal.nonces import Nonces
-from s3backer.journal.system import SAFE, System, read_beginning
+from s3backer.journal.system import SAFE, System
 from s3backer.layouts.token import LONGEST_PLACE, can_tell
-from s3backer.logs import state_directory
 from s3backer.units import format_size
 
 #: Bytes of a file, unless blocks are so large that few would fit.
 FILE_BYTES = 64 << 20
 _STEP = 1 << 20
-_NAME = re.compile(r"([0-9]{8,})\.journal")
-_SPARE = re.compile(r"[0-9]{8,}\.spare")
-#: Between the making of the first file and the end: without a file then, they were lost.
-_BEGUN = "begun"
-_ENDED = "ended"
-_LOCK = "lock"
-_TOKEN, _NEW_TOKEN = "token", "token.new"
-_SETTLED = b"settled"
-_BUSY = "busy"
-_LOOK = "Look at that directory."
 _FULL = "Free some space there, or put it elsewhere with --journal-directory."
 _ELSEWHERE = "Name another place with --journal-directory."
 #: Permissions of others than the owner.
 _OTHERS, _OTHERS_WRITE = 0o077, 0o022
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def journals_directory() -> Path:
-    """Return where the journals of all volumes are on this host, unless they are elsewhere."""
-    return state_directory() / "journals"
-
-
-def _boot_id() -> str:
-    """Return what names this start of the host; another one each time where the system does not say."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return uuid.uuid4().hex
-
-
-def has_files(path: str | os.PathLike[str]) -> bool:
-    """Return whether a mount has left something in a journal's directory, without locking it."""
-    try:
-        return any(_NAME.fullmatch(name) or name in (_BEGUN, _ENDED, _TOKEN) for name in os.listdir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except PermissionError:
-        # That of another user, as with sudo and a HOME that was kept: no mount of ours can have left it.
-        return False
-    except OSError as error:
-        raise JournalError(f"the journal's directory {path} cannot be read: {error.strerror}", hint=_LOOK) from None
-
-
-def noted_token(path: str) -> int | None:
-    """Return the value of the token that is noted in a journal's directory, without locking it; None if none can be."""
-    try:
-        return _read_token(os.path.join(path, _TOKEN), None)[0]
-    except OSError:
-        return None
-
-
-def _read_token(name: str, directory: int | None) -> tuple[int | None, bytes]:
-    """Return the value that is noted, None if none is, and the session that is replayed by force with it, if one is."""
-    try:
-        text = read_beginning(name, directory, 64)
-    except FileNotFoundError:
-        return None, b""
-    found = re.fullmatch(rb"([0-9a-f]{8})(?: ([0-9a-f]{32}))?", text)
-    return (int(found[1], 16), bytes.fromhex((found[2] or b"").decode())) if found else (None, b"")
-
-
-def is_home(path: str, home: str) -> bool:
-    """Return whether a directory is the one that a token names as its mount's, which it may not do (``home`` empty)."""
-    try:
-        return _home(os.stat(os.path.join(path, _LOCK), follow_symlinks=False)) == home
-    except OSError:
-        return False
-
-
-def _home(lock: os.stat_result) -> str:
-    return f"{_boot_id()} {lock.st_dev:x} {lock.st_ino:x}"
-
-
-def newest_header(path: str) -> Header | None:
-    """Return the header of the newest file in a journal's directory, without locking it; None if it cannot be read."""
-    with contextlib.suppress(OSError, HeaderError, ValueError):
-        newest = max(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(path)) if match)
-        return unpack_header(read_beginning(os.path.join(path, file_name(newest)), None, PAGE))
-    return None
 
 
 def _way_to_use(path: str) -> str:
@@ -140,11 +62,6 @@ def _way_to_use(path: str) -> str:
         f"remount,rw), and try again. Or copy it to a disk that can be written to ({copying}), and give that with "
         "--journal-directory DIR."
     )
-
-
-def file_name(number: int) -> str:
-    """Return the name of a file in use, or ready to be used."""
-    return f"{number:08d}.journal"
 
 
 class JournalDirectory:
@@ -176,7 +93,7 @@ class JournalDirectory:
             self._nonces = Nonces(self._system, self._descriptor)
         except OSError as error:
             self.close()
-            hint = _way_to_use(self.path) if has_files(self.path) else _ELSEWHERE
+            hint = _way_to_use(self.path) if marks.has_files(self.path) else _ELSEWHERE
             raise self._error("cannot be used", error, hint=hint) from None
         except BaseException:
             self.close()
@@ -228,7 +145,7 @@ class JournalDirectory:
                 os.fchmod(self._descriptor, 0o700)
 
     def _take_lock(self) -> None:
-        self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | SAFE, 0o600, dir_fd=self._descriptor)
+        self._lock = os.open(marks.LOCK, os.O_RDWR | os.O_CREAT | SAFE, 0o600, dir_fd=self._descriptor)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -240,14 +157,14 @@ class JournalDirectory:
     def _clean(self) -> None:
         """Finish an end that was interrupted, and remove what was being prepared."""
         names = os.listdir(self._descriptor)
-        if _ENDED in names:
-            fd = os.open(_ENDED, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=self._descriptor)
+        if marks.ENDED in names:
+            fd = os.open(marks.ENDED, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=self._descriptor)
             try:
-                settled = os.read(fd, len(_SETTLED)) == _SETTLED
+                settled = os.read(fd, len(marks.SETTLED)) == marks.SETTLED
             finally:
                 os.close(fd)
             self._remove_all(names, settled=settled)
-        for name in filter(_SPARE.fullmatch, names):
+        for name in filter(marks.SPARE.fullmatch, names):
             with contextlib.suppress(FileNotFoundError):
                 self._system.remove(name, self._descriptor)
 
@@ -256,13 +173,12 @@ class JournalDirectory:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the files, in order."""
-        found = (_NAME.fullmatch(name) for name in os.listdir(self._descriptor))
-        return sorted(int(match[1]) for match in found if match)
+        return marks.numbers_among(os.listdir(self._descriptor))
 
     @property
     def lost(self) -> bool:
         """Whether somebody has removed the files of a journal that has not ended."""
-        return self._has(_BEGUN) and not self.numbers()
+        return self._has(marks.BEGUN) and not self.numbers()
 
     @property
     def home(self) -> str:
@@ -270,7 +186,7 @@ class JournalDirectory:
 
         Who has it locked and finds it in a token knows that the token's mount has died.
         """
-        return _home(os.fstat(self._lock))
+        return marks.home_of(os.fstat(self._lock))
 
     def changed_at(self, numbers: Iterable[int]) -> float | None:
         """Return when one of these files was written last, or a mount busy, in seconds since 1970; 0: never.
@@ -278,11 +194,11 @@ class JournalDirectory:
         None where that is not known: the note could not be made.
         """
         times = [0.0]
-        for name in (_BUSY, *map(file_name, numbers)):
+        for name in (marks.BUSY, *map(marks.file_name, numbers)):
             try:
                 times.append(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mtime)
             except FileNotFoundError:
-                if name == _BUSY and self.token is not None:
+                if name == marks.BUSY and self.token is not None:
                     return None
         return max(times)
 
@@ -290,16 +206,16 @@ class JournalDirectory:
         """Note that requests that change the bucket may be under way now. Raises JournalError."""
         try:
             self._make_busy()
-            os.utime(_BUSY, dir_fd=self._descriptor, follow_symlinks=False)
+            os.utime(marks.BUSY, dir_fd=self._descriptor, follow_symlinks=False)
         except OSError as error:
             with contextlib.suppress(OSError):
                 # Then nobody believes an older time.
-                self._system.remove(_BUSY, self._descriptor)
+                self._system.remove(marks.BUSY, self._descriptor)
             raise self._cannot_take("a note", error) from None
 
     def _make_busy(self) -> None:
         try:
-            fd = self._system.create(_BUSY, self._descriptor)
+            fd = self._system.create(marks.BUSY, self._descriptor)
         except FileExistsError:
             return
         try:
@@ -318,31 +234,31 @@ class JournalDirectory:
         mode = os.O_RDWR if writable else os.O_RDONLY
         try:
             # Not blocking: a FIFO would wait.
-            fd = os.open(file_name(number), mode | os.O_NONBLOCK | SAFE, dir_fd=self._descriptor)
+            fd = os.open(marks.file_name(number), mode | os.O_NONBLOCK | SAFE, dir_fd=self._descriptor)
         except OSError as error:
-            raise self._error(f"has a file {file_name(number)} that cannot be opened", error) from None
+            raise self._error(f"has a file {marks.file_name(number)} that cannot be opened", error) from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise JournalError(
-                f"{self.path}/{file_name(number)} is not a regular file", hint="Move it away; it is not ours."
+                f"{self.path}/{marks.file_name(number)} is not a regular file", hint="Move it away; it is not ours."
             )
         return fd
 
     def check(self, number: int, fd: int) -> None:
         """Raise JournalGone if somebody has removed an open file: then nobody can read it back."""
         try:
-            self._check_name(file_name(number), fd)
+            self._check_name(marks.file_name(number), fd)
         except OSError as error:
-            raise self._error(f"has a file {file_name(number)} that cannot be looked at", error) from None
+            raise self._error(f"has a file {marks.file_name(number)} that cannot be looked at", error) from None
 
     def _check_there(self) -> None:
         # It goes before the directory does.
-        self._check_name(_LOCK, self._lock)
+        self._check_name(marks.LOCK, self._lock)
 
     def _check_name(self, name: str, fd: int) -> None:
         # Some filesystems count no names at all.
         if os.fstat(fd).st_nlink == 0 and not self._has(name):
-            raise JournalGone(f"somebody has removed {self.path}/{name}", hint=_LOOK)
+            raise JournalGone(f"somebody has removed {self.path}/{name}", hint=marks.LOOK)
 
     def settle(self, fd: int) -> None:
         """Let what is read of a file be what the disk has. Raises OSError if that is not what was written.
@@ -353,10 +269,10 @@ class JournalDirectory:
 
     def make(self, header: Header) -> int:
         """Make a new file and return its descriptor. Raises JournalError, and then leaves nothing behind."""
-        spare = f"{header.number:08d}.spare"
+        spare = marks.spare_name(header.number)
         try:
             self._remove_unfinished()
-            self._unfinished = [spare, file_name(header.number)]
+            self._unfinished = [spare, marks.file_name(header.number)]
             fd = self._system.create(spare, self._descriptor)
             try:
                 with contextlib.suppress(OSError):
@@ -383,14 +299,14 @@ class JournalDirectory:
 
         It may be called again after it failed, with the same header, before anything else is made or used again.
         """
-        spare, name = f"{number:08d}.spare", file_name(header.number)
+        spare, name = marks.spare_name(number), marks.file_name(header.number)
         try:
             self._unfinished = [left for left in self._unfinished if left not in (spare, name)]
             self._remove_unfinished()
             self._unfinished = [spare, name]
             if not self._has(spare):
                 # An attempt that failed may have come as far as to its next name.
-                self._system.rename(name if self._has(name) else file_name(number), spare, self._descriptor)
+                self._system.rename(name if self._has(name) else marks.file_name(number), spare, self._descriptor)
             self._system.sync(self._descriptor)
             self._finish(fd, spare, header)
         except OSError as error:
@@ -401,13 +317,13 @@ class JournalDirectory:
         self._system.write(fd, header.pack(), 0)
         self._system.sync(fd)
         reach("file-without-name")
-        self._system.rename(spare, file_name(header.number), self._descriptor)
+        self._system.rename(spare, marks.file_name(header.number), self._descriptor)
         self._system.sync(self._descriptor)
-        if not self._has(_BEGUN):
+        if not self._has(marks.BEGUN):
             # Not before: without a file it says that they were lost. So it goes before the only one goes.
             if self.numbers() == [header.number]:
-                self._unfinished.insert(0, _BEGUN)
-            os.close(self._system.create(_BEGUN, self._descriptor))
+                self._unfinished.insert(0, marks.BEGUN)
+            os.close(self._system.create(marks.BEGUN, self._descriptor))
             self._system.sync(self._descriptor)
         reach("file-ready")
         self._unfinished.clear()
@@ -421,7 +337,7 @@ class JournalDirectory:
     def remove(self, number: int) -> None:
         """Remove a file of which nothing is needed, also where preparing its next use failed. Raises JournalError."""
         try:
-            self._unfinished.append(file_name(number))
+            self._unfinished.append(marks.file_name(number))
             self._remove_unfinished()
             self._system.sync(self._descriptor)
         except OSError as error:
@@ -434,7 +350,7 @@ class JournalDirectory:
         """
         try:
             # What has no file needs no room for the mark of its end.
-            if self._has(_BEGUN) or self.numbers():
+            if self._has(marks.BEGUN) or self.numbers():
                 self._mark_end(settled)
                 reach("end-marked")
             else:
@@ -445,18 +361,18 @@ class JournalDirectory:
 
     def _mark_end(self, settled: bool) -> None:
         try:
-            fd = self._system.create(_ENDED, self._descriptor)
+            fd = self._system.create(marks.ENDED, self._descriptor)
         except FileExistsError:
             pass
         except OSError as error:
-            if not (is_full(error) and self._has(_BEGUN)):
+            if not (is_full(error) and self._has(marks.BEGUN)):
                 raise
             # It is empty, and goes with the first of the others. It needs no room, and one of both is always there.
-            self._system.rename(_BEGUN, _ENDED, self._descriptor)
+            self._system.rename(marks.BEGUN, marks.ENDED, self._descriptor)
         else:
             try:
                 if settled:
-                    self._system.write(fd, _SETTLED, 0)
+                    self._system.write(fd, marks.SETTLED, 0)
                     self._system.sync(fd)
             except OSError as error:
                 # Whoever finds it as it is waits for the last requests once more.
@@ -468,18 +384,18 @@ class JournalDirectory:
 
     def _remove_all(self, names: list[str], *, settled: bool) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._system.remove(_BEGUN, self._descriptor)
+            self._system.remove(marks.BEGUN, self._descriptor)
         for name in names:
-            if _NAME.fullmatch(name) or _SPARE.fullmatch(name):
+            if marks.FILE.fullmatch(name) or marks.SPARE.fullmatch(name):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
                 reach("end-half-done")
         if settled:
             with contextlib.suppress(FileNotFoundError):
-                os.utime(_BUSY, (0, 0), dir_fd=self._descriptor, follow_symlinks=False)
+                os.utime(marks.BUSY, (0, 0), dir_fd=self._descriptor, follow_symlinks=False)
         self._system.sync(self._descriptor)
         with contextlib.suppress(FileNotFoundError):
-            self._system.remove(_ENDED, self._descriptor)
+            self._system.remove(marks.ENDED, self._descriptor)
 
     @property
     def place(self) -> str:
@@ -497,7 +413,7 @@ class JournalDirectory:
 
     def _noted(self) -> tuple[int | None, bytes]:
         try:
-            return _read_token(_TOKEN, self._descriptor)
+            return marks.read_token(marks.TOKEN, self._descriptor)
         except OSError as error:
             raise self._error("cannot be read", error) from None
 
@@ -512,14 +428,14 @@ class JournalDirectory:
             if noted == value and session in (b"", begun):
                 return
             with contextlib.suppress(FileNotFoundError):
-                self._system.remove(_NEW_TOKEN, self._descriptor)
-            fd = self._system.create(_NEW_TOKEN, self._descriptor)
+                self._system.remove(marks.NEW_TOKEN, self._descriptor)
+            fd = self._system.create(marks.NEW_TOKEN, self._descriptor)
             try:
-                self._system.write(fd, b"%08x" % value + (b" " + session.hex().encode() if session else b""), 0)
+                self._system.write(fd, marks.token_text(value, session), 0)
                 self._system.sync(fd)
             finally:
                 os.close(fd)
-            self._system.rename(_NEW_TOKEN, _TOKEN, self._descriptor)
+            self._system.rename(marks.NEW_TOKEN, marks.TOKEN, self._descriptor)
             self._system.sync(self._descriptor)
         except OSError as error:
             raise self._cannot_take("a note", error) from None
@@ -557,7 +473,7 @@ class JournalDirectory:
     def forget_token(self) -> None:
         """Note that the token was removed, or is none of ours. Raises JournalError."""
         try:
-            for name in (_TOKEN, _BUSY):
+            for name in (marks.TOKEN, marks.BUSY):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
             self._nonces.forget()
@@ -580,7 +496,7 @@ class JournalDirectory:
     def _cannot_take(self, thing: str, error: OSError, full: str = _FULL) -> JournalError:
         return self._error(f"{'has no room for' if is_full(error) else 'cannot take'} {thing}", error, full=full)
 
-    def _error(self, what: str, error: OSError, hint: str = _LOOK, full: str = _FULL) -> JournalError:
+    def _error(self, what: str, error: OSError, hint: str = marks.LOOK, full: str = _FULL) -> JournalError:
         text = f"the journal's directory {self.path} {what}: {error.strerror}"
         if is_full(error):
             return JournalFull(text, hint=full)

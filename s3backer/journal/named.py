@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from s3backer.errors import UsageError
 from s3backer.hints import move_back_command, unlock_command
-from s3backer.journal.files import has_files, is_home, newest_header, noted_token
 from s3backer.journal.format import Header
+from s3backer.journal.marks import has_files, is_home, newest_header, noted_token
 from s3backer.journal.nonces import is_noted
 from s3backer.layouts.token import MountToken, way_on
 from s3backer.stores.base import ObjectStore

@@ -24,7 +24,7 @@ from s3backer._journal import check_records, find_record
 from s3backer.errors import JournalDamaged, JournalError
 from s3backer.journal import format as form
 from s3backer.journal.cipher import decrypt, key_of
-from s3backer.journal.files import JournalDirectory, file_name
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import (
     AUTHENTICATED_BYTES,
     DATA,
@@ -39,6 +39,7 @@ from s3backer.journal.format import (
     Header,
     Record,
 )
+from s3backer.journal.marks import file_name
 
 #: Bytes read at once.
 _WINDOW = 4 << 20

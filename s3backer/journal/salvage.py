@@ -27,8 +27,9 @@ from s3backer._journal import check_records
 from s3backer.errors import JournalDamaged
 from s3backer.journal import format as form
 from s3backer.journal.cipher import key_of
-from s3backer.journal.files import JournalDirectory, file_name
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import DATA, DONE, PAGE, RECORD_BYTES, ZEROS, Header, Record
+from s3backer.journal.marks import file_name
 from s3backer.journal.replay import (
     Recovered,
     UsedFile,

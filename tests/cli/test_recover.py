@@ -18,8 +18,9 @@ import pytest
 from s3backer import replaying
 from s3backer.codec.choice import EncodingOptions
 from s3backer.errors import JournalError, VolumeInUse
-from s3backer.journal.files import JournalDirectory, file_name, newest_header
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import PAGE
+from s3backer.journal.marks import file_name, newest_header
 from s3backer.journal.replay import scan
 from s3backer.layouts.stored_note import StoredNote
 from s3backer.layouts.token import read_token

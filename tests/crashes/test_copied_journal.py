@@ -117,7 +117,7 @@ def test_a_copy_can_be_given_up(place: Place, copy: Path) -> None:
 
 
 def test_a_copied_machine_takes_nothing_from_the_one_that_lives(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3backer.journal.files._home", lambda lock: "the same start of both")
+    monkeypatch.setattr("s3backer.journal.marks.home_of", lambda lock: "the same start of both")
     with place.open() as volume:
         copy = copied_while_mounted(place, volume)
         with pytest.raises(S3backerError):

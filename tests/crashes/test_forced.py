@@ -17,7 +17,7 @@ from s3backer import holder, opening, replaying
 from s3backer.admin import unlock_volume
 from s3backer.codec.choice import AS_THE_VOLUME
 from s3backer.errors import JournalDamaged, JournalError, S3backerError, StoreError, VolumeInUse
-from s3backer.journal import files
+from s3backer.journal import marks
 from s3backer.journal.files import JournalDirectory
 from s3backer.layouts.token import TOKEN_NAME, MountToken, new_token, put_token, read_token
 from s3backer.left_journal import place_of_journal
@@ -247,7 +247,7 @@ def test_its_token_is_removed_with_a_journal_that_is_given_up(place: Place, monk
     with place.killed(lease=1.0) as volume:
         volume.write(BLOCK, NEW)
         volume.flush()
-    monkeypatch.setattr(files, "_boot_id", lambda: "another start")
+    monkeypatch.setattr(marks, "_boot_id", lambda: "another start")
     for file in place.files:
         file.write_bytes(bytes(64) + file.read_bytes()[64:])
     with pytest.raises(JournalDamaged):

@@ -552,7 +552,7 @@ def test_a_journal_elsewhere_than_its_mount_waits_for_that_to_be_silent(
     else:
         started = ended.directory / "boot_id"
         started.write_text("another start\n")
-        monkeypatch.setattr("s3backer.journal.files._BOOT_ID", started)
+        monkeypatch.setattr("s3backer.journal.marks._BOOT_ID", started)
     with _alive(ended) as end:
         for attempt in (
             lambda directory: Recoverer(ended.store(), "", ended.options, directory).replay(),

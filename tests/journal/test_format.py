@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from s3backer._checksum import crc32c
 from s3backer.errors import JournalDamaged, JournalError, VolumeInUse
 from s3backer.journal import replay
-from s3backer.journal.files import JournalDirectory, journals_directory
+from s3backer.journal.default import journals_directory
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import (
     PAGE,
     Header,

@@ -15,8 +15,9 @@ from s3backer._journal import JOURNAL_BUSY, JOURNAL_FULL
 from s3backer.cache_calls import WriteRequest
 from s3backer.errors import JournalError, UsageError
 from s3backer.journal.default import default_size
-from s3backer.journal.files import JournalDirectory, has_files
+from s3backer.journal.files import JournalDirectory
 from s3backer.journal.format import PAGE, RECORD_BYTES
+from s3backer.journal.marks import has_files
 from s3backer.journal.service import file_bytes_for
 from s3backer.journal.system import System
 from s3backer.mount_request import MountRequest, with_default_journal
