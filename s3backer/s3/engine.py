@@ -23,12 +23,11 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 
 from s3backer.clocks import boot_time
-from s3backer.errors import AccessDenied, ObjectNotFound, PreconditionFailed, S3backerError, StoreError
+from s3backer.errors import AccessDenied, PreconditionFailed, S3backerError, StoreError
 from s3backer.failpoints import reach
 from s3backer.logs import warned_when_late
 from s3backer.s3 import messages
@@ -38,22 +37,14 @@ from s3backer.s3.hedging import Aside, Hedging
 from s3backer.s3.http1 import Answer, Exchange, LongAnswer
 from s3backer.s3.messages import Place
 from s3backer.s3.proxies import find_proxy
-from s3backer.s3.responses import Fault, is_from_s3, is_xml, parse_fault, unmasked
-from s3backer.s3.retries import (
-    MAX_ALTERED,
-    THROTTLED,
-    Failure,
-    RetryPolicy,
-    is_retried,
-    is_slow_down,
-    parse_retry_after,
-)
+from s3backer.s3.refusals import refusal
+from s3backer.s3.request import Request
+from s3backer.s3.responses import Fault, is_from_s3, parse_fault, unmasked
+from s3backer.s3.retries import MAX_ALTERED, Failure, RetryPolicy, is_slow_down
 from s3backer.s3.server_clock import DOUBT, ServerClock, steady_clock
 from s3backer.s3.signing import UNSIGNED_PAYLOAD, Keys, Signer, encode_path, encode_query, payload_hash
 from s3backer.s3.transport import Transport, closed, tls_context
-from s3backer.s3.unsettled import ANYTHING, Unsettled
-from s3backer.stores.base import Body
-from s3backer.stores.bodies import size_of
+from s3backer.s3.unsettled import Unsettled
 from s3backer.stores.checks import too_large
 from s3backer.stores.fence import Fence
 from s3backer.stores.options import StoreOptions
@@ -67,8 +58,6 @@ SHORT_PATIENCE = 30.0
 _LATE = 8.0
 #: Statuses that do not count as failed attempts.
 _EXPECTED = frozenset({200, 204, 206, 304, 404, 412, 416})
-#: Statuses of failures that say that nothing was done: a conflict with another write, a request not implemented.
-_WITHOUT_EFFECT = frozenset({409, 501})
 #: What is answered to a signature that has ended.
 _REFUSED = frozenset({400, 401, 403})
 #: Seconds for which a signature is good at least, while a lease lasts.
@@ -78,48 +67,11 @@ _MOST_CORRECTIONS = 3
 #: Seconds in which a kept connection has sent a GET, and between two looks whether a new one has.
 _AT_ONCE = 0.001
 _LOOK = 0.01
-#: Bytes of the largest answer that is no object: a listing of 1000 keys of 1024 bytes, all escaped, takes 4 MB.
-LARGEST_DOCUMENT = 16 << 20
 _EXPIRED_KEYS = frozenset({"ExpiredToken", "TokenRefreshRequired"})
 #: What is answered to keys that were replaced by others, and to wrong ones.
 _REFUSED_KEYS = frozenset({"InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request before it is signed. ``kind`` is what it counts as; ``resource`` a key, or empty for the bucket.
-
-    ``conditional``: it has a condition, so that 412 is an answer. ``hedged``: it may be asked for twice at a time.
-    """
-
-    kind: str
-    method: str
-    resource: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
-    conditional: bool = False
-    hedged: bool = False
-    #: Bytes that its answer may have, None: as many as an object.
-    at_most: int | None = LARGEST_DOCUMENT
-    #: For a write: what the object has to be for it to take effect (s3/unsettled.py); None if it changes no object.
-    accepts: str | None = ANYTHING
-    #: Which keys it writes, if not the resource alone.
-    keys: tuple[str, ...] = ()
-    #: For a write: how many seconds ago a signature that was good for one second was made.
-    signed_ago: int = 0
-
-    @property
-    def writes(self) -> bool:
-        """Whether it changes the bucket."""
-        return self.method in ("PUT", "DELETE", "POST")
-
-    @property
-    def size(self) -> int:
-        """Bytes of its body."""
-        return size_of(self.body or ())
 
 
 class LostAnswer(Exception):
@@ -490,41 +442,13 @@ class Engine:
 
     def _failure(self, request: Request, answer: Answer, age: float, asked: str) -> Failure:
         """Return what to do about an answer to an attempt that began ``age`` seconds ago in the region ``asked``."""
-        key = request.resource
         fault = parse_fault(answer.body)
-        code = fault.code if fault else ""
-        correction = self._correct(key, answer, fault, asked)
+        correction = self._correct(request.resource, answer, fault, asked)
         if correction is not None:
             return correction
-        error: S3backerError
-        # A document that did not come as it was sent says nothing.
-        broken = fault is None and answer.status != 412 and is_xml(answer)
-        if broken:
-            error = messages.bad_answer(self.place, key, f"status {answer.status} with broken XML")
-        elif request.conditional and (
-            answer.status == 412 or code == "PreconditionFailed" or (request.writes and code == "NoSuchKey")
-        ):
-            error = PreconditionFailed(key)
-        elif request.conditional and (answer.status == 501 or code == "NotImplemented"):
-            error = messages.no_conditions(self.place, key)
-        elif request.kind == "delete" and answer.status == 404 and not answer.body:
-            error = ObjectNotFound(key)
-        else:
-            error = messages.explain_fault(self.place, key, answer, fault)
         # The time in a signature has whole seconds.
         expired = answer.status == 403 and request.writes and age >= min(self._expiry, _SHORTEST) - 1
-        return Failure(
-            error,
-            retried=broken or expired or is_retried(answer.status, code),
-            unsettled=broken
-            or (
-                answer.status not in _WITHOUT_EFFECT
-                and code not in THROTTLED
-                and (is_retried(answer.status, code) or answer.status >= 500)
-            ),
-            retry_after=parse_retry_after(answer.headers.get("retry-after", "")),
-            at_once=expired,
-        )
+        return refusal(self.place, request, answer, fault, expired=expired)
 
     def _correct(self, key: str, answer: Answer, fault: Fault | None, asked: str) -> Failure | None:
         """Use other credentials, the server's clock, or the bucket's region, where the answer says that ours is wrong.

@@ -22,8 +22,9 @@ from itertools import chain
 from s3backer.errors import ObjectNotFound, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.checksums import CRC64, Checksums, crc64
-from s3backer.s3.engine import Engine, Request
+from s3backer.s3.engine import Engine
 from s3backer.s3.http1 import Answer
+from s3backer.s3.request import Request
 from s3backer.s3.responses import BadAnswer, completion, parse_completed, parse_upload, quoted_etag
 from s3backer.stores.base import Body
 from s3backer.stores.bodies import Pieces, cut, pieces, size_of

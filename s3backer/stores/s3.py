@@ -25,9 +25,10 @@ from dataclasses import replace
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
 from s3backer.s3.checksums import ASK, Checksums, md5_base64
-from s3backer.s3.engine import EXPIRY, Engine, LostAnswer, Request
+from s3backer.s3.engine import EXPIRY, Engine, LostAnswer
 from s3backer.s3.http1 import Answer
 from s3backer.s3.multipart import PART, Upload, cut_parts
+from s3backer.s3.request import Request
 from s3backer.s3.responses import (
     BadAnswer,
     Fault,

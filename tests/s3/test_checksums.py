@@ -10,7 +10,7 @@ import pytest
 
 from s3backer._checksum import crc32c, crc64nvme
 from s3backer.errors import CorruptObject
-from s3backer.s3.engine import Request
+from s3backer.s3.request import Request
 from s3backer.stores.s3 import S3Store
 from tests.support.nasty import fault, reply
 from tests.support.talks import A_ETAG, OK, PUT_OK, talk

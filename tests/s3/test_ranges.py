@@ -10,8 +10,8 @@ import pytest
 
 from s3backer._checksum import crc64nvme
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, StoreError
-from s3backer.s3.engine import Request
 from s3backer.s3.http1 import Answer
+from s3backer.s3.request import Request
 from s3backer.stores.base import ObjectRange
 from tests.support.nasty import Step, fault, reply
 from tests.support.talks import NO_BUCKET, NO_KEY, talk

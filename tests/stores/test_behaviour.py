@@ -14,7 +14,7 @@ import pytest
 from s3backer.errors import BucketNotFound, CorruptObject, ObjectNotFound, PreconditionFailed, UsageError
 from s3backer.layouts.classic import parse_block_name
 from s3backer.layouts.stored_note import StoredNote, remove_notes
-from s3backer.s3.engine import Request
+from s3backer.s3.request import Request
 from s3backer.stores.base import Buffer, ObjectRange, ObjectStore
 from s3backer.stores.bodies import pieces
 from s3backer.stores.directory import DirectoryStore
