@@ -92,10 +92,12 @@ class ObjectStore(Protocol):
     fence: Fence
     #: Whether what the fence has let through takes effect within ``arriving`` seconds or never.
     fenced: bool
-    #: Whether the conditions of a PUT are heeded; None: nobody has seen it yet.
-    conditions: bool | None
     #: Seconds after the end of a process for which its writes may still take effect.
     lasting: float
+
+    @property
+    def conditions(self) -> bool | None:
+        """Whether the conditions of a PUT are heeded; None: nobody has seen it yet."""
 
     @property
     def arriving(self) -> float:

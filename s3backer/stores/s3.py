@@ -15,34 +15,30 @@ Guarantees beyond those of every store
 
 from __future__ import annotations
 
-import logging
 import random
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from s3backer.errors import CorruptObject, ObjectNotFound, PreconditionFailed, S3backerError
 from s3backer.s3 import messages
-from s3backer.s3.checksums import ASK, Checksums, md5_base64
+from s3backer.s3.checksums import ASK, Checksums
+from s3backer.s3.deletions import BATCH, delete_together
 from s3backer.s3.engine import EXPIRY, Engine, LostAnswer
 from s3backer.s3.http1 import Answer
 from s3backer.s3.multipart import PART, Upload, cut_parts
 from s3backer.s3.request import Request
 from s3backer.s3.responses import (
     BadAnswer,
-    Fault,
-    deletion,
     fits_xml,
     object_info,
-    parse_deleted,
     parse_list,
     parse_range,
     quoted_etag,
     size_past,
 )
-from s3backer.s3.retries import MAX_ALTERED, is_retried
-from s3backer.s3.unsettled import ABSENT, ANYTHING
+from s3backer.s3.retries import MAX_ALTERED
+from s3backer.s3.trials import Trials
+from s3backer.s3.unsettled import ABSENT
 from s3backer.stores.base import Body, ListPage, ObjectInfo, ObjectRange, StoredObject
 from s3backer.stores.bodies import Pieces, pieces, same, size_of
 from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata
@@ -52,19 +48,8 @@ from s3backer.url import normal_endpoint
 
 #: Statuses of a HEAD that are looked into further: its answer has no body that tells a reason.
 _SILENT = (400, 401, 403, 404)
-#: Statuses by which a server says that it does not know a request.
-_UNKNOWN = (405, 501)
-#: Keys that one request may delete.
-_BATCH = 1000
 #: Bytes of a whole object that are taken in answer to a request for a range of it.
 _MOST_WHOLE = 64 << 20
-#: The conditional PUT that is repeated to see whether its conditions are heeded, and an ETag that no object has.
-_TRIED = 2
-_NO_ETAG = '"00000000000000000000000000000000"'
-#: Seconds for which a service takes a signature that does not heed how long it was meant for.
-_WINDOW = 900.0
-
-log = logging.getLogger(__name__)
 
 
 class S3Store:
@@ -103,17 +88,12 @@ class S3Store:
         }
         self._put_headers = {name: value for name, value in asked.items() if value is not None}
         self._checksums = Checksums()
+        self._trials = Trials(self._engine, self.name)
         self._part_size = part_size
-        #: Whether the server has shown that it refuses what was signed for a time that is over.
-        self._heeds_expiry: bool | None = None
         #: Whether the server has shown that it deletes one object at a time.
         self._single_deletes = False
         #: Whether the server has shown that it knows no conditions for deletions.
         self._plain_deletes = False
-        #: Whether it has shown that it heeds the conditions of PUTs, and how many have succeeded without a trial.
-        self.conditions: bool | None = None
-        self._untried = 0
-        self._lock = threading.Lock()
         #: Whether the server has shown that the bucket exists.
         self._bucket_seen = False
 
@@ -125,9 +105,12 @@ class S3Store:
     @property
     def arriving(self) -> float:
         """Seconds for which a write may still take effect that the fence let through at the last moment."""
-        if self._heeds_expiry is False:
-            return _WINDOW + self._engine.arriving
-        return self._engine.arriving
+        return self._trials.arriving
+
+    @property
+    def conditions(self) -> bool | None:
+        """Whether the conditions of a PUT are heeded; None: nobody has seen it yet."""
+        return self._trials.conditions
 
     @property
     def endpoint(self) -> str:
@@ -282,7 +265,7 @@ class S3Store:
             headers=facts | sums | condition,
             body=whole,
             conditional=bool(condition),
-            accepts=None if is_token and self.conditions else self._accepts(if_match, if_none_match),
+            accepts=None if is_token and self.conditions else self._trials.accepts(if_match, if_none_match),
         )
         if not is_token:
             self._engine.wait(self._engine.unsettled.wait_before(key, lambda: self._checksums.etag_of(whole)))
@@ -300,9 +283,8 @@ class S3Store:
             raise
         self._bucket_seen = True
         self._checksums.learn(sums, answer)
-        if request.conditional and self.conditions is None and not is_token:
-            answer = self._try_conditions(request) or answer
-            self._try_expiry()
+        if request.conditional and not is_token:
+            answer = self._trials.after(request, self._has_etag(key)) or answer
         return quoted_etag(answer.headers["etag"])
 
     def put_large(
@@ -340,7 +322,7 @@ class S3Store:
         upload = Upload(self._engine, self._checksums, key, self._facts(content_type, content_encoding, kept))
         self._bucket_seen = True
         try:
-            return upload.finish(parts, condition, self._accepts(if_match, if_none_match))
+            return upload.finish(parts, condition, self._trials.accepts(if_match, if_none_match))
         except LostAnswer:
             with suppress(ObjectNotFound):
                 info = self.head(key)
@@ -377,56 +359,6 @@ class S3Store:
         headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
         return headers | self._put_headers
 
-    def _accepts(self, if_match: str | None, if_none_match: bool) -> str:
-        """Return what an object has to be for a write under this condition to take effect."""
-        return (if_match or (ABSENT if if_none_match else ANYTHING)) if self.conditions else ANYTHING
-
-    def _try_conditions(self, done: Request) -> Answer | None:
-        """Repeat a PUT under conditions that do not hold; return the answer if the server does it all the same.
-
-        The first conditional PUT is left out: it is the mount token, and an opening shall cost little.
-        """
-        with self._lock:
-            self._untried += 1
-            if self._untried != _TRIED:
-                return None
-        heeded, last = True, None
-        plain = {name: value for name, value in done.headers.items() if name not in ("If-Match", "If-None-Match")}
-        try:
-            for condition in ({"If-None-Match": "*"}, {"If-Match": _NO_ETAG}):
-                try:
-                    last = self._engine.perform(
-                        replace(done, headers=plain | condition, accepts=ANYTHING), verify=self._has_etag(done.resource)
-                    )
-                    heeded = False
-                except (PreconditionFailed, LostAnswer):
-                    pass
-        except S3backerError:
-            # The next one will tell.
-            self._untried = _TRIED - 1
-            return last
-        self.conditions = heeded
-        if not heeded:
-            log.warning(
-                "%s does not heed the conditions of writes: it cannot keep two writers apart, and after a lost answer "
-                "the next write of the same block waits",
-                self.endpoint,
-            )
-        return last
-
-    def _try_expiry(self) -> None:
-        """See whether a signature that has ended is refused, while there is a lease that rests on it."""
-        outside = self.fence.outside
-        # Only where conditions are known to be heeded: else the trial would take effect.
-        if self._heeds_expiry is None and outside is not None and self.conditions:
-            self._heeds_expiry = self._engine.refuses_expired(outside)
-            if self._heeds_expiry is False:
-                log.warning(
-                    "the service of %s takes requests whose signatures have ended: after a mount that froze, the next "
-                    "one has to wait a quarter of an hour for what that may still send",
-                    self.name,
-                )
-
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object. Absent already is a success; PreconditionFailed where the server heeds the condition."""
         check_key(key)
@@ -454,47 +386,27 @@ class S3Store:
     def delete_many(self, keys: Sequence[str]) -> None:
         """Remove these objects, up to 1000 with one request where the server can and XML can carry the key."""
         batch = [key for key in keys if fits_xml(key)]
-        for start in range(0, len(batch), _BATCH):
-            if self._single_deletes or not self._delete_batch(batch[start : start + _BATCH]):
-                for key in batch[start : start + _BATCH]:
+        for start in range(0, len(batch), BATCH):
+            together = batch[start : start + BATCH]
+            if self._single_deletes or not self._delete_together(together):
+                for key in together:
                     self.delete(key)
         for key in keys:
             if not fits_xml(key):
                 self.delete(key)
 
-    def _delete_batch(self, keys: Sequence[str]) -> bool:
-        """Remove at most 1000 objects; False if the server does not know how."""
+    def _delete_together(self, keys: Sequence[str]) -> bool:
+        """Remove these objects with one request; False if the server does not know how."""
         for key in keys:
             check_key(key)
-        body = deletion(keys)
-        faults: dict[str, Fault] = {}
-
-        def verify(answer: Answer) -> S3backerError | None:
-            nonlocal faults
-            if answer.status != 200:
-                return None
-            try:
-                faults = parse_deleted(answer.body, set(keys))
-            except BadAnswer as error:
-                return self._unusable("", str(error))
-            again = next((key for key, fault in faults.items() if is_retried(200, fault.code)), None)
-            return None if again is None else self._not_deleted(again, faults[again])
-
-        headers = {"Content-Type": "application/xml", "Content-MD5": md5_base64(body)}
-        request = Request("delete", "POST", "", {"delete": ""}, headers, body, keys=tuple(keys))
-        self._engine.wait(max(self._engine.unsettled.wait_before(key, lambda: ABSENT) for key in keys))
-        if self._engine.perform(request, success=(200, *_UNKNOWN), verify=verify).status != 200:
+        errors = delete_together(self._engine, keys)
+        if errors is None:
             self._single_deletes = True
             return False
         self._bucket_seen = True
-        for key, fault in faults.items():
-            if fault.code != "NoSuchKey":
-                raise self._not_deleted(key, fault)
+        if errors:
+            raise errors[0]
         return True
-
-    def _not_deleted(self, key: str, fault: Fault) -> S3backerError:
-        denied = fault.code == "AccessDenied"
-        return messages.explain_fault(self._engine.place, key, Answer(403 if denied else 500, {}, b""), fault)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int = 1000) -> ListPage:
         """Return at most ``limit`` entries whose keys begin with prefix and follow ``start_after``."""

@@ -285,23 +285,23 @@ def test_whether_a_server_heeds_the_end_of_a_signature(place: Place, caplog: pyt
     with Volume.open(store, "", OPTIONS) as volume:
         volume.write(0, b"x" * 2 * BLOCK)
         volume.flush()
-        assert store.conditions and store._heeds_expiry
+        assert store.conditions and store._trials.heeds_expiry
         assert store.arriving == pytest.approx(3 * TIMEOUT + 0.2)
         assert "signatures" not in caplog.text
         anonymous = S3Store(place.bucket, replace(place._options, anonymous=True))
-        anonymous.conditions = True
+        anonymous._trials.conditions = True
         anonymous.fence.put_up("s3backer-mounted", lambda wait: 60.0)
-        anonymous._try_expiry()
+        anonymous._trials.try_expiry()
         assert anonymous.arriving > 900
         assert f"the service of {anonymous.name} takes requests whose signatures have ended" in caplog.text
 
 
 def test_a_server_that_is_busy_says_nothing_of_signatures(place: Place) -> None:
     store = S3Store(place.bucket, replace(place._options, endpoint_url=place.proxy.url))
-    store.conditions = True
+    store._trials.conditions = True
     store.fence.put_up("s3backer-mounted", lambda wait: 60.0)
     place.proxy.script(*["error503"] * 3)
-    store._try_expiry()
-    assert store._heeds_expiry is None and store.arriving < 900
-    store._try_expiry()
-    assert store._heeds_expiry
+    store._trials.try_expiry()
+    assert store._trials.heeds_expiry is None and store.arriving < 900
+    store._trials.try_expiry()
+    assert store._trials.heeds_expiry
