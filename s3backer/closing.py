@@ -11,8 +11,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from typing import ParamSpec
 
 from s3backer.logs import RateLimited
+
+_P = ParamSpec("_P")
 
 log = logging.getLogger(__name__)
 
@@ -87,3 +90,22 @@ class ClosingProgress:
             task = bar.add_task(text, total=total)
             self._bar = lambda done, whole, text: bar.update(task, completed=done, total=whole, description=text)
         self._bar(done, total, text)
+
+
+def harmless(progress: Callable[_P, None] | None) -> Callable[_P, None] | None:
+    """Return progress that raises nothing: a terminal that has gone must not keep data from being stored."""
+    if progress is None:
+        return None
+    broken = False
+
+    def report(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        nonlocal broken
+        if broken:
+            return
+        try:
+            progress(*args, **kwargs)
+        except Exception as error:
+            broken = True
+            log.warning("progress can no longer be shown: %s", error)
+
+    return report

@@ -25,16 +25,16 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import ParamSpec, Self
+from typing import Self
 
-from s3backer import _fast
+from s3backer import _fast, left_unsaved
+from s3backer.closing import harmless
 from s3backer.disk_cache import DiskCache, open_disk_cache
 from s3backer.driver import Driver, Waiter
-from s3backer.errors import JournalError, S3backerError, StoreError, UsageError, VolumeInUse
+from s3backer.errors import JournalError, S3backerError, UsageError, VolumeInUse
 from s3backer.failpoints import reach
 from s3backer.gate import Gate
 from s3backer.geometry import MemoryPlan, check_geometry
-from s3backer.hints import recover_command
 from s3backer.holder import Holder, give_up
 from s3backer.inheriting import take_journal
 from s3backer.journal.files import JournalDirectory
@@ -46,14 +46,11 @@ from s3backer.port import Port
 from s3backer.recovery import Inheritance
 from s3backer.resizing import Resizer
 from s3backer.stores.base import Buffer, ObjectStore
-from s3backer.telemetry.bill import Budget, bill
-from s3backer.telemetry.prices import GB
+from s3backer.telemetry.bill import Costs
 from s3backer.telemetry.stats import Statistics
 from s3backer.units import told_size
 from s3backer.url import volume_id
 from s3backer.volume_journal import VolumeJournal
-
-_P = ParamSpec("_P")
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +90,10 @@ class Volume:
                 f"a memory budget of {told_size(memory)} is more than this machine gives",
                 hint="Use a smaller --memory, or raise the limit (ulimit -v).",
             ) from None
-        self._began = time.monotonic()
         self._directory = directory
         #: When an earlier mount's requests cannot take effect any more, of time.monotonic.
-        self._quiet_at = self._began if inherited is None else inherited.quiet_at
-        self._budget = None if options.monthly_budget is None else Budget(options.monthly_budget, self._began)
+        self._quiet_at = 0.0 if inherited is None else inherited.quiet_at
+        self._costs = Costs(store.counters, options.prices, options.monthly_budget, time.monotonic)
         # What callers may reach. While the size changes it is the smaller of the old one and the new one.
         self._end = layout.size
         self._calls = Gate()
@@ -150,7 +146,7 @@ class Volume:
             layout,
             threads=plan.threads,
             write_delay=options.write_delay,
-            stretch=self._look_at_budget,
+            stretch=self._costs.look,
             journal=None if journal is None else journal.journal,
             backlog=None if journal is None else journal.backlog(),
             held_until=self._quiet_at,
@@ -307,7 +303,7 @@ class Volume:
         """
         with self._closing:
             if not self._closed:
-                self._close(_harmless(progress), _harmless(waits))
+                self._close(harmless(progress), harmless(waits))
 
     def _close(self, progress: Callable[[int, int], None] | None, waits: Callable[[float], None] | None) -> None:
         self._stop_survey.set()
@@ -363,7 +359,8 @@ class Volume:
         log.critical("%s is lost: %s. It is read-only here from now on, and flushes fail", self.name, error.message)
         self.port.lose()
         if self._keeper is not None:
-            self._keeper.lose(JournalError("the journal takes nothing any more: the volume is lost", hint=self._kept))
+            hint = left_unsaved.way_out(self.name, self._journal_place)
+            self._keeper.lose(JournalError("the journal takes nothing any more: the volume is lost", hint=hint))
         self._driver.give_up(error)
 
     def left_unsaved(self) -> S3backerError | None:
@@ -372,39 +369,16 @@ class Volume:
         After closing also what could not be stored for another reason, and is in the journal.
         """
         if self._driver.stuck is not None and self._keeper is not None:
-            return StoreError(
-                f"{self.unsaved} blocks of {self.name} cannot be stored: {self._driver.stuck.message}",
-                hint=self._way_on(self._keeper, self._driver.stuck),
+            return left_unsaved.not_storable(
+                self.name, self.unsaved, self._keeper, self._journal_place, self._driver.stuck
             )
         if not self.lost or not self.unsaved:
             return None
-        what = f"{self.unsaved} blocks that were written here are not in the bucket of {self.name}, which was lost"
-        if self._keeper is None:
-            return VolumeInUse(what, hint="They are gone: without a journal they were in memory only.")
-        return VolumeInUse(
-            f"{what}; they are in the journal in {self._keeper.journal.path}",
-            hint=self._kept,
-        )
-
-    def _way_on(self, keeper: Keeper, stuck: S3backerError) -> str:
-        path, place = keeper.journal.path, "" if self._directory is None else self._directory.place
-        if keeper.failure is None:
-            return (
-                f"They are in the journal in {path}, with which the next mount here goes on. "
-                f"There write those blocks anew, as a whole. {stuck.hint}"
-            )
-        return (
-            f"What there is of them is in the journal in {path}, which has failed. All that was written since is in "
-            "the bucket, and the next mount with that journal would put it back to what it was before. So write what "
-            f"is in it to a file: {recover_command(self.name, place, '--to', 'FILE')}. Then give it up: "
-            f"{recover_command(self.name, place, '--discard')}. Then mount, and write those blocks anew, as a whole."
-        )
+        return left_unsaved.lost(self.name, self.unsaved, self._keeper, self._journal_place)
 
     @property
-    def _kept(self) -> str:
-        """What to do with a journal that is kept beside what another mount has."""
-        place = "" if self._directory is None else self._directory.place
-        return f"This writes them to a file: {recover_command(self.name, place, '--to', 'FILE')}"
+    def _journal_place(self) -> str:
+        return "" if self._directory is None else self._directory.place
 
     @property
     def journal_left(self) -> str | None:
@@ -468,25 +442,7 @@ class Volume:
 
     def bill(self) -> dict[str, object]:
         """Return what ``info`` shows of costs, in dollars."""
-        prices = self._options.prices
-        found = bill(self._store.counters, prices, time.monotonic() - self._began)
-        return {
-            "cost": found.total,
-            "cost_by_kind": found.by_kind,
-            "cost_per_month": found.per_month,
-            "stored_cost_per_month": self._layout.presence.count_present() * self.block_size * prices.storage / GB,
-            "prices_as_of": prices.as_of,
-            "hedged_requests": self._store.counters.hedges,
-            "budget": None if self._budget is None else self._budget.amount,
-            "write_delay_factor": 1.0 if self._budget is None else self._budget.stretch,
-        }
-
-    def _look_at_budget(self) -> float:
-        """Return by what the write delay is multiplied for the sake of the budget."""
-        if self._budget is None:
-            return 1.0
-        spent = sum(self._options.prices.of_requests(self._store.counters.snapshot()).values())
-        return self._budget.look(spent, time.monotonic())
+        return self._costs.facts(self._layout.presence.count_present() * self.block_size)
 
     def stats_text(self) -> str:
         """Return the text of the stats file."""
@@ -536,25 +492,6 @@ class Volume:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _harmless(progress: Callable[_P, None] | None) -> Callable[_P, None] | None:
-    """Return progress that raises nothing: a terminal that has gone must not keep data from being stored."""
-    if progress is None:
-        return None
-    broken = False
-
-    def report(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        nonlocal broken
-        if broken:
-            return
-        try:
-            progress(*args, **kwargs)
-        except Exception as error:
-            broken = True
-            log.warning("progress can no longer be shown: %s", error)
-
-    return report
 
 
 def _check_range(offset: int, length: int) -> None:

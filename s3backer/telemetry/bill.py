@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from s3backer.errors import UsageError
-from s3backer.telemetry.prices import MONTH, Prices, dollars
+from s3backer.telemetry.prices import GB, MONTH, Prices, dollars
 from s3backer.telemetry.requests import RequestCounters
 
 #: Seconds after which a rate says something.
@@ -103,3 +104,35 @@ class Budget:
             self._stretch = min(_MOST_STRETCH, self._stretch * 2)
             self._stepped = now
         return self._stretch
+
+
+class Costs:
+    """What one mount costs, and its budget, if it has one: ``monthly_budget`` in dollars. ``clock`` in seconds."""
+
+    def __init__(
+        self, counters: RequestCounters, prices: Prices, monthly_budget: float | None, clock: Callable[[], float]
+    ) -> None:
+        self._counters, self._prices, self._clock = counters, prices, clock
+        self._began = clock()
+        self._budget = None if monthly_budget is None else Budget(monthly_budget, self._began)
+
+    def look(self) -> float:
+        """Return by what the write delay is multiplied for the sake of the budget."""
+        if self._budget is None:
+            return 1.0
+        spent = sum(self._prices.of_requests(self._counters.snapshot()).values())
+        return self._budget.look(spent, self._clock())
+
+    def facts(self, stored: int) -> dict[str, object]:
+        """Return what ``info`` shows, in dollars, of a volume with so many bytes in the bucket."""
+        found = bill(self._counters, self._prices, self._clock() - self._began)
+        return {
+            "cost": found.total,
+            "cost_by_kind": found.by_kind,
+            "cost_per_month": found.per_month,
+            "stored_cost_per_month": stored * self._prices.storage / GB,
+            "prices_as_of": self._prices.as_of,
+            "hedged_requests": self._counters.hedges,
+            "budget": None if self._budget is None else self._budget.amount,
+            "write_delay_factor": 1.0 if self._budget is None else self._budget.stretch,
+        }
