@@ -16,7 +16,6 @@ Guarantees
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -46,13 +45,13 @@ from s3backer.cache_calls import (
 )
 from s3backer.cache_state import WritePolicy
 from s3backer.clocks import Unchanged
-from s3backer.errors import DEFECT, JournalError, S3backerError, StoreError
+from s3backer.errors import S3backerError, StoreError
 from s3backer.failing import Failing
-from s3backer.failpoints import reach
 from s3backer.job_queue import JobQueue
-from s3backer.journal.service import Part, WriteJournal
+from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
 from s3backer.stores.base import Buffer
+from s3backer.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +120,7 @@ class Driver:
         policy = WritePolicy(delay=write_delay, store_limit=store_limit, high_water=slab.dirty_limit // 2)
         self.cache = BlockCache(slab, layout, policy, journal, backlog=backlog, held_until=held_until)
         self._journal = journal
-        #: Whether blocks that were left by an earlier mount wait for being stored.
-        self._behind = journal is not None and journal.core.left > 0
         self._slab = slab
-        self._layout = layout
         self._clock = clock
         #: Unsaved blocks from which on the timer is to be woken.
         self.high_water = policy.high_water
@@ -152,16 +148,24 @@ class Driver:
         #: What was unsaved when ``refuse_stuck`` last looked.
         self._left = Unchanged()
         self._failing = Failing(lambda: self.unsaved, self.cache.fails)
+        self._work = Work(
+            self.cache,
+            layout,
+            journal,
+            self._failing,
+            clock=clock,
+            tell=self._call,
+            fetched_in=self._learn_latency,
+        )
         self._threads = [
-            threading.Thread(target=self._work, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
+            threading.Thread(target=self._run_worker, args=(n,), name=f"s3backer-worker-{n}", daemon=True)
             for n in range(threads)
         ]
         self._threads.append(threading.Thread(target=self._keep_time, name="s3backer-timer", daemon=True))
         if journal is not None:
-            reader = threading.Thread(
-                target=self._read_journal, args=(journal,), name="s3backer-journal-reader", daemon=True
+            self._threads.append(
+                threading.Thread(target=self._read_journal, name="s3backer-journal-reader", daemon=True)
             )
-            self._threads.append(reader)
         for thread in self._threads:
             thread.start()
 
@@ -420,17 +424,17 @@ class Driver:
         self._jobs.put(jobs)
         return replies
 
-    def _work(self, number: int) -> None:
+    def _run_worker(self, number: int) -> None:
         turn = number
         while (job := self._jobs.take(stores_first=turn % _STORE_SHARE == 0)) is not None:
             try:
                 match job:
                     case Fetch():
-                        self._do_fetch(job)
+                        self._work.fetch(job)
                     case Store():
-                        self._do_store(job)
+                        self._work.store(job)
                     case Sync():
-                        self._do_sync()
+                        self._work.sync()
             except Exception:
                 # A worker that ends would let everybody wait for ever.
                 log.exception("a worker met a defect and goes on")
@@ -440,44 +444,12 @@ class Driver:
             # The body must not stay alive while this thread waits for its next job.
             del job
 
-    def _do_fetch(self, job: Fetch) -> None:
-        body: Buffer | None = None
-        error: S3backerError | None = None
-        began = self._clock()
-        try:
-            body = self._read(job.block)
-            self._learn_latency(self._clock() - began)
-        except S3backerError as failure:
-            error = failure
-        except Exception as failure:
-            error = _unexpected("reading", job.block, failure)
-        self._call(lambda now: self.cache.fetched(job.block, body, error, now))
-        if error is not None and not (job.urgent or job.ahead) and self.cache.given_up is None:
-            self._failing.failed(job.block, error)
-
-    def _read_journal(self, journal: WriteJournal) -> None:
+    def _read_journal(self) -> None:
         while (look := self._looks.get()) is not None:
             try:
-                self._do_look(journal, look.block)
+                self._work.look(look)
             except Exception:
                 log.exception("the reader of the journal met a defect and goes on")
-
-    def _do_look(self, journal: WriteJournal, block: int) -> None:
-        part: Part | None = None
-        error: S3backerError | None = None
-        try:
-            part = journal.part(block)
-        except S3backerError as failure:
-            error = failure
-        except Exception as failure:
-            error = _unexpected("reading", block, failure)
-        self._call(lambda now: self.cache.looked(block, part, error))
-
-    def _read(self, block: int) -> Buffer | None:
-        """Return a block as it was written last, of which the journal may have what the bucket has not."""
-        if self._journal is None or not self._journal.core.is_left(block):
-            return self._layout.read(block)
-        return self._journal.over(block, partial(self._layout.read, block))
 
     def _learn_latency(self, seconds: float) -> None:
         """Let a reader's window be what a fast reader reads while one block comes."""
@@ -485,53 +457,6 @@ class Driver:
         latency = self._latency = seconds if before is None else before + (seconds - before) * _NEW_SHARE
         blocks = 2 * int(latency * _FAST_READER / self._slab.block_size)
         self.read_ahead.most = min(self._widest, max(_LEAST_WINDOW, blocks))
-
-    def _do_store(self, job: Store) -> None:
-        error, noted = None, True
-        try:
-            self._look_at_journal()
-            reach("before-store")
-            etag = self._layout.write(job.block, job.body)
-            reach("stored")
-            if self._journal is not None:
-                noted = self._journal.done(job.block, job.as_of, etag)
-                reach("noted")
-        except S3backerError as failure:
-            error = failure
-        except Exception as failure:
-            error = _unexpected("writing", job.block, failure)
-        self._call(lambda now: self.cache.stored(job.block, error, now, noted=noted))
-        if self.cache.given_up is None:
-            if error is None:
-                self._failing.stored(job.block)
-            else:
-                self._failing.failed(job.block, error)
-            self._look_at_backlog()
-
-    def _look_at_backlog(self) -> None:
-        if self._behind and self._journal is not None and not self._journal.core.left:
-            with self._lock:
-                said, self._behind = not self._behind, False
-            if not said:
-                log.warning("all that the former mount had left is stored or written over")
-
-    def _do_sync(self) -> None:
-        assert self._journal is not None
-        with contextlib.suppress(JournalError):
-            # Who keeps the journal sees that as well.
-            self._journal.core.sync()
-        self._call(self.cache.synced)
-
-    def _look_at_journal(self) -> None:
-        """Raise if what is to be stored may not be in the journal, and others do not know that.
-
-        Whoever was writing when the block was copied has finished when the journal has answered.
-        """
-        if self._journal is None or self.cache.admitted:
-            return
-        failure = self._journal.core.failure
-        if self._journal.core.behind and not self.cache.admitted:
-            raise failure or JournalError("the journal lacks something", hint="It is stored when others can know that.")
 
     def _keep_time(self) -> None:
         while not self._jobs.stopped:
@@ -547,8 +472,3 @@ class Driver:
             except Exception:
                 log.exception("the timer met a defect and goes on")
                 self._wake.wait(_TICK)
-
-
-def _unexpected(what: str, block: int, failure: Exception) -> StoreError:
-    log.exception("%s block %d failed unexpectedly", what, block)
-    return StoreError(f"{what} block {block} failed: {failure!r}", hint=DEFECT)
