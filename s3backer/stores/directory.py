@@ -38,19 +38,16 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from s3backer.errors import (
-    AccessDenied,
     BucketNotFound,
     ObjectNotFound,
     PreconditionFailed,
-    S3backerError,
-    StoreError,
-    StoreFull,
     UsageError,
 )
 from s3backer.stores import sidecar
 from s3backer.stores.base import Body, ListEntry, ListPage, ObjectInfo, ObjectRange, StoredObject
 from s3backer.stores.bodies import Unsent, pieces, size_of
 from s3backer.stores.checks import check_key, check_listing, check_range, checked_metadata, too_large
+from s3backer.stores.explain import explain
 from s3backer.stores.fence import Fence
 from s3backer.stores.files import (
     OPEN,
@@ -450,7 +447,7 @@ class DirectoryStore:
                 except OSError as error:
                     if call is not None:
                         self._check_still_there(call)
-                    raise self._explain(error, key) from error
+                    raise explain(error, os.path.join(self.path, key)) from error
         except (ObjectNotFound, PreconditionFailed):
             failed = False
             raise
@@ -486,29 +483,6 @@ class DirectoryStore:
         """Raise BucketNotFound if "no such file" came from a directory that has been removed."""
         if os.fstat(call.root).st_nlink == 0:
             raise BucketNotFound(f"the directory {self.path} was removed", hint="Bring it back, or start again.")
-
-    def _explain(self, error: OSError, key: str) -> S3backerError:
-        path = os.path.join(self.path, key)
-        what = f"{path}: {error.strerror or os.strerror(error.errno or errno.EIO)}"
-        match error.errno:
-            case errno.EACCES | errno.EPERM:
-                return AccessDenied(what, hint="Give this user the right to read and write there.")
-            case errno.EROFS:
-                return AccessDenied(what, hint="Make that filesystem writable, or mount read-only.")
-            case errno.ENOSPC | errno.EDQUOT:
-                return StoreFull(what, hint="Free some space on that filesystem.")
-            case errno.EIO:
-                return StoreError(what, hint="The disk reports an error: look at the kernel's log.")
-            case errno.ELOOP:
-                return StoreError(what, hint="Symbolic links in there are not followed.")
-            case errno.ENAMETOOLONG:
-                return UsageError(what, hint="Use a shorter prefix.")
-            case errno.EISDIR | errno.ENOTDIR | errno.ENOTEMPTY | errno.EEXIST:
-                return StoreError(what, hint="A file and a directory cannot have the same name.")
-            case errno.EMFILE | errno.ENFILE:
-                return StoreError(what, hint="Raise the limit of open files (ulimit -n).")
-            case _:
-                return StoreError(what, hint="Check the directory and the filesystem it is on.")
 
 
 def _etag(body: Body) -> str:
