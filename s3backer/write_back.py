@@ -232,7 +232,8 @@ class WriteBack:
     def spills(self, now: float) -> bool:
         """Whether what does not fit into memory is left to the journal, as nothing can be stored."""
         journaled = self._backlog is not None and isinstance(self._common.writer, _journal.Journal)
-        return journaled and (now < self._held_until or self._outage.away(now, busy=self._busy))
+        nothing = now < self._held_until or self.hides_a_failure or self._outage.away(now, busy=self._busy)
+        return journaled and nothing
 
     def spill(self, now: float) -> bool:
         """Leave the oldest dirty blocks to the journal if nothing can be stored, else those of which that failed.

@@ -307,6 +307,26 @@ def test_zeros_that_the_journal_had_no_room_for_are_not_passed_over_later(tmp_pa
         assert [data for record, data in found.writes(None) if record.offset == X * BLOCK][-1:] in ([], [None])
 
 
+@pytest.mark.parametrize("length", [BLOCK, 20])
+def test_while_others_cannot_know_that_the_disk_was_full_writers_wait_for_the_journal_only(
+    steps: Steps, length: int
+) -> None:
+    """The store is away, so nobody can be told, and before that nothing is stored. The disk has room again."""
+    steps.slab.limit_patches(2)
+    disk = FaultyDisk(steps.core)
+    disk.write_error = errno.ENOSPC
+    first = steps.write(BLOCK, b"f" * BLOCK)
+    assert not steps.answered(first)
+    disk.write_error = 0
+    steps.cache.try_disk()
+    steps.tick(1.0)
+    assert steps.answered(first) == [None]
+    for block in range(2, 12):
+        steps.core.sync()
+        waiting = steps.write(block * BLOCK + 500 * (length < BLOCK), b"w" * length)
+        assert steps.answered(waiting) == [None] and not steps.jobs, f"block {block}"
+
+
 @pytest.mark.parametrize("way", ["replay", "to a file"])
 def test_a_replay_puts_nothing_over_what_was_stored_later(tmp_path: Path, way: str) -> None:
     """The note that zeros were stored stands for those that were passed over; the block was written again since."""
