@@ -79,14 +79,16 @@ def plan_memory(
     memory: int, block_size: int, threads: int, *, copies: int = 2, disk_cache: bool = False, journal: bool = False
 ) -> MemoryPlan:
     """Divide the budget: blocks under way (``copies`` a thread), knowledge of the objects, slots for the rest."""
-    # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache.
-    threads = max(1, min(threads, memory // 4 // (copies * block_size)))
     knowledge = knowledge_budget(memory)
     index = memory // _INDEX_SHARE if disk_cache else 0
     queue = memory // _QUEUE_SHARE + 2 * slot_size(block_size) if disk_cache else 0
     entries = max(memory // _JOURNAL_SHARE // _ENTRY_BYTES, _LEAST_ENTRIES) if journal else 0
-    rest = memory - copies * threads * block_size - knowledge - index - queue - entries * _ENTRY_BYTES
-    slots = rest // _fast.slot_bytes(block_size)
+    rest = memory - knowledge - index - queue - entries * _ENTRY_BYTES
+    # At most a quarter may be under way, so that large blocks reduce the parallelism and not the cache; of a small
+    # memory what the fewest slots leave.
+    under_way = min(memory // 4, rest - _MIN_SLOTS * _fast.slot_bytes(block_size))
+    threads = max(1, min(threads, under_way // (copies * block_size)))
+    slots = (rest - copies * threads * block_size) // _fast.slot_bytes(block_size)
     if slots < _MIN_SLOTS:
         raise UsageError(
             f"a memory budget of {told_size(memory)} is too small for blocks of {told_size(block_size)}",

@@ -525,6 +525,14 @@ def test_the_least_memory_is_enough_and_less_is_not(block_size: int, copies: int
     assert exact_size(least) in caught.value.hint
 
 
+@given(st.sampled_from([2**n for n in range(9, 31)]), st.integers(2, 4), st.integers(1, 64), st.booleans())
+def test_the_least_memory_is_enough_with_a_journal(block_size: int, copies: int, threads: int, cached: bool) -> None:
+    """Its map takes more than small blocks do, so that a quarter of the memory is many of these."""
+    least = least_memory(block_size, copies, disk_cache=cached, journal=True)
+    plan = plan_memory(least, block_size, threads, copies=copies, disk_cache=cached, journal=True)
+    assert plan.slots >= 4 and plan.threads >= 1
+
+
 @pytest.mark.parametrize("encoding", [AS_THE_VOLUME, EncodingOptions("deflate", encrypt="AES-256-CBC", password="x")])
 def test_the_memory_that_an_error_names_is_enough(encoding: EncodingOptions) -> None:
     store = MemoryStore()
