@@ -362,7 +362,9 @@ class BlockCache:
                     continue
                 if not (absent or isinstance(self.writer, _journal.Journal)):
                     return block
-                # Some can be left to the journal, or stored soon.
+                if self._write_back.spill_hanging(now):
+                    continue
+                # Others can be left to the journal, or stored soon.
                 reason = _fast.NO_SLOT
             if reason == _journal.JOURNAL_FAILED:
                 self._common.writer = self._slab

@@ -22,7 +22,7 @@ from s3backer.errors import S3backerError
 from s3backer.journal.service import WriteJournal
 from s3backer.layouts.base import Layout
 
-#: Seconds without the end of an attempt after which nothing seems to get stored.
+#: Seconds without the end of an attempt after which nothing seems to get stored, and a fetch seems to hang.
 _SILENT = 5.0
 
 
@@ -64,8 +64,9 @@ class PendingFetch:
     readers: list[ReadRequest] = field(default_factory=list)
     writers: list[WriteRequest | TouchRequest] = field(default_factory=list)
     stale: bool = False
-    # The first write that waits for this fetch to be stored; 0 if only callers wait.
+    # The first write that waits for this fetch to be stored, and since when; 0 if only callers wait.
     store_sequence: int = 0
+    since: float = 0.0
     #: The backlog waits for it; and it began for that alone.
     left: bool = False
     unasked: bool = False
@@ -79,6 +80,10 @@ class PendingFetch:
     def stores(self) -> bool:
         """Whether it is under way because the block is to be stored."""
         return self.store_sequence > 0 or self.left
+
+    def hangs(self, now: float) -> bool:
+        """Return whether a block in memory waits for it for so long that it may never end."""
+        return self.store_sequence > 0 and now - self.since > _SILENT
 
 
 @dataclass(slots=True, eq=False)

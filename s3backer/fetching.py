@@ -60,6 +60,10 @@ class Fetching:
             self._common.actions.append(Hurry(block))
         return fetch
 
+    def hanging(self, now: float) -> list[int]:
+        """Return the blocks that wait for long to be fetched, and are to be stored."""
+        return [block for block, fetch in self._fetches.items() if fetch.hangs(now)]
+
     def overtake(self, block: int) -> None:
         """Hear that something newer than what is on its way into memory may leave it."""
         if block in self._fetches:

@@ -267,13 +267,22 @@ class WriteBack:
             self._common.actions.append(Sync())
         return spilled > 0
 
+    def spill_hanging(self, now: float) -> bool:
+        """Leave blocks to the journal whose fetch hangs, also where others are stored; False if none can be left.
+
+        For who parts of sectors are too many: few blocks may have all that can be remembered.
+        """
+        return self._spill_some(self._fetching.hanging(now))
+
     def _spill_failing(self) -> bool:
         """Leave blocks to the journal that could not be stored: damaged ones may have all that is scarce, for ever."""
+        return self._spill_some([block for block in self._failing if block not in self._fetching])
+
+    def _spill_some(self, blocks: list[int]) -> bool:
         if self._backlog is None or not isinstance(self._common.writer, _journal.Journal):
             return False
-        failing = [block for block in self._failing if block not in self._fetching]
-        spilled = sum(self._spill(block) for block in failing)
-        if failing and not (spilled or self._syncing or self._common.writer.synced):
+        spilled = sum(self._spill(block) for block in blocks)
+        if blocks and not (spilled or self._syncing or self._common.writer.synced):
             self._syncing = True
             self._common.actions.append(Sync())
         return spilled > 0
@@ -329,7 +338,8 @@ class WriteBack:
         self._outage.begin(now, busy=self._busy)
         if not self._slab.fully_valid(block):
             if not absent:
-                self._fetching.fetch(block, urgent=False).store_sequence = sequence
+                fetch = self._fetching.fetch(block, urgent=False)
+                fetch.store_sequence, fetch.since = sequence, now
                 return True
             self._slab.fill(block, None)
         try:

@@ -545,6 +545,30 @@ def test_a_fetch_that_hangs_keeps_no_writer_waiting_that_has_parts_of_sectors(st
         assert steps.layout.read(block) == bytes(body)
 
 
+def test_a_fetch_that_hangs_while_others_are_stored_keeps_no_writer_waiting(tmp_path: Path) -> None:
+    steps = Steps(tmp_path / "steps", delay=0.0)
+    steps.slab.limit_patches(2)
+    content = {block: bytearray(bytes([block]) * BLOCK) for block in (2, 3)}
+    for block, body in content.items():
+        waiting = steps.write(block * BLOCK + 500, b"w" * 20)
+        body[500:520] = b"w" * 20
+        steps.tick(0.0)
+    hangs = Fetch(2, urgent=False)
+    assert hangs in steps.jobs and not steps.answered(waiting)
+    for other in range(4, 14):
+        assert steps.answered(steps.write(other * BLOCK, b"o" * BLOCK)) == [None]
+        steps.tick(1.0)
+        while others := [job for job in steps.jobs if job != hangs]:
+            steps.do(others[0])
+    assert steps.answered(waiting) == [None] and steps.layout.read(13) == b"o" * BLOCK
+    steps.run()
+    assert not steps.cache.unsaved
+    for block, body in content.items():
+        assert steps.layout.read(block) == bytes(body)
+    steps.journal.close()
+    steps.directory.close()
+
+
 def test_parts_of_sectors_of_a_damaged_block_keep_no_writer_waiting(steps: Steps) -> None:
     steps.slab.limit_patches(2)
     content = {block: bytearray(bytes([block]) * BLOCK) for block in (2, 3)}
