@@ -339,13 +339,20 @@ class Recoverer:
     def discard(self, progress: Progress = lambda done, total: None) -> int | None:
         """Give the journal up, and the token if it is its own; return how many blocks were not in the bucket.
 
-        None where that cannot be seen, because it is damaged. Raises VolumeInUse where the mount is alive, and
-        JournalError where it is another volume's or a newer version's, or cannot be opened.
+        None where that cannot be seen, because it is damaged. The token of a forced replay that wrote nothing stays: it
+        stands in place of another's, which may have said where flushed data is. Raises VolumeInUse where the mount is
+        alive, and JournalError where it is another volume's or a newer version's, or cannot be opened.
         """
         blocks = None
         with contextlib.suppress(JournalDamaged):
             blocks = 0 if self.left.stored else len(self.left.found.pending)
-        self._expire_and_end(self._find_token(progress), progress)
+        token = self._find_token(progress)
+        if token is not None and self.left.is_of_replay(token):
+            # Before: by the note alone, without a journal, the next mount here would remove the token.
+            self._directory.forget_token(nonces=False)
+            self._end(None, forget=False)
+        else:
+            self._expire_and_end(token, progress)
         return blocks
 
     def save(self, path: str, progress: Progress = lambda done, total: None) -> tuple[Recovered, JournalDamaged | None]:

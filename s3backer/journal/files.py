@@ -470,13 +470,18 @@ class JournalDirectory:
             ) from None
         return noted is not None and nonce not in noted
 
-    def forget_token(self) -> None:
-        """Note that the token was removed, or is none of ours. Raises JournalError."""
+    def forget_token(self, *, nonces: bool = True) -> None:
+        """Note that the token was removed, or is none of ours. Raises JournalError.
+
+        ``nonces``: also which ones were put here; not where one of them may be found still that is not to be gone on
+        with.
+        """
         try:
             for name in (marks.TOKEN, marks.BUSY):
                 with contextlib.suppress(FileNotFoundError):
                     self._system.remove(name, self._descriptor)
-            self._nonces.forget()
+            if nonces:
+                self._nonces.forget()
         except OSError as error:
             raise self._error("cannot be changed", error) from None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from s3backer import holder, opening, replaying
+from s3backer import holder, opening, recovery, replaying
 from s3backer.admin import unlock_volume
 from s3backer.codec.choice import AS_THE_VOLUME
 from s3backer.errors import JournalDamaged, JournalError, S3backerError, StoreError, VolumeInUse
@@ -469,3 +469,50 @@ def test_to_unlock_after_a_forced_replay_that_wrote_nothing_says_what_can_be_run
     force(place, place.store())
     assert place.content(BLOCK, BLOCK) == OLD
     assert read_token(place.store(), "") is None
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_who_gives_the_journal_of_such_a_replay_up_gives_no_other_one_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """The token of it stands in place of one that said where the other one is."""
+    with place.killed() as volume:
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    unlock_volume(place.store(), "", force=True)
+    elsewhere = replace(place.options, journal_directory=str(place.directory / "elsewhere"), lease=1.0)
+
+    def mount() -> None:
+        volume = Volume.open(place.store(), "", elsewhere)
+        volume.write(BLOCK, NEW)
+        volume.flush()
+        os._exit(7)
+
+    assert in_another_process(mount) == 7
+    store = Flaky(place.bucket)
+    store.lasting = store.arriving = 2.0
+
+    def waits(done: int, total: int) -> None:
+        token = read_token(place.store(), "")
+        if token is not None and token.journal == str(place.journals):
+            os._exit(7)
+
+    assert in_another_process(lambda: force(place, store, waits)) == 7
+
+    def discard() -> None:
+        if killed:
+            monkeypatch.setattr(recovery, "reach", lambda name: os._exit(7))
+        with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
+            assert Recoverer(place.store(), "", replace(place.options, lease=1.0), directory).discard() == 1
+        os._exit(7)
+
+    assert in_another_process(discard) == 7
+    third: dict[str, Any] = {"lease": 1.0, "journal_directory": str(place.directory / "third")}
+    for changes in ({"lease": 1.0}, third, {**third, "journal": 0}):
+        with pytest.raises(VolumeInUse) as refused:
+            place.open(**changes)
+        assert "took the volume by force and wrote nothing yet" in refused.value.hint
+        assert "unlock --force" in refused.value.hint
+    with JournalDirectory(place_of_journal(place.store(), "", elsewhere)) as directory:
+        Recoverer(place.store(), "", elsewhere, directory).replay(force=True)
+    assert place.content(BLOCK, BLOCK) == NEW
