@@ -231,14 +231,15 @@ def _has_journal(store: ObjectStore, prefix: str, token: MountToken, journal_dir
     directory = _home_of(store, prefix, token, journal_directory)
     if directory is not None:
         with directory:
-            waiting = LeftJournal(store, prefix, directory).is_of_replay(token)
+            left = LeftJournal(store, prefix, directory)
+            waiting = left.is_of_replay(token)
         if waiting:
-            # Of the mount that wrote the journal the bucket's token says nothing any more.
+            # Of the mount that wrote the journal the bucket's token says nothing any more, nor of one after it.
             return VolumeInUse(
-                f"the journal in {token.journal} on {token.host or 'an unknown host'} was to be replayed by force, and "
-                f"that has ended before it wrote anything to {url}",
-                hint=f"Begin it anew there: {recover_command(url, token.journal, '--force')}. Or only unlock it, the "
-                f"journal is kept: {unlock_command(url, '--force')}",
+                left.replay_ended(),
+                hint=f"Begin it anew: {recover_command(url, token.journal, '--force')}. Or only unlock it; this "
+                "journal is kept, but what another mount has flushed since may be in that one's only: "
+                f"{unlock_command(url, '--force')}",
             )
     if is_missing(store, prefix, token):
         other = under_another_name(store, prefix, token)

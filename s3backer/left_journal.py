@@ -169,6 +169,13 @@ class LeftJournal:
             )
         return False
 
+    def replay_ended(self) -> str:
+        """Return what there is to say of such a replay."""
+        return (
+            f"the journal in {self._directory.path} was to be replayed by force, and that has ended before it wrote "
+            f"anything to {self.url}"
+        )
+
     def right_of_it(self) -> tuple[Recovered, JournalDamaged | None]:
         """Return what is in it; of one that is damaged what is right of that, and what is wrong with it."""
         try:

@@ -476,6 +476,8 @@ class Recoverer:
         )
         if token is not None and self._is_older(token):
             return JournalError(self._doubts(verdict, token), hint=f"Use that one, if it is there. {ways}")
+        if token is not None and self._died_here(token) and self.left.is_of_replay(token):
+            return JournalError(self.left.replay_ended(), hint=ways)
         if isinstance(verdict, NeedsETags) and token is not None:
             return VolumeInUse(
                 f"{self._url} is mounted {token.describe()}, and the journal in {self._directory.path} has "

@@ -465,10 +465,34 @@ def test_to_unlock_after_a_forced_replay_that_wrote_nothing_says_what_can_be_run
         unlock_volume(place.store(), "")
     assert "was to be replayed by force" in refused.value.message
     assert f"--journal-directory {place.journals} --force" in refused.value.hint
-    assert "unlock --force" in refused.value.hint
+    assert "unlock --force" in refused.value.hint and "another mount has flushed" in refused.value.hint
     force(place, place.store())
     assert place.content(BLOCK, BLOCK) == OLD
     assert read_token(place.store(), "") is None
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_mount_after_such_a_replay_says_what_it_was_and_not_that_somebody_has_the_volume(
+    place: Place, known: bool
+) -> None:
+    """Nobody could unmount it. ``known``: the journal knows the objects of its blocks."""
+    with place.killed() as volume:
+        if known:
+            volume.write(BLOCK, NEW)
+            volume.flush()
+            volume._driver.flush()
+        volume.write(BLOCK, OLD)
+        volume.flush()
+    unlock_volume(place.store(), "", force=True)
+    store = Flaky(place.bucket)
+    store.lasting = store.arriving = 2.0
+    assert in_another_process(lambda: force(place, store, lambda done, total: os._exit(7))) == 7
+    for journal in (4 << 20, 0):
+        with pytest.raises(JournalError, match="was to be replayed by force, and that has ended") as refused:
+            place.open(journal=journal)
+        assert "--force" in refused.value.hint and "nmount" not in refused.value.hint
+    force(place, place.store())
+    assert place.content(BLOCK, BLOCK) == OLD
 
 
 @pytest.mark.parametrize("killed", [False, True])
