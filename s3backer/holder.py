@@ -457,19 +457,21 @@ def give_up(holder: Holder, directory: JournalDirectory | None) -> None:
 
     Nothing was written: where the volume was taken by force its former mount may live, or have left a journal.
     """
+    elsewhere = holder.former is not None and bool(holder.former.journal)
     with contextlib.suppress(S3backerError):
         if holder.former is None:
             holder.give_back(patient=False)
         else:
             # Nobody notes anything any more in what is forgotten.
             holder.stop()
-            if holder.former.journal and directory is not None:
+            if elsewhere and directory is not None:
                 # Before: where it cannot be put back the next mount does not go on with ours unasked.
                 with contextlib.suppress(JournalError):
-                    directory.forget_token()
+                    directory.forget_token(nonces=False)
             holder.put_back(holder.former)
         if directory is not None:
-            directory.forget_token()
+            # By its nonce the one that is there is known to have begun nothing, be it ours or that of a mount before.
+            directory.forget_token(nonces=not elsewhere)
 
 
 def _renew_once(holder: Holder, looks: Looks | None) -> None:

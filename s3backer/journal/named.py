@@ -126,9 +126,8 @@ def _printable(text: str) -> str:
 def has_not_begun(store: ObjectStore, prefix: str, token: MountToken) -> bool:
     """Return whether a token is that of a mount of this host that has ended while it took the volume by force."""
     path = named_path(store, prefix, token)
-    # A directory that was made anew may have the number that the former one had.
-    waits = is_home(path, token.home) and is_noted(path, token.nonce) and noted_token(path) is None
-    return waits and is_missing(store, prefix, token)
+    # Not by its home: that is another one when the host has been started anew.
+    return is_noted(path, token.nonce) and noted_token(path) is None and is_missing(store, prefix, token)
 
 
 def if_died(store: ObjectStore, prefix: str, url: str, token: MountToken) -> str:

@@ -361,9 +361,16 @@ def test_a_forced_mount_that_is_killed_in_its_wait_is_not_gone_on_with(
     assert place.content(BLOCK, BLOCK) == NEW
 
 
-def test_one_that_is_killed_in_its_wait_says_what_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("since", ["nothing", "a start of the host", "another one that failed"])
+def test_one_that_is_killed_in_its_wait_says_what_it_was(
+    place: Place, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
     elsewhere = {**flushed(place), "lease": 3.0}
     dies_by_force(place, "waits", monkeypatch, **elsewhere)
+    if since == "a start of the host":
+        monkeypatch.setattr(files, "_boot_id", lambda: "another start")
+    elif since == "another one that failed":
+        fails(place, monkeypatch, **elsewhere)
     for ask in (lambda: place.open(**elsewhere), lambda: unlock_volume(place.store(), "")):
         with pytest.raises(VolumeInUse) as refused:
             ask()
@@ -422,6 +429,7 @@ def test_a_forced_mount_that_fails_when_it_has_waited_is_not_gone_on_with(
         later.fenced = True
         with pytest.raises(VolumeInUse) as refused:
             Volume.open(later, "", replace(place.options, **changes))
+        assert "took the volume by force and wrote nothing yet" in refused.value.hint
         assert "--force" in refused.value.hint
     with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
         Recoverer(place.store(), "", place.options, directory).replay(force=True)
@@ -439,9 +447,9 @@ def test_what_a_forced_mount_that_fails_has_noted_is_forgotten_when_nobody_notes
     forget = JournalDirectory.forget_token
     renewing: list[str] = []
 
-    def seen(directory: JournalDirectory) -> None:
+    def seen(directory: JournalDirectory, **what: bool) -> None:
         renewing.extend(thread.name for thread in threading.enumerate() if thread.name == "s3backer-lease")
-        forget(directory)
+        forget(directory, **what)
 
     def fails(*args: Any) -> None:
         monkeypatch.setattr(JournalDirectory, "forget_token", seen)
