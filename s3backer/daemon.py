@@ -419,7 +419,8 @@ class _Daemon:
             wait_for_size(path, volume.size)
             return {"size": volume.size, "old_size": old, "loop_devices": list(loop_devices(path)), "file": path}
 
-        def unmount(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+        def unmount(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
+            _check_meant(arguments)
             _reporting(volume, lambda: self._unmount(volume, mount, operations), progress)
             answer: dict[str, object] = {
                 "pid": os.getpid(),
@@ -431,8 +432,9 @@ class _Daemon:
                 answer["journal_left"] = volume.journal_left
             return answer if left is None else answer | {"left_unsaved": _told(left)}
 
-        def ended(_: Mapping[str, object], progress: Progress) -> dict[str, object]:
+        def ended(arguments: Mapping[str, object], progress: Progress) -> dict[str, object]:
             """Return when the volume is closed, with the error if there was one, and why a journal is left."""
+            _check_meant(arguments)
             while not self._closed.wait(_REPORT_SECONDS):
                 progress(_left_to_store(volume))
             answer: dict[str, object] = {} if volume.journal_left is None else {"journal_left": volume.journal_left}
@@ -449,6 +451,15 @@ class _Daemon:
 
 def _stopped_early() -> MountError:
     return MountError("stopped by a signal before the mount was ready", hint="Mount it again.")
+
+
+def _check_meant(arguments: Mapping[str, object]) -> None:
+    """Raise S3backerError if who asks means another daemon, which has ended and had this socket before."""
+    meant = arguments.get("pid"), arguments.get("processes")
+    if meant[0] is not None and meant != (os.getpid(), processes()):
+        raise S3backerError(
+            f"process {meant[0]} has ended, and process {os.getpid()} has mounted the volume since", hint="Ask again."
+        )
 
 
 def _told(error: S3backerError) -> dict[str, object]:

@@ -99,6 +99,8 @@ def _is_of(facts: Mapping[str, object], mount: Mount | None) -> bool:
 def _unmount(ident: str) -> None:
     facts = call(ident, "info", keep=True)
     pid = None if facts is None else facts.get("pid")
+    # The next mount of the volume may have its socket by the time that it is asked, and is not meant.
+    meant = None if facts is None else {"pid": pid, "processes": facts.get("processes")}
     process, stores, heard = None, False, False
 
     def hear(facts: dict[str, object]) -> None:
@@ -116,7 +118,7 @@ def _unmount(ident: str) -> None:
             process = None
     try:
         with unsaved_progress() as report:
-            answer = call(ident, "unmount", on_progress=report, keep=True)
+            answer = call(ident, "unmount", meant, on_progress=report, keep=True)
             seconds = None if answer is None else answer.get("settles_in")
             if isinstance(seconds, float) and seconds > 0:
                 print(f"waits {seconds:.0f} s for requests that may still arrive", file=sys.stderr)
@@ -124,7 +126,7 @@ def _unmount(ident: str) -> None:
             journal_left = None if answer is None else answer.get("journal_left")
             while True:
                 try:
-                    end = call(ident, "ended", on_progress=hear, keep=True)
+                    end = call(ident, "ended", meant, on_progress=hear, keep=True)
                 except DaemonSilent:
                     raise
                 except S3backerError:
@@ -147,7 +149,8 @@ def _unmount(ident: str) -> None:
                 print(f"s3backer: {journal_left}", file=sys.stderr)
             if isinstance(left, dict):
                 result(left)
-            if not heard and has_died(ident, ended=process is not None):
+            # By now another daemon may have its socket: how it ended is not known then.
+            if not heard and (has_died(ident, ended=process is not None) or listens(ident)):
                 raise _unheard(pid)
     finally:
         if process is not None:

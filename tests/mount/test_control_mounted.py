@@ -9,14 +9,16 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s3backer.cli import main
-from s3backer.control.asking import call
+from s3backer.cli import unmount as unmount_module
+from s3backer.control.asking import call, processes
 from s3backer.errors import S3backerError
 from s3backer.mountpoint import find_mount, unmount
-from tests.support.mounts import is_alive, loop_device, needs_mounts, wait_until
+from tests.support.mounts import Mounted, is_alive, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
 from tests.support.workbench import BLOCK, SIZE, Workbench, without_lane, write_unflushed
 
@@ -256,6 +258,28 @@ def test_a_mount_that_was_moved_is_unmounted_where_it_is(
         assert volume.mounts() == []
     assert volume.stored(0, len(DATA)) == DATA
     volume.wait_for_nothing()
+
+
+def test_unmount_asks_no_mount_that_came_after_for_its_end(
+    volume: Workbench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command may be stopped (Ctrl-Z) while the volume is mounted again, by whose socket it would wait for ever."""
+    later: list[Mounted] = []
+
+    def slow(ident: str, command: str, *args: Any, **more: Any) -> dict[str, object] | None:
+        if command == "ended" and not later:
+            first.wait()
+            later.append(stack.enter_context(volume.mounted()))
+        return call(ident, command, *args, **more)
+
+    monkeypatch.setattr(unmount_module, "call", slow)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(volume.mounted())
+        assert main(["unmount", str(first.mountpoint)]) == 7
+        assert f"process {first.pid} ended before it had said" in capsys.readouterr().err
+        error = refused(volume, "unmount", pid=first.pid, processes=processes())
+        assert f"process {first.pid} has ended" in error.message
+        assert is_alive(later[0].pid) and later[0].file.exists()
 
 
 @pytest.mark.soak
