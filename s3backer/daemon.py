@@ -372,13 +372,19 @@ class _Daemon:
                 return
             if _stays_open(operations):
                 # Storing may take long, and would be for nothing.
+                if mount.detached:
+                    # Where it was, programs that look for who uses it find others.
+                    raise MountError(
+                        f"{mount.mountpoint} was unmounted already, while files of it were open, and they still are",
+                        hint="Close them: it ends then. See its log for when everything is stored.",
+                    )
                 raise in_the_way(mount.mountpoint, os.strerror(errno.EBUSY), dead=False)
             if not volume.lost:
                 volume.flush()
             try:
                 mount.unmount()
             except OSError as error:
-                raise in_the_way(mount.mountpoint, error.strerror, dead=False) from None
+                raise in_the_way(mount.mountpoint, error.strerror, dead=False, covered=mount.covered) from None
             self._request_stop()
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────────────────

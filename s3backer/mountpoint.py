@@ -187,8 +187,15 @@ def _unusable(path: str, error: OSError) -> MountError:
     )
 
 
-def in_the_way(path: str, reason: str | None, *, dead: bool) -> MountError:
-    """Return the error for a mount that cannot be removed, with who uses it; ``dead``: no daemon serves it."""
+def in_the_way(path: str, reason: str | None, *, dead: bool, covered: bool = False) -> MountError:
+    """Return the error for a mount that cannot be removed, with who uses it.
+
+    ``dead``: no daemon serves it; ``covered``: something else is mounted over it.
+    """
+    if covered:
+        return MountError(
+            f"{path} cannot be unmounted: {reason}", hint=f"Unmount that first: {command_line('umount', path)}"
+        )
     return MountError(
         f"{path} cannot be unmounted: {reason}",
         hint=_way_to_free(path, dead=dead) or f"See who uses it, and close that: {command_line('fuser', '-vm', path)}",

@@ -139,6 +139,16 @@ class FuseMount:
         found = None if mount is None else find_again(mount)
         return self._mountpoint if found is None else found.path
 
+    @property
+    def covered(self) -> bool:
+        """Whether something else is mounted over it."""
+        return self._mount is not None and is_covered(self.mountpoint, self._mount.device)
+
+    @property
+    def detached(self) -> bool:
+        """Whether somebody has taken it out of the tree; it goes on for who has files of it open (umount --lazy)."""
+        return self._mount is not None and find_again(self._mount) is None
+
     def mount(self) -> None:
         """Mount; requests wait until ``serve``. Raises MountError with what libfuse and fusermount said."""
         try:
@@ -238,7 +248,7 @@ class FuseMount:
         path = self.mountpoint
         if self._still_mounted(path):
             unmount(path)
-        elif self._mount is not None and is_covered(path, self._mount.device):
+        elif self.covered:
             raise OSError(errno.EBUSY, "something else is mounted over it", path)
 
     def stop(self) -> None:

@@ -229,8 +229,21 @@ def test_unmount_leaves_what_something_else_is_mounted_on(volume: Workbench) -> 
         finally:
             run("umount", str(mount.mountpoint))
         assert error.exit_code == 7 and "something else is mounted over it" in error.message
+        assert error.hint == f"Unmount that first: umount {mount.mountpoint}"
         assert is_alive(mount.pid) and mount.file.exists()
         ask(volume, "unmount")
+        mount.wait()
+    volume.wait_for_nothing()
+
+
+def test_unmount_of_what_was_taken_away_while_in_use_names_nobody_else(volume: Workbench) -> None:
+    """Who uses what is on its mount point now has nothing to do with it."""
+    with volume.mounted() as mount:
+        with mount.file.open("rb"):
+            mount.umount("-l")
+            error = refused(volume, "unmount")
+            assert "was unmounted already, while files of it were open" in error.message
+            assert "fuser" not in error.hint and error.hint.startswith("Close them: it ends then.")
         mount.wait()
     volume.wait_for_nothing()
 
