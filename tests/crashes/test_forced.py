@@ -368,7 +368,7 @@ def test_one_that_is_killed_in_its_wait_says_what_it_was(
     elsewhere = {**flushed(place), "lease": 3.0}
     dies_by_force(place, "waits", monkeypatch, **elsewhere)
     if since == "a start of the host":
-        monkeypatch.setattr(files, "_boot_id", lambda: "another start")
+        monkeypatch.setattr(marks, "_boot_id", lambda: "another start")
     elif since == "another one that failed":
         fails(place, monkeypatch, **elsewhere)
     for ask in (lambda: place.open(**elsewhere), lambda: unlock_volume(place.store(), "")):

@@ -15,7 +15,8 @@ import pytest
 
 from s3backer.cli import main
 from s3backer.cli import unmount as unmount_module
-from s3backer.control.asking import call, processes
+from s3backer.control.asking import call
+from s3backer.control.messages import processes
 from s3backer.errors import S3backerError
 from s3backer.mountpoint import find_mount, unmount
 from tests.support.mounts import Mounted, is_alive, loop_device, needs_mounts, wait_until
