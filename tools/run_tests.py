@@ -68,7 +68,7 @@ PARTS = (
             "tests/crashes/test_hard_worlds.py",
             "tests/crashes/test_forced.py",
         ),
-        workers=2,
+        workers=3,
     ),
     Part(
         "crashes",
@@ -87,8 +87,8 @@ PARTS = (
         workers=2,
     ),
     Part("stores", 4, ("tests/stores", "tests/s3"), workers=2),
-    Part("mount", 4, ("tests/mount", "tests/cli", "tests/system"), workers=2),
-    Part("filesystems", 6, ("tests/filesystems", "tests/interop")),
+    Part("mount", 4.5, ("tests/mount", "tests/cli", "tests/system"), workers=2),
+    Part("filesystems", 5.5, ("tests/filesystems", "tests/interop")),
     Part("guests", 2, ("tests/guests",)),
     Part("packaging", 2, ("tests/packaging",)),
 )

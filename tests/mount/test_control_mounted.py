@@ -21,7 +21,7 @@ from s3backer.errors import S3backerError
 from s3backer.mountpoint import find_mount, unmount
 from tests.support.mounts import Mounted, is_alive, loop_device, needs_mounts, wait_until
 from tests.support.tools import run
-from tests.support.workbench import BLOCK, SIZE, Workbench, without_lane, write_unflushed
+from tests.support.workbench import BLOCK, SIZE, Workbench, lane_first, without_lane, write_unflushed
 
 pytestmark = needs_mounts
 
@@ -415,6 +415,7 @@ def test_unmount_while_the_store_fails_leaves_it_mounted(bench: Workbench) -> No
         mount.wait()
 
 
+@lane_first
 def test_the_mount_that_took_a_volume_is_found_beside_the_one_that_lost_it(
     volume: Workbench, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -702,6 +702,7 @@ def disk_of_its_own(directory: Path) -> Iterator[Path]:
         run("umount", str(disk))
 
 
+@lane_first
 @pytest.mark.parametrize("how", ["killed", "unmounted"])
 def test_the_disk_of_the_journal_fails(journaled: Bench, tmp_path: Path, how: str) -> None:
     """Writes go on, fsync waits for the bucket, and what is then in the bucket is not overwritten by the journal."""
@@ -750,8 +751,10 @@ def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
             def fill() -> None:
                 with contextlib.suppress(OSError):
                     for offset in range(BLOCK, SIZE, BLOCK):
-                        os.pwrite(descriptor, DATA[:512], offset)
+                        if not ended.is_set():
+                            os.pwrite(descriptor, DATA[:512], offset)
 
+            ended = threading.Event()
             writer = threading.Thread(target=fill)
             writer.start()
             seen: set[object] = set()
@@ -765,6 +768,7 @@ def test_writers_are_slowed_down_before_they_wait(journaled: Bench) -> None:
             # How long they were is for the speed of the machine to say, and whether the next file was there in time.
             assert int(str(facts()["slowed_writes"])) >= 20
         finally:
+            ended.set()
             journaled.release("outage")
             writer.join()
             os.close(descriptor)
