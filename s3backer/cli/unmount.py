@@ -133,7 +133,7 @@ def _unmount(ident: str) -> None:
                     # It may have ended by now. But one that stores answers before it does.
                     if stores and (process is None or select.select([process], [], [], _SILENCE)[0]):
                         raise _unheard(pid) from None
-                    if process is None and _lives(ident, pid):
+                    if process is None and _lives(ident, meant):
                         # It has no room for who asks now, and nothing else tells when it has ended.
                         time.sleep(_LOOK)
                         continue
@@ -157,15 +157,16 @@ def _unmount(ident: str) -> None:
             os.close(process)
 
 
-def _lives(ident: str, pid: object) -> bool:
-    """Whether a daemon is there still, as far as that can be told."""
+def _lives(ident: str, meant: Mapping[str, object] | None) -> bool:
+    """Whether the daemon that is meant is there still, as far as that can be told."""
     try:
         facts = call(ident, "info", keep=True)
     except DaemonSilent:
         raise
     except S3backerError:
         return listens(ident)
-    return facts is not None and facts.get("pid") == pid
+    # In a container that was started anew its process has the same number.
+    return facts is not None and meant == {name: facts.get(name) for name in ("pid", "processes")}
 
 
 def _unheard(pid: object) -> MountError:

@@ -326,6 +326,25 @@ def test_unmount_believes_no_end_that_it_could_not_ask_for(run: Run, daemon: Dae
     assert (answer.code, daemon.refusals) == (3 if lives else 0, 0)
 
 
+def test_unmount_waits_for_no_later_mount_whose_process_has_the_same_number(
+    run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that is started anew when it has ended: it is 1 there each time."""
+    daemon.where = {"processes": "pid:[1]"}
+    daemon.last_signal = signal.SIGCONT
+    daemon.refusals = 3
+
+    def later(ident: str, command: str, *args: Any, **more: Any) -> dict[str, object] | None:
+        if command == "ended":
+            daemon.where = {"processes": "pid:[2]"}
+        return asking.call(ident, command, *args, **more)
+
+    monkeypatch.setattr(unmount_module, "call", later)
+    answer = run("unmount", daemon.mountpoint)
+    assert (answer.code, daemon.refusals) == (7, 2)
+    assert answer.sentence() == f"process {daemon.process.pid} ended before it had said that everything is stored"
+
+
 def test_that_a_daemon_died_is_seen_before_somebody_removes_its_socket(
     run: Run, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
