@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from s3backer.cli.common import Target, options, unsaved_progress
-from s3backer.control.asking import call, find_daemons, has_died, listens, stopped
+from s3backer.control.asking import Found, call, find_daemons, has_died, listens, stopped
 from s3backer.control.messages import processes, result
 from s3backer.control.sockets import all_socket_names
 from s3backer.errors import DaemonSilent, MountError, S3backerError
@@ -41,7 +41,7 @@ def command(where: str, **values: Any) -> None:
         if not daemons:
             raise MountError(f"{where} is not mounted here", hint="See 'findmnt -t fuse.s3backer'.")
         try:
-            _unmount(daemons[0].name)
+            _unmount(daemons[0])
         finally:
             for other in daemons[1:]:
                 way = unmount_command(str(other.facts.get("mountpoint")))
@@ -55,14 +55,15 @@ def command(where: str, **values: Any) -> None:
         _unmount(found)
 
 
-def _daemon_of(path: str) -> str | None:
-    """Return the name of the socket of this user's daemon that serves this mount point, None if there is none.
+def _daemon_of(path: str) -> Found | None:
+    """Return this user's daemon that serves this mount point, None if there is none.
 
     One that is about to end has it no longer, if another has, and neither has one whose mount is not the one that is
     there: it may have been unmounted lazily, or be in another namespace of mounts. Raises MountError if that cannot be
     told, because one of them does not answer.
     """
-    silent, ending, mount = [], None, find_mount(path)
+    silent: list[str] = []
+    ending, mount = None, find_mount(path)
     for ident in all_socket_names():
         try:
             # One that is stopped must not keep the others from being found.
@@ -73,16 +74,17 @@ def _daemon_of(path: str) -> str | None:
             continue
         else:
             if facts is not None and facts.get("mountpoint") == path and _is_of(facts, mount):
+                found = Found(ident, facts)
                 if not facts.get("ending"):
-                    return ident
-                ending = ident
+                    return found
+                ending = found
     if ending is not None or find_mount(path) is None:
         return ending
     for ident in silent:
         try:
             facts = call(ident, "info")
             if facts is not None and facts.get("mountpoint") == path and _is_of(facts, mount):
-                return ident
+                return Found(ident, facts)
         except DaemonSilent as error:
             raise MountError(
                 f"{path} is left as it is: {error.who}, which may serve it, {error.what}",
@@ -96,11 +98,10 @@ def _is_of(facts: Mapping[str, object], mount: Mount | None) -> bool:
     return mount is None or facts.get("device") in (None, "", mount.device)
 
 
-def _unmount(ident: str) -> None:
-    facts = call(ident, "info", keep=True)
-    pid = None if facts is None else facts.get("pid")
+def _unmount(daemon: Found) -> None:
+    ident, pid, where = daemon.name, daemon.facts.get("pid"), daemon.facts.get("processes")
     # The next mount of the volume may have its socket by the time that it is asked, and is not meant.
-    meant = None if facts is None else {"pid": pid, "processes": facts.get("processes")}
+    meant = {"pid": pid, "processes": where}
     process, stores, heard = None, False, False
 
     def hear(facts: dict[str, object]) -> None:
@@ -111,7 +112,7 @@ def _unmount(ident: str) -> None:
             report(facts)
 
     # Elsewhere its number is another process's, if anybody's.
-    if isinstance(pid, int) and facts is not None and facts.get("processes") in (None, processes()):
+    if isinstance(pid, int) and where in (None, processes()):
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -157,7 +158,7 @@ def _unmount(ident: str) -> None:
             os.close(process)
 
 
-def _lives(ident: str, meant: Mapping[str, object] | None) -> bool:
+def _lives(ident: str, meant: Mapping[str, object]) -> bool:
     """Whether the daemon that is meant is there still, as far as that can be told."""
     try:
         facts = call(ident, "info", keep=True)
