@@ -161,7 +161,12 @@ class LeftJournal:
     def is_of_replay(self, token: MountToken) -> bool:
         """Whether a token of this directory's is that of a forced replay which had not begun when it ended."""
         with contextlib.suppress(JournalError):
-            found = self.found
+            try:
+                found = self.found
+            except JournalDamaged:
+                # Of any other mount the token is noted before it is put.
+                noted = {header.token for header in self._headers} | {self._directory.token}
+                return token.value not in noted
             return (
                 bool(found.pending)
                 and token.value not in {session.token for session in found.sessions}

@@ -503,9 +503,9 @@ def test_a_mount_after_such_a_replay_says_what_it_was_and_not_that_somebody_has_
     assert place.content(BLOCK, BLOCK) == OLD
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("how", ["at once", "killed", "damaged"])
 def test_who_gives_the_journal_of_such_a_replay_up_gives_no_other_one_up(
-    place: Place, monkeypatch: pytest.MonkeyPatch, killed: bool
+    place: Place, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """The token of it stands in place of one that said where the other one is."""
     with place.killed() as volume:
@@ -531,11 +531,16 @@ def test_who_gives_the_journal_of_such_a_replay_up_gives_no_other_one_up(
 
     assert in_another_process(lambda: force(place, store, waits)) == 7
 
+    for file in place.files if how == "damaged" else ():
+        file.write_bytes(bytes(64) + file.read_bytes()[64:])
+
+    blocks = None if how == "damaged" else 1
+
     def discard() -> None:
-        if killed:
+        if how == "killed":
             monkeypatch.setattr(recovery, "reach", lambda name: os._exit(7))
         with JournalDirectory(place_of_journal(place.store(), "", place.options)) as directory:
-            assert Recoverer(place.store(), "", replace(place.options, lease=1.0), directory).discard() == 1
+            assert Recoverer(place.store(), "", replace(place.options, lease=1.0), directory).discard() == blocks
         os._exit(7)
 
     assert in_another_process(discard) == 7
