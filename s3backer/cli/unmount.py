@@ -99,9 +99,9 @@ def _is_of(facts: Mapping[str, object], mount: Mount | None) -> bool:
 
 
 def _unmount(daemon: Found) -> None:
-    ident, pid, where = daemon.name, daemon.facts.get("pid"), daemon.facts.get("processes")
     # The next mount of the volume may have its socket by the time that it is asked, and is not meant.
-    meant = {"pid": pid, "processes": where}
+    ident, meant = daemon.name, daemon.process
+    pid = meant["pid"]
     process, stores, heard = None, False, False
 
     def hear(facts: dict[str, object]) -> None:
@@ -112,7 +112,7 @@ def _unmount(daemon: Found) -> None:
             report(facts)
 
     # Elsewhere its number is another process's, if anybody's.
-    if isinstance(pid, int) and where in (None, processes()):
+    if isinstance(pid, int) and meant["processes"] in (None, processes()):
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -167,7 +167,7 @@ def _lives(ident: str, meant: Mapping[str, object]) -> bool:
     except S3backerError:
         return listens(ident)
     # In a container that was started anew its process has the same number.
-    return facts is not None and meant == {name: facts.get(name) for name in ("pid", "processes")}
+    return facts is not None and Found(ident, facts).process == meant
 
 
 def _unheard(pid: object) -> MountError:

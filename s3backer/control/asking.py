@@ -115,6 +115,11 @@ class Found:
         """Whether it has the volume: it writes, and no other mount has taken the volume from it."""
         return not self.facts.get("lost") and not self.facts.get("read_only")
 
+    @property
+    def process(self) -> dict[str, object]:
+        """What tells it from other daemons: the number of its process, and the namespace in which that means it."""
+        return {name: self.facts.get(name) for name in ("pid", "processes")}
+
     def describe(self) -> str:
         """Return where it has mounted the volume, for messages."""
         why = ", which has lost the volume" * bool(self.facts.get("lost"))

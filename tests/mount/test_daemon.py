@@ -315,14 +315,10 @@ def test_a_mount_point_with_a_volume_on_it(volume: Workbench, other: Workbench) 
 @without_lane
 def test_a_mount_point_whose_daemon_is_stopped(volume: Workbench, other: Workbench) -> None:
     """Whatever is asked of it would wait for ever."""
-    with volume.mounted() as mount:
-        mount.signal(signal.SIGSTOP)
-        try:
-            time.sleep(1.5)
-            said = f"file://{volume.bucket} is already mounted on {mount.mountpoint}"
-            refuse(other, 7, said, mountpoint=str(mount.mountpoint))
-        finally:
-            mount.signal(signal.SIGCONT)
+    with volume.mounted() as mount, mount.stopped():
+        time.sleep(1.5)
+        said = f"file://{volume.bucket} is already mounted on {mount.mountpoint}"
+        refuse(other, 7, said, mountpoint=str(mount.mountpoint))
 
 
 @without_lane
@@ -335,14 +331,13 @@ def test_a_stopped_daemon_keeps_nobody_waiting_who_looks_for_the_users_of_anothe
             user = subprocess.Popen(["sleep", "infinity"], stdin=file)
             # What the kernel knew of the file is out of date then.
             file.write(b"x")
-        mount.signal(signal.SIGSTOP)
         try:
-            time.sleep(1.5)
-            what = [sys.executable, "-m", "s3backer", "import-cache", str(cache), f"file://{other.bucket}"]
-            asked = subprocess.Popen(what, stderr=subprocess.PIPE, text=True)
-            said = asked.communicate(timeout=PATIENCE)[1]
+            with mount.stopped():
+                time.sleep(1.5)
+                what = [sys.executable, "-m", "s3backer", "import-cache", str(cache), f"file://{other.bucket}"]
+                asked = subprocess.Popen(what, stderr=subprocess.PIPE, text=True)
+                said = asked.communicate(timeout=PATIENCE)[1]
         finally:
-            mount.signal(signal.SIGCONT)
             user.kill()
             user.wait()
         assert (asked.returncode, said) == (0, "")
@@ -404,11 +399,8 @@ def test_a_volume_that_is_mounted_already(volume: Workbench, tmp_path: Path) -> 
 def test_a_volume_whose_daemon_is_stopped(volume: Workbench, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     with volume.mounted() as mount:
-        mount.signal(signal.SIGSTOP)
-        try:
+        with mount.stopped():
             code, said = volume.run(mountpoint=str(tmp_path / "second"))
-        finally:
-            mount.signal(signal.SIGCONT)
         assert code == 6
         assert f"process {mount.pid} serves this volume and does not answer: it is stopped" in said
         assert f"kill -CONT {mount.pid}" in said

@@ -66,16 +66,6 @@ def direct(mount: Mounted) -> Iterator[int]:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def stopped(mount: Mounted) -> Iterator[None]:
-    """Keep the daemon from doing anything for a while."""
-    mount.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        mount.signal(signal.SIGCONT)
-
-
 def page(content: bytes) -> mmap.mmap:
     """Return memory fit for direct I/O."""
     memory = mmap.mmap(-1, len(content))
@@ -181,7 +171,7 @@ def test_a_thousand_reads_wait_for_the_store_and_nobody_for_them(large: Workbenc
         assert pread(descriptor, 0) == content(0)
         waiting = CONNECTIONS / str(os.minor(os.fstat(descriptor).st_dev)) / "waiting"
         with ThreadPoolExecutor(1000) as pool, large.turned("hold-get"):
-            with stopped(mount) if at_once else contextlib.nullcontext():
+            with mount.stopped() if at_once else contextlib.nullcontext():
                 reads = [pool.submit(pread, descriptor, block * BLOCK) for block in range(100, 1100)]
                 if at_once:
                     wait_until(lambda: int(waiting.read_text()) == 1000, "a thousand reads wait in the kernel")

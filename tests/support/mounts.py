@@ -106,6 +106,15 @@ class Mounted:
         """Send a signal to the daemon."""
         os.kill(self.pid, number)
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep the daemon from doing anything for a while."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def umount(self, *options: str) -> None:
         """Unmount with umount(8)."""
         umount(self.mountpoint, *options)
